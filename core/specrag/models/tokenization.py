@@ -1,0 +1,213 @@
+"""From conversations to token ids and back: chat templates, segment boundaries, incremental decoding.
+
+Needs a tokenizer object only, no model, so that the client of a server scores exactly the tokens that
+the in-process backend would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from specrag.errors import InvalidInputError
+from specrag.models.base import GenerationRequest, Segment, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Private-use characters: no template and no tokenizer gives them a meaning.
+_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+_PLAIN_SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """Token ids of a conversation and, for each named segment, the positions of its tokens in them."""
+
+    ids: list[int]
+    segments: dict[str, list[int]]
+
+
+class ConversationEncoder:
+    """Renders conversations with a tokenizer's chat template, or as plain text, and tokenises them.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers (character offsets are needed).
+        chat_template: ``"auto"``: the tokenizer's own where it has one; ``None``: plain text; or a template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = "auto") -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise InvalidInputError(
+                f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (a tokenizer.json file)"
+            )
+        self.tokenizer = tokenizer
+        self.template = getattr(tokenizer, "chat_template", None) if chat_template == "auto" else chat_template
+        self._frames: dict[tuple[tuple[str, ...], bool], list[str]] = {}
+
+    @cached_property
+    def _specials(self) -> list[str]:
+        return sorted((s for s in self.tokenizer.get_added_vocab() if len(s) > 1 and not s.isspace()), key=len)
+
+    def sanitize(self, text: str) -> str:
+        """``text`` with control tokens spelled apart, so that no passage can open or close a turn."""
+        text = text.replace(_OPEN, "").replace(_CLOSE, "")
+        for special in self._specials:
+            if special in text:
+                text = text.replace(special, f"{special[0]} {special[1:]}")
+        return text
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a bare piece of text, without special tokens."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def render_generation(self, request: GenerationRequest) -> str:
+        """The prompt up to and with the first stage's header."""
+        pieces = self._pieces(request.turns, generate=True)
+        return "".join(piece.text for piece in pieces) + request.stages[0].header
+
+    def encode_generation(self, request: GenerationRequest) -> list[int]:
+        return self.encode_rendered(self.render_generation(request))
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """The ids of a rendered prompt; special tokens are added only where no template wrote them."""
+        return list(self.tokenizer.encode(text, add_special_tokens=self.template is None))
+
+    def pieces(self, turns: Sequence[Turn]) -> list[Segment]:
+        """The conversation to score as text pieces in order, cut behind the last named one.
+
+        Raises:
+            InvalidInputError: When no segment is named.
+        """
+        pieces = self._pieces(turns, generate=False)
+        last = max((i for i, piece in enumerate(pieces) if piece.name is not None), default=None)
+        if last is None:
+            raise InvalidInputError("nothing to score: no segment of the conversation has a name")
+        return pieces[: last + 1]
+
+    def encode_scored(self, turns: Sequence[Turn]) -> EncodedConversation:
+        """Tokenise a conversation once, whole; each token belongs to the segment in which its characters end."""
+        pieces = self.pieces(turns)
+        encoding = self.tokenizer(
+            "".join(piece.text for piece in pieces),
+            add_special_tokens=self.template is None,
+            return_offsets_mapping=True,
+        )
+        ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
+        return EncodedConversation(ids, assign_tokens(pieces, [end for _, end in offsets], [a for a, _ in offsets]))
+
+    def _pieces(self, turns: Sequence[Turn], *, generate: bool) -> list[Segment]:
+        contents = [_stripped([Segment(self.sanitize(s.text), s.name) for s in turn.segments]) for turn in turns]
+        if self.template is None:
+            pieces = [piece for content in contents for piece in (*content, Segment(_PLAIN_SEPARATOR))]
+            return pieces if generate else pieces[:-1]
+        frame = self._frame(tuple(turn.role for turn in turns), generate)
+        pieces = [Segment(frame[0])]
+        for content, behind in zip(contents, frame[1:], strict=True):
+            pieces += [*content, Segment(behind)]
+        return pieces
+
+    def _frame(self, roles: tuple[str, ...], generate: bool) -> list[str]:
+        """What the template writes before, between and behind the turns' contents: len(roles) + 1 strings."""
+        if (roles, generate) in self._frames:
+            return self._frames[roles, generate]
+        markers = [f"{_OPEN}{i}{_CLOSE}" for i in range(len(roles))]
+        rendered: Any = self.tokenizer.apply_chat_template(
+            [{"role": role, "content": marker} for role, marker in zip(roles, markers, strict=True)],
+            tokenize=False,
+            add_generation_prompt=generate,
+            chat_template=self.template,
+        )
+        frame, rest = [], str(rendered)
+        for marker in markers:
+            before, found, rest = rest.partition(marker)
+            if not found:
+                raise InvalidInputError(f"the chat template dropped a turn of the conversation {list(roles)}")
+            frame.append(before)
+        self._frames[roles, generate] = [*frame, rest]
+        return self._frames[roles, generate]
+
+
+def assign_tokens(pieces: Sequence[Segment], ends: Sequence[int], starts: Sequence[int]) -> dict[str, list[int]]:
+    """Token positions by segment name, given each token's first and one-past-last character.
+
+    A token without characters (one that a tokenizer adds) belongs to none; neither does the first
+    token of the text, which nothing predicts.
+    """
+    segments: dict[str, list[int]] = {piece.name: [] for piece in pieces if piece.name is not None}
+    bounds, at = [], 0
+    for piece in pieces:
+        at += len(piece.text)
+        bounds.append(at)
+    index = 0
+    for position, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if end <= start or position == 0:
+            continue
+        while index < len(bounds) - 1 and bounds[index] < end:
+            index += 1
+        name = pieces[index].name
+        if name is not None:
+            segments[name].append(position)
+    return segments
+
+
+def _stripped(segments: list[Segment]) -> list[Segment]:
+    """The segments without white space around the whole: templates differ in whether they strip a turn."""
+    for at, strip in ((0, str.lstrip), (-1, str.rstrip)):
+        while segments:
+            text = strip(segments[at].text)
+            segments[at] = Segment(text, segments[at].name)
+            if text or len(segments) == 1:
+                break
+            segments.pop(at)
+    return segments
+
+
+class IncrementalDecoder:
+    """Turns token ids into text as they come, holding back bytes that do not yet make a character.
+
+    Decoding a token needs a few before it (leading spaces, merged bytes), never the whole text: each
+    ``add`` costs the same however long the text has become.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._context = 0  # start of the ids that are decoded again, to know how the next ones continue
+        self._done = 0  # ids before this one are in ``text``
+        self.text = ""
+        self.ends: list[int] = []  # for each id, how long ``text`` was when its last character stood in it
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def add(self, token: int) -> str:
+        """The text that ``token`` completes; empty while a character is unfinished."""
+        self._ids.append(token)
+        before = self._decode(self._ids[self._context : self._done])
+        now = self._decode(self._ids[self._context :])
+        piece = ""
+        if not now.endswith("\ufffd"):
+            piece = now[len(before) :]
+            self._context, self._done = self._done, len(self._ids)
+        self.text += piece
+        self.ends.append(len(self.text))
+        return piece
+
+    def flush(self) -> str:
+        """What is left when no further token will come: an unfinished character becomes U+FFFD."""
+        before = self._decode(self._ids[self._context : self._done])
+        piece = self._decode(self._ids[self._context :])[len(before) :]
+        self._context = self._done = len(self._ids)
+        self.text += piece
+        if self.ends:
+            self.ends[-1] = len(self.text)
+        return piece
+
+
+def find_stop(text: str, stops: Sequence[str], start: int = 0) -> int | None:
+    """Where the first of ``stops`` begins in ``text`` at or behind ``start``; ``None`` if none does."""
+    found = [at for stop in stops if (at := text.find(stop, start)) >= 0]
+    return min(found, default=None)

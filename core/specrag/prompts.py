@@ -1,0 +1,132 @@
+"""Every prompt of Speculative RAG, as data: what is asked, in which order, behind which headers.
+
+A ``Prompts`` value is what a user replaces. Passages stand in numbered blocks whose delimiters carry a
+mark that no passage contains, so a passage cannot end its block, whatever it says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from specrag.errors import InvalidInputError
+from specrag.schema import Passage
+
+#: The statements R of the paper's Table 7. Each is answered with "Yes" when the draft is to be trusted.
+SELF_REFLECTION_STATEMENTS: tuple[str, ...] = (
+    "Do you think the explanation supports the answers? (Yes or No)",
+    "Does the rationale support the answer? (Yes or No)",
+    "What do you think about the rationale? A good one? (Yes or No)",
+    "Is the rationale good enough to support the answer? (Yes or No)",
+)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts that the models see. Placeholders are in braces; each field names those it may use.
+
+    Attributes:
+        draft: The drafter's turn ({passages}, {question}, {abstention}).
+        free_format: Added to the drafter's turn where a server cannot begin the reply with the header.
+        rationale_header, answer_header: What stands before β and α, in drafts and in verification.
+        abstention: What a drafter writes as its answer when the passages do not answer.
+        verify: Q as the verifier sees it ({question}).
+        verify_with_passages: Q with passages beside or in place of the rationale ({passages}, {question}).
+        statement: R, the self-reflection statement.
+        affirmation: The answer to R that is scored.
+        standard: Standard RAG, answer only ({passages}, {question}).
+        synthesis: Asks a strong LM for the rationale of a known answer ({passages}, {question}, {answer}).
+    """
+
+    draft: str = (
+        "Read the passages and answer the question. First give the rationale: one sentence with the evidence "
+        "from the passages. Then give the answer in a few words. If the passages do not answer the question, "
+        "the answer is: {abstention}.\n\n{passages}\n\nQuestion: {question}"
+    )
+    free_format: str = "Reply in two lines, the first beginning with 'Rationale:', the second with 'Answer:'."
+    rationale_header: str = "Rationale:"
+    answer_header: str = "Answer:"
+    abstention: str = "not in the passages"
+    verify: str = "Question: {question}"
+    verify_with_passages: str = "{passages}\n\nQuestion: {question}"
+    statement: str = SELF_REFLECTION_STATEMENTS[0]
+    affirmation: str = "Yes"
+    standard: str = (
+        "Read the passages and answer the question in a few words.\n\n{passages}\n\nQuestion: {question}"
+    )
+    synthesis: str = (
+        "{passages}\n\nQuestion: {question}\nAnswer: {answer}\n\n"
+        "Write one sentence that states the evidence in the passages for this answer."
+    )
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "draft": {"passages", "question", "abstention"},
+            "verify": {"question"},
+            "verify_with_passages": {"passages", "question"},
+            "standard": {"passages", "question"},
+            "synthesis": {"passages", "question", "answer"},
+        }
+        for field in fields(self):
+            text = getattr(self, field.name)
+            if not isinstance(text, str) or not text.strip():
+                raise InvalidInputError(f"Prompts.{field.name} must be a text that is not empty")
+            if field.name not in allowed:
+                continue
+            try:
+                named = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+            except ValueError as error:
+                raise InvalidInputError(
+                    f"Prompts.{field.name}: {error}; write {{{{ and }}}} for braces of the text"
+                ) from error
+            if unknown := named - allowed[field.name]:
+                raise InvalidInputError(
+                    f"Prompts.{field.name} has {{{'}, {'.join(sorted(unknown))}}}; it may use "
+                    f"{{{'}, {'.join(sorted(allowed[field.name]))}}}"
+                )
+            if missing := allowed[field.name] - {"abstention"} - named:
+                raise InvalidInputError(f"Prompts.{field.name} lacks {{{'}, {'.join(sorted(missing))}}}")
+
+    def draft_text(self, question: str, passages: Sequence[Passage]) -> str:
+        return self.draft.format(
+            question=question, passages=format_passages(passages), abstention=self.abstention
+        )
+
+    def verify_text(self, question: str, passages: Sequence[Passage] | None = None) -> str:
+        if passages is None:
+            return self.verify.format(question=question)
+        return self.verify_with_passages.format(question=question, passages=format_passages(passages))
+
+    def standard_text(self, question: str, passages: Sequence[Passage]) -> str:
+        return self.standard.format(question=question, passages=format_passages(passages))
+
+    def synthesis_text(self, question: str, answer: str, passages: Sequence[Passage]) -> str:
+        return self.synthesis.format(question=question, answer=answer, passages=format_passages(passages))
+
+    def is_abstention(self, answer: str) -> bool:
+        """Whether ``answer`` is the abstention marker, up to case, punctuation and space around it."""
+        trim = string.punctuation + string.whitespace
+        return answer.strip(trim).casefold() == self.abstention.strip(trim).casefold()
+
+
+def passage_text(passage: Passage) -> str:
+    """A passage as models and embedders read it: title, then text."""
+    return f"{passage.title}: {passage.text}" if passage.title else passage.text
+
+
+def format_passages(passages: Sequence[Passage]) -> str:
+    """Passages in numbered blocks: ``[1] ...`` up to a closing ``[/1]``.
+
+    When some passage holds text that looks like a delimiter, all delimiters get a mark made from the
+    passages' own hash, which none of them contains: ``[1:3fa9] ... [/1:3fa9]``.
+    """
+    texts = [passage_text(passage).strip() for passage in passages]
+    joined = "\n".join(texts)
+    mark = ""
+    attempt = 0
+    while any(f"[/{i}{mark}]" in joined or f"[{i}{mark}]" in joined for i in range(1, len(texts) + 1)):
+        mark = ":" + hashlib.sha256(f"{attempt}\n{joined}".encode()).hexdigest()[:4]
+        attempt += 1
+    return "\n".join(f"[{i}{mark}] {text} [/{i}{mark}]" for i, text in enumerate(texts, start=1))
