@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
@@ -28,7 +29,7 @@ class Drafter:
 
     lm: LanguageModel
     prompts: Prompts = Prompts()
-    max_rationale_tokens: int = 96
+    max_rationale_tokens: int = 64
     max_answer_tokens: int = 32
     sampling: Sampling = Sampling()
 
@@ -40,7 +41,10 @@ class Drafter:
     def request(self, question: str, passages: Sequence[Passage]) -> GenerationRequest:
         """The generation that makes a draft: rationale, then answer, each one line."""
         return GenerationRequest(
-            turns=(Turn.of("user", self.prompts.draft_text(question, passages)),),
+            turns=(
+                *(turn for asked, reply in self.prompts.examples for turn in _example(asked, reply)),
+                Turn.of("user", self.prompts.draft_text(question, passages)),
+            ),
             stages=(
                 Stage(self.prompts.rationale_header, self.max_rationale_tokens, ("\n",)),
                 Stage(f"\n{self.prompts.answer_header}", self.max_answer_tokens, ("\n",)),
@@ -59,10 +63,11 @@ class Drafter:
         if window is None:
             return kept, False
         request = self.request(question, kept)
-        if len(request.turns[-1].text.encode()) + request.max_tokens + _MARGIN <= window:
+        if sum(len(turn.text.encode()) for turn in request.turns) + request.max_tokens + _MARGIN <= window:
             return kept, False  # no tokenizer makes more tokens than bytes: nothing to count
         bare = self.request(question, [replace(p, text="", embedding=None) for p in kept])
-        room = window - self.lm.count_tokens(bare.turns[-1].text) - bare.max_tokens - _MARGIN
+        fixed = sum(self.lm.count_tokens(turn.text) for turn in bare.turns)
+        room = window - fixed - bare.max_tokens - _MARGIN
         if room < len(kept):
             raise InvalidInputError(
                 f"the question leaves no room for passages in the drafter's window of {window} tokens: shorten it"
@@ -85,8 +90,6 @@ class Drafter:
         self, question: str, subsets: Sequence[tuple[int, ...]], passages: Sequence[Sequence[Passage]]
     ) -> AsyncIterator[Draft | DraftFailure]:
         """Drafts as they arrive. ``passages[j]`` are those of ``subsets[j]``; what fails costs its draft alone."""
-        import asyncio
-
         jobs: list[tuple[int, tuple[int, ...], Sequence[Passage], GenerationRequest, tuple[str, ...]]] = []
         for j, (subset, members) in enumerate(zip(subsets, passages, strict=True)):
             fitted, cut = self.fit(question, members)
@@ -159,6 +162,10 @@ class Drafter:
             usage=completion.usage,
             seconds=seconds,
         )
+
+
+def _example(asked: str, reply: str) -> tuple[Turn, Turn]:
+    return Turn.of("user", asked), Turn.of("assistant", reply)
 
 
 def share(room: int, sizes: Sequence[int]) -> list[int]:

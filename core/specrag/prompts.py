@@ -28,7 +28,8 @@ class Prompts:
     """The texts that the models see. Placeholders are in braces; each field names those it may use.
 
     Attributes:
-        draft: The drafter's turn ({passages}, {question}, {abstention}).
+        draft: The drafter's turn ({passages}, {question}, and {abstention} for a drafter that shall know it).
+        examples: Earlier turns shown to the drafter, each what it is asked and what it replies.
         free_format: Added to the drafter's turn where a server cannot begin the reply with the header.
         rationale_header, answer_header: What stands before β and α, in drafts and in verification.
         abstention: What a drafter writes as its answer when the passages do not answer.
@@ -45,6 +46,7 @@ class Prompts:
         "from the passages. Then give the answer in a few words. If the passages do not answer the question, "
         "the answer is: {abstention}.\n\n{passages}\n\nQuestion: {question}"
     )
+    examples: tuple[tuple[str, str], ...] = ()
     free_format: str = "Reply in two lines, the first beginning with 'Rationale:', the second with 'Answer:'."
     rationale_header: str = "Rationale:"
     answer_header: str = "Answer:"
@@ -70,6 +72,8 @@ class Prompts:
             "synthesis": {"passages", "question", "answer"},
         }
         for field in fields(self):
+            if field.name == "examples":
+                continue
             text = getattr(self, field.name)
             if not isinstance(text, str) or not text.strip():
                 raise InvalidInputError(f"Prompts.{field.name} must be a text that is not empty")
@@ -88,6 +92,21 @@ class Prompts:
                 )
             if missing := allowed[field.name] - {"abstention"} - named:
                 raise InvalidInputError(f"Prompts.{field.name} lacks {{{'}, {'.join(sorted(missing))}}}")
+
+    @classmethod
+    def for_small_models(cls) -> Prompts:
+        """For a drafter that was not trained for drafting: one worked example in place of instructions.
+
+        A model of 135M parameters follows no instructions; told of the abstention marker, it copies it.
+        """
+        passages = [
+            Passage("It was completed in March 1889 by the company of Gustave Eiffel.", title="Eiffel Tower"),
+            Passage("The Seine is a river in northern France.", title="Seine"),
+        ]
+        asked = "{passages}\n\nQuestion: {question}?"
+        reply = "Rationale: The Eiffel Tower was completed in March 1889.\nAnswer: March 1889"
+        shown = asked.format(passages=format_passages(passages), question="when was the eiffel tower finished")
+        return cls(draft=asked, examples=((shown, reply),))
 
     def draft_text(self, question: str, passages: Sequence[Passage]) -> str:
         return self.draft.format(

@@ -81,11 +81,7 @@ class ConversationEncoder:
         Raises:
             InvalidInputError: When no segment is named.
         """
-        pieces = self._pieces(turns, generate=False)
-        last = max((i for i, piece in enumerate(pieces) if piece.name is not None), default=None)
-        if last is None:
-            raise InvalidInputError("nothing to score: no segment of the conversation has a name")
-        return pieces[: last + 1]
+        return up_to_last_named(self._pieces(turns, generate=False))
 
     def encode_scored(self, turns: Sequence[Turn]) -> EncodedConversation:
         """Tokenise a conversation once, whole; each token belongs to the segment in which its characters end."""
@@ -99,10 +95,9 @@ class ConversationEncoder:
         return EncodedConversation(ids, assign_tokens(pieces, [end for _, end in offsets], [a for a, _ in offsets]))
 
     def _pieces(self, turns: Sequence[Turn], *, generate: bool) -> list[Segment]:
-        contents = [_stripped([Segment(self.sanitize(s.text), s.name) for s in turn.segments]) for turn in turns]
+        contents = [stripped([Segment(self.sanitize(s.text), s.name) for s in turn.segments]) for turn in turns]
         if self.template is None:
-            pieces = [piece for content in contents for piece in (*content, Segment(_PLAIN_SEPARATOR))]
-            return pieces if generate else pieces[:-1]
+            return plain_pieces(contents, generate=generate)
         frame = self._frame(tuple(turn.role for turn in turns), generate)
         pieces = [Segment(frame[0])]
         for content, behind in zip(contents, frame[1:], strict=True):
@@ -153,7 +148,25 @@ def assign_tokens(pieces: Sequence[Segment], ends: Sequence[int], starts: Sequen
     return segments
 
 
-def _stripped(segments: list[Segment]) -> list[Segment]:
+def plain_pieces(contents: Sequence[Sequence[Segment]], *, generate: bool) -> list[Segment]:
+    """Turns as plain text, a blank line between them; with ``generate`` one behind the last, for the reply."""
+    pieces = [piece for content in contents for piece in (*content, Segment(_PLAIN_SEPARATOR))]
+    return pieces if generate else pieces[:-1]
+
+
+def up_to_last_named(pieces: Sequence[Segment]) -> list[Segment]:
+    """``pieces`` without what stands behind the last named one, which no score depends on.
+
+    Raises:
+        InvalidInputError: When no piece is named.
+    """
+    last = max((i for i, piece in enumerate(pieces) if piece.name is not None), default=None)
+    if last is None:
+        raise InvalidInputError("nothing to score: no segment of the conversation has a name")
+    return list(pieces[: last + 1])
+
+
+def stripped(segments: list[Segment]) -> list[Segment]:
     """The segments without white space around the whole: templates differ in whether they strip a turn."""
     for at, strip in ((0, str.lstrip), (-1, str.rstrip)):
         while segments:

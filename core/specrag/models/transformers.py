@@ -40,6 +40,8 @@ from specrag.schema import Usage
 MAX_PACKED_TOKENS = 4096
 # Positions whose logits over the whole vocabulary stand in memory at once as float32.
 SCORED_AT_ONCE = 512
+# A shorter common beginning of the prompts is not worth a forward pass of its own.
+MIN_SHARED_TOKENS = 32
 # Where low precision begins to differ by itself between a packed row and single ones.
 _PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
@@ -155,15 +157,27 @@ class TransformersLM(LanguageModel):
         return [row.completion(len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
 
     def _decode(self, prompts: list[list[int]], rows: list[_Row], sampling: Sampling) -> None:
-        longest = max(map(len, prompts))
+        """Prefill what the prompts share once, then the rest as a left-padded batch, then token by token.
+
+        A row of the cache: [shared][padding][own prompt][generated]; the mask hides the padding.
+        """
+        shared = _shared_prefix(prompts) if len(prompts) > 1 else 0
+        shared = shared if shared >= MIN_SHARED_TOKENS else 0
+        longest = max(map(len, prompts)) - shared
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         mask = torch.zeros(len(prompts), longest, dtype=torch.long)
         for i, prompt in enumerate(prompts):
-            ids[i, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[i, longest - len(prompt) :] = 1
+            own = prompt[shared:]
+            ids[i, longest - len(own) :] = torch.tensor(own)
+            mask[i, longest - len(own) :] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0) + shared
         cache = DynamicCache(config=self.model.config)
+        if shared:
+            beginning = torch.tensor([prompts[0][:shared]], device=self.device)
+            self.model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(prompts))
+            mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=-1)
         active = rows
         while True:
             logits = self.model(
@@ -429,7 +443,7 @@ def _log_probs(logits: Tensor, rows: list[int], tokens: list[int]) -> list[float
 
 
 def _shared_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Tokens that all rows begin with; at least the last of each row stays its own."""
+    """How many tokens all rows begin with; the last of each row stays its own."""
     shortest = min(map(len, rows)) - 1
     first = rows[0]
     for i in range(shortest):
