@@ -4,7 +4,7 @@
 
 Standard RAG is the verifier model reading all ten passages, with an answer-only prompt and the same stop
 rule; all sides use the same engine, dtype (`--dtype`) and threads, and take turns question by question, each
-going first in turn. On the CPU a second speculative row has its drafter in dynamic int8. `python ../shared/tools/fetch-models qwen` or any other model folder gives a verifier.
+going first in turn. On the CPU a second speculative row has its drafter with int8 weights. `python ../shared/tools/fetch-models qwen` or any other model folder gives a verifier.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from specrag.models import GenerationRequest, Stage, TransformersLM, Turn, bundl
 from specrag.schema import SpeculativeAnswer
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
-MAX_ANSWER = 32
+MAX_ANSWER = 24
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ class Drafter:
 
     lm: LanguageModel
     prompts: Prompts = Prompts()
-    max_rationale_tokens: int = 64
-    max_answer_tokens: int = 32
+    max_rationale_tokens: int = 48
+    max_answer_tokens: int = 24
     sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:

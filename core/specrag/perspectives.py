@@ -130,14 +130,14 @@ def even_out(
     """Move passages out of clusters with more than ``drafts`` members into ones with fewer, nearest first.
 
     A cluster gives each draft one passage, so members beyond ``drafts`` are never read while a smaller
-    cluster repeats itself. Afterwards no cluster is above ``drafts`` while another is below: together the
+    cluster repeats itself. Afterwards no cluster is empty, and none is above ``drafts`` while another is below: together the
     drafts read min(passages, drafts · clusters) different passages.
     """
     labels = labels.copy()
     while True:
         sizes = np.bincount(labels, minlength=clusters)
         largest, smallest = int(sizes.argmax()), int(sizes.argmin())
-        if sizes[largest] <= drafts or sizes[smallest] >= drafts:
+        if sizes[smallest] and (sizes[largest] <= drafts or sizes[smallest] >= drafts):
             return labels
         movable = np.flatnonzero(labels == largest)
         if sizes[smallest]:
@@ -154,9 +154,7 @@ def _groups(labels: np.ndarray, clusters: int) -> list[np.ndarray]:
 
 def _deal(labels: np.ndarray, clusters: int, drafts: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
     """One passage of every cluster a subset; decks are shuffled anew only when they are used up."""
-    groups = [group for group in _groups(labels, clusters) if len(group)]
-    if len(groups) < clusters:  # fewer kinds of passages than a subset holds: no cluster to take the rest from
-        return list(_distinct(len(labels), clusters, drafts, rng, []))
+    groups = _groups(labels, clusters)
     combinations = math.prod(len(group) for group in groups)
     decks: list[list[int]] = [[] for _ in groups]
     subsets: list[tuple[int, ...]] = []

@@ -76,8 +76,8 @@ class SpeculativeRAG:
     scoring: Scoring = field(default_factory=Scoring)
     prompts: Prompts = field(default_factory=Prompts)
     generation: Sampling = field(default_factory=Sampling)
-    max_rationale_tokens: int = 64
-    max_answer_tokens: int = 32
+    max_rationale_tokens: int = 48
+    max_answer_tokens: int = 24
     reuse_embeddings: bool = True
     deadline: float | None = None
     seed: int = 0

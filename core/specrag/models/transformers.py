@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
@@ -32,6 +31,7 @@ from specrag.models.base import (
     Score,
     Turn,
 )
+from specrag.models.quantization import quantize_int8
 from specrag.models.sampling import draw, to_probabilities
 from specrag.models.tokenization import ConversationEncoder, EncodedConversation, IncrementalDecoder, find_stop
 from specrag.schema import Usage
@@ -55,7 +55,7 @@ class TransformersLM(LanguageModel):
         dtype: A torch dtype; by default float32 on the CPU and bfloat16 elsewhere.
         device: ``"cpu"``, ``"cuda:0"``, ...; by default a GPU when there is one.
         device_map: Given to ``from_pretrained`` in place of ``device`` (several devices; needs accelerate).
-        quantization: ``"int8"``: linear layers with dynamic int8 weights, on the CPU.
+        quantization: ``"int8"``: linear layers with int8 weights, on the CPU. A loaded model is changed in place.
         chat_template: ``"auto"``: the tokenizer's own where it has one; ``None``: plain prompts; or a template.
         packing: ``"auto"`` packs all scored conversations into one row where the architecture allows it
             (checked once against scoring one at a time); ``False`` uses padded batches.
@@ -99,7 +99,7 @@ class TransformersLM(LanguageModel):
             if device_map is None:
                 self.model = self.model.to(wanted)
         if quantization == "int8":
-            self.model = _quantize(self.model)
+            quantize_int8(self.model)
         self.model.eval()
         self.quantization = quantization
         self.tokenizer = tokenizer
@@ -515,13 +515,6 @@ def load_tokenizer(path: str | Path | PreTrainedTokenizerBase) -> PreTrainedToke
             return AutoTokenizer.from_pretrained(str(where), **_gguf(path))
         except (OSError, ValueError) as error:
             raise ModelNotFoundError(f"no tokenizer could be loaded from {path}: {error}") from error
-
-
-def _quantize(model: PreTrainedModel) -> PreTrainedModel:
-    """Linear layers with int8 weights and activations quantised as they come."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated in favour of torchao, which has no such kernel for the CPU
-        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,331 @@
+"""The ``specrag`` command: ask, index, demo, models fetch.
+
+Exit codes: 0 answered or done, 1 a failure (its message on stderr), 2 wrong usage, 3 the answer abstained.
+Results go to stdout, progress and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from specrag.errors import InvalidInputError, SpecRAGError
+
+if TYPE_CHECKING:
+    from specrag.models.base import LanguageModel
+    from specrag.pipeline import SpeculativeRAG
+    from specrag.schema import Passage, SpeculativeAnswer
+
+ABSTAINED = 3
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Retrieval-augmented answers: drafted by a small model, verified by a larger one.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="The embedded models.")
+app.add_typer(models_app, name="models")
+
+out = Console()
+err = Console(stderr=True)
+
+Folder = Annotated[Path | None, typer.Option("--models", help="Where the embedded models are (default: user cache).")]
+DrafterOption = Annotated[str | None, typer.Option(help="Model folder, .gguf file, hub id, or its name on --server.")]
+VerifierOption = Annotated[str | None, typer.Option(help="The same; by default the drafter verifies its own drafts.")]
+ServerOption = Annotated[
+    list[str] | None, typer.Option(help="OpenAI-compatible base URL up to /v1, for drafter and verifier. Repeat for a pool.")
+]
+TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer of the served model: exact scores over --server.")]
+
+
+class Statement(str, Enum):
+    """Which of the paper's self-reflection statements (Table 7) the verifier answers."""
+
+    one, two, three, four = "1", "2", "3", "4"
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to answer.")],
+    docs: Annotated[Path, typer.Option(help="A file or folder (txt, md, html, pdf), or an index made by `specrag index`.")],
+    drafter: DrafterOption = None,
+    verifier: VerifierOption = None,
+    server: ServerOption = None,
+    tokenizer: TokenizerOption = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="For --server.")] = None,
+    drafts: Annotated[int, typer.Option(min=1, help="m: how many drafts.")] = 5,
+    passages_per_draft: Annotated[int, typer.Option(min=1, help="k: how many passages each reads.")] = 2,
+    top: Annotated[int, typer.Option(min=1, help="How many passages to retrieve.")] = 10,
+    statement: Annotated[Statement, typer.Option(help="Self-reflection statement.")] = Statement.one,
+    seed: int = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON on stdout.")] = False,
+    explain: Annotated[bool, typer.Option(help="A table of all drafts, their passages and scores.")] = False,
+    models: Folder = None,
+) -> None:
+    """Answer a question from your documents."""
+    with failures_reported():
+        from specrag.models import bundled
+        from specrag.retrieval import PassageIndex, index_documents
+
+        if not question.strip():
+            raise InvalidInputError("the question is empty")
+        with working("loading models"):
+            embedder = bundled("minilm", folder=models)
+            rag = _pipeline(drafter, verifier, server, tokenizer, api_key, models).replace(
+                embedder=embedder, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed
+            )
+            rag = rag.replace(prompts=_with_statement(rag, statement))
+        if (docs / "index.json").exists():
+            index = PassageIndex.load(docs, embedder)
+        else:
+            with counting("indexing") as progress:
+                index = index_documents(docs, embedder, progress=progress)
+        answer = follow(rag, question, index.search(question, top))
+        show(answer, as_json=as_json, explain=explain)
+    raise typer.Exit(ABSTAINED if answer.abstained else 0)
+
+
+@app.command()
+def index(
+    docs: Annotated[Path, typer.Argument(help="A file or folder (txt, md, html, pdf).")],
+    to: Annotated[Path, typer.Option(help="The folder to write the index to.")],
+    words: Annotated[int, typer.Option(min=1, help="Words a passage.")] = 100,
+    overlap: Annotated[int, typer.Option(min=0, help="Words that a passage repeats of the one before.")] = 0,
+    models: Folder = None,
+) -> None:
+    """Index documents once, to ask many times."""
+    with failures_reported():
+        from specrag.models import bundled
+        from specrag.retrieval import index_documents
+
+        with working("loading the embedder"):
+            embedder = bundled("minilm", folder=models)
+        with counting("indexing") as progress:
+            made = index_documents(docs, embedder, words=words, overlap=overlap, progress=progress)
+        made.save(to)
+        out.print(f"{len(made)} passages indexed in {to}")
+
+
+@app.command()
+def demo(
+    count: Annotated[int, typer.Option("--questions", min=1, help="How many of the sample's questions.")] = 6,
+    drafter: DrafterOption = None,
+    verifier: VerifierOption = None,
+    models: Folder = None,
+) -> None:
+    """Answer real questions from real passages, and show how each answer was chosen."""
+    with failures_reported():
+        from specrag.evaluation.data import load_questions
+        from specrag.evaluation.metrics import contains_answer
+        from specrag.models import bundled
+
+        questions = load_questions(Path(__file__).parent / "data" / "demo.jsonl")[:count]
+        with working("loading models"):
+            rag = _pipeline(drafter, verifier, None, None, None, models).replace(
+                embedder=bundled("minilm", folder=models)
+            )
+        out.print(
+            "Questions of Natural Questions with ten Wikipedia passages each (CC BY-SA 3.0). Every draft reads two of\n"
+            "them; the drafts are scored in one forward pass, and the best one is the answer.\n"
+        )
+        right = 0
+        for item in questions:
+            answer = follow(rag, item.question, item.passages)
+            show(answer, as_json=False, explain=True)
+            correct = contains_answer(answer.text, item.answers)
+            right += correct
+            out.print(f"expected: {' or '.join(item.answers)} — {'[green]right' if correct else '[red]wrong'}[/]\n")
+        out.print(f"{right} of {len(questions)} right.")
+        if drafter is None:
+            out.print(
+                "[dim]The drafter is SmolLM2-135M as it was published: small, and not trained to draft. It shows the\n"
+                "mechanism and its speed; for answers, give --drafter and --verifier models made for the work.[/]"
+            )
+
+
+@models_app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="smollm2, minilm; by default all.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Where to put them (default: user cache).")] = None,
+) -> None:
+    """Download the embedded models, check them and convert them, once."""
+    with failures_reported():
+        from specrag.models.bundled import BUNDLED
+        from specrag.models.bundled import fetch as fetch_model
+
+        for name in names or list(BUNDLED):
+            if name not in BUNDLED:
+                raise InvalidInputError(f"no embedded model {name!r}: there are {', '.join(BUNDLED)}")
+        for name in names or list(BUNDLED):
+            with working(f"fetching {name}") as update:
+                path = fetch_model(name, to, update)
+            out.print(f"{name}: {path}")
+
+
+# --- pieces ------------------------------------------------------------------------------------------
+
+
+def _pipeline(
+    drafter: str | None,
+    verifier: str | None,
+    server: list[str] | None,
+    tokenizer: str | None,
+    api_key: str | None,
+    models: Path | None,
+) -> SpeculativeRAG:
+    from specrag.models import OpenAILM, TransformersLM, bundled
+    from specrag.pipeline import SpeculativeRAG
+    from specrag.prompts import Prompts
+
+    if server and drafter is None:
+        raise InvalidInputError("--server needs --drafter: the model's name on the server")
+
+    def load(name: str) -> LanguageModel:
+        if server:
+            return OpenAILM(name, server, api_key=api_key, tokenizer=tokenizer)
+        return TransformersLM(name)
+
+    if drafter is None:
+        # Int8 weights halve the drafting time on the CPU; a GPU has no use for it.
+        import torch
+
+        options = {} if torch.cuda.is_available() else {"quantization": "int8"}
+        first: LanguageModel = bundled("smollm2", folder=models, **options)
+        prompts = Prompts.for_small_models()
+    else:
+        first, prompts = load(drafter), Prompts()
+    return SpeculativeRAG(drafter=first, verifier=load(verifier) if verifier else None, prompts=prompts)
+
+
+def _with_statement(rag: SpeculativeRAG, statement: Statement) -> Any:
+    from dataclasses import replace
+
+    from specrag.prompts import SELF_REFLECTION_STATEMENTS
+
+    return replace(rag.prompts, statement=SELF_REFLECTION_STATEMENTS[int(statement.value) - 1])
+
+
+def follow(rag: SpeculativeRAG, question: str, passages: list[Passage] | tuple[Passage, ...]) -> SpeculativeAnswer:
+    """Answer while a line on stderr tells what is going on."""
+    from specrag.schema import AnswerReady, DraftDone, DraftFailed, SubsetsChosen, VerdictReady
+
+    drafted = verified = total = 0
+    answer = None
+    with working("retrieving perspectives") as update:
+        for event in rag.stream(question, passages):
+            if isinstance(event, SubsetsChosen):
+                total = len(event.subsets)
+            elif isinstance(event, DraftDone | DraftFailed):
+                drafted += 1
+            elif isinstance(event, VerdictReady):
+                verified += 1
+            elif isinstance(event, AnswerReady):
+                answer = event.answer
+            update(f"drafted {drafted} of {total}, verified {verified}")
+    assert answer is not None
+    return answer
+
+
+def show(answer: SpeculativeAnswer, *, as_json: bool, explain: bool) -> None:
+    """Print an answer for a person, or as JSON for a program."""
+    if as_json:
+        sys.stdout.write(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        return
+    from rich.markup import escape
+
+    shown = f"[yellow]no answer:[/] {escape(answer.reason or '')}" if answer.abstained else f"[bold]{escape(answer.text)}[/]"
+    if answer.rationale and not answer.abstained:
+        shown += f"\n[dim]{escape(answer.rationale)}[/]"
+    out.print(Panel(shown, title=escape(answer.question), title_align="left"))
+    for passage in answer.passages:
+        name = passage.title or passage.id or "passage"
+        out.print(f"  [cyan]{escape(name)}[/] {escape(passage.text[:110])}{'…' if len(passage.text) > 110 else ''}")
+    if explain:
+        out.print(_table(answer))
+    t = answer.timings
+    out.print(
+        f"[dim]embed {t.embed:.2f} s, cluster {t.cluster:.3f} s, draft {t.draft:.2f} s, verify {t.verify:.2f} s, "
+        f"total {t.total:.2f} s[/]"
+    )
+    for note in answer.notes:
+        err.print(f"[yellow]note:[/] {escape(note)}")
+
+
+def _table(answer: SpeculativeAnswer) -> Table:
+    from rich.markup import escape
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("draft", "passages"):
+        table.add_column(name, overflow="fold")
+    for name in ("log ρ_draft", "log ρ_SC", "log ρ_SR", "log ρ"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f}"
+
+    for i, v in enumerate(answer.verdicts):
+        text = escape(v.draft.text) if not v.draft.abstained else f"[dim]{escape(v.draft.text)}[/]"
+        chosen = i == 0 and not answer.abstained
+        table.add_row(
+            f"[green]{text}[/]" if chosen else text,
+            ", ".join(str(n + 1) for n in v.draft.subset),
+            number(v.log_draft),
+            number(v.log_self_contain),
+            number(v.log_self_reflect),
+            number(v.log_score),
+        )
+    for failure in answer.failures:
+        table.add_row(f"[red]{escape(failure.error)}[/]", ", ".join(str(n + 1) for n in failure.subset))
+    return table
+
+
+@contextlib.contextmanager
+def working(doing: str) -> Iterator[Any]:
+    """A spinner with a text that can change, on stderr, when that is a terminal."""
+    with err.status(doing) as status:
+        yield status.update
+
+
+@contextlib.contextmanager
+def counting(doing: str) -> Iterator[Any]:
+    """A bar that counts up, on stderr; yields a function of (done, total)."""
+    columns = (SpinnerColumn(), TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def failures_reported() -> Iterator[None]:
+    """What specrag raises on purpose becomes one line on stderr and exit code 1."""
+    try:
+        yield
+    except SpecRAGError as error:
+        err.print(f"[red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except ImportError as error:
+        if error.name != "httpx":
+            raise
+        err.print("[red]error:[/] --server needs httpx: pip install 'specrag[openai]'")
+        raise typer.Exit(1) from error
+
+
+def main() -> None:
+    """Entry point of the ``specrag`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

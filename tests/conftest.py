@@ -1,0 +1,92 @@
+"""Shared real parts: each model is loaded once a session. Weights come from `specrag models fetch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from specrag.evaluation.data import load_questions
+from specrag.models import TransformersLM, bundled
+from specrag.models.bundled import located
+
+DEMO = Path(__file__).parent.parent / "core" / "specrag" / "data" / "demo.jsonl"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--vllm-url", help="run the recorded server tests against this live vLLM instead")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> TransformersLM:
+    return bundled("smollm2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    return located("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    return bundled("minilm")
+
+
+@pytest.fixture(scope="session")
+def questions():
+    return load_questions(DEMO)
+
+
+def tiny_llama(vocabulary: int, seed: int = 0, **config) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    settings = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+    }
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **(settings | config))).eval()
+
+
+@pytest.fixture(scope="session")
+def wordpiece_lm() -> TransformersLM:
+    """BERT's WordPiece tokenizer, no chat template, random weights: another family of tokenizers."""
+    tokenizer = AutoTokenizer.from_pretrained(located("minilm"))
+    return TransformersLM(tiny_llama(len(tokenizer)), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def unigram_lm(questions) -> TransformersLM:
+    """A SentencePiece-like Unigram tokenizer with a beginning-of-sequence token, trained on the sample."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=600, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>")
+    tokenizer.train_from_iterator((p.text for q in questions for p in q.passages), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return TransformersLM(tiny_llama(len(fast), seed=1), fast)
+
+
+@pytest.fixture
+def forward_passes(request):
+    """Counts forward passes: ``counts = forward_passes(model)``, then ``len(counts)``; entries are token counts."""
+    handles = []
+
+    def watch(model) -> list[int]:
+        counts: list[int] = []
+        handles.append(
+            model.register_forward_pre_hook(
+                lambda _, args, kwargs: counts.append(kwargs["input_ids"].numel()), with_kwargs=True
+            )
+        )
+        return counts
+
+    yield watch
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,105 @@
+"""Stand-ins for faults: models that misbehave in ways that real ones cannot be made to."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from specrag.embeddings import Embedder
+from specrag.errors import LogProbsUnavailableError
+from specrag.models import Capabilities, Completion, GeneratedText, LanguageModel, Score
+from specrag.schema import Usage
+
+
+def part(text: str, log_prob: float | None = -0.5) -> GeneratedText:
+    words = max(1, len(text.split()))
+    return GeneratedText(text, None if log_prob is None else (log_prob,) * words, words)
+
+
+class ScriptedLM(LanguageModel):
+    """Replies what ``reply(prompt text)`` says: (rationale, answer), a Completion, or an exception to raise."""
+
+    name = "scripted"
+
+    def __init__(
+        self,
+        reply: Callable[[str], object],
+        *,
+        batched: bool = True,
+        scores: Callable[[str], float] | None = lambda text: -1.0,
+        log_probs: bool = True,
+        delay: Callable[[str], float] = lambda text: 0.0,
+        window: int | None = None,
+    ) -> None:
+        self.reply, self.scores, self.delay = reply, scores, delay
+        self._batched, self._log_probs, self._window = batched, log_probs, window
+        self.generate_calls: list[int] = []
+        self.score_calls: list[int] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(self.scores is not None or None, self._log_probs, self._batched, True)
+
+    @property
+    def context_window(self):
+        return self._window
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    def generate(self, requests, sampling=None, *, top_log_probs=0):
+        self.generate_calls.append(len(requests))
+        return [self._complete(request, top_log_probs) for request in requests]
+
+    def _complete(self, request, top_log_probs) -> Completion:
+        made = self.reply(request.turns[-1].text)
+        if isinstance(made, Exception):
+            raise made
+        if isinstance(made, Completion):
+            return made
+        log_prob = -0.5 if self._log_probs else None
+        return Completion(tuple(part(text, log_prob) for text in made), Usage(10, 5))
+
+    async def agenerate(self, requests, sampling=None, *, top_log_probs=0):
+        await asyncio.sleep(max(self.delay(r.turns[-1].text) for r in requests))
+        return self.generate(requests, sampling, top_log_probs=top_log_probs)
+
+    def score(self, requests: Sequence) -> list[Score]:
+        if self.scores is None:
+            raise LogProbsUnavailableError("scripted to have no scores")
+        self.score_calls.append(len(requests))
+        made = []
+        for turns in requests:
+            value = self.scores(turns[1].text)
+            if isinstance(value, Exception):
+                raise value
+            names = {segment.name for turn in turns for segment in turn.segments if segment.name}
+            made.append(Score({name: (value,) for name in names}, Usage(prompt_tokens=7)))
+        return made
+
+    async def ascore(self, requests):
+        await asyncio.sleep(max(self.delay(turns[1].text) for turns in requests))
+        return self.score(requests)
+
+
+class HashEmbedder(Embedder):
+    """Vectors out of the texts' bytes: quick, equal for equal texts, of no meaning."""
+
+    name = "hash"
+
+    def __init__(self, dimension: int = 16) -> None:
+        self.dimension, self.calls = dimension, 0
+
+    def embed(self, texts):
+        self.calls += len(texts)
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        for i, text in enumerate(texts):
+            seed = int.from_bytes(text.encode()[-8:].rjust(8, b"x"), "little")
+            vectors[i] = np.random.default_rng(seed).standard_normal(self.dimension)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+NAN = math.nan

@@ -1,0 +1,273 @@
+"""The in-process backend against slow, obvious references."""
+
+import math
+
+import pytest
+import torch
+
+from specrag.errors import InvalidInputError, ModelNotFoundError
+from specrag.models import GenerationRequest, Sampling, Segment, Stage, TransformersLM, Turn
+from tests.conftest import tiny_llama
+
+FAMILIES = ["smollm2", "wordpiece_lm", "unigram_lm"]
+
+
+def conversation(answer: str, rationale: str, question: str = "who won the prize") -> tuple[Turn, ...]:
+    return (
+        Turn.of("user", f"Question: {question}"),
+        Turn(
+            "assistant",
+            (Segment("Answer: "), Segment(answer, "contain"), Segment("\nRationale: "), Segment(rationale, "contain")),
+        ),
+        Turn.of("user", "Does the rationale support the answer? (Yes or No)"),
+        Turn("assistant", (Segment("Yes", "reflect"),)),
+    )
+
+
+CONVERSATIONS = [
+    conversation("Wilhelm Röntgen", "The first Nobel Prize in Physics went to Wilhelm Conrad Röntgen in 1901."),
+    conversation("1981", "It opened."),
+    # the boundary between unscored and scored text stands inside a word
+    (Turn.of("user", "a question"), Turn("assistant", (Segment("The capi"), Segment("tal of 日本 is Tokyo", "contain")))),
+    conversation("the president of the club", "He presided over it for many years, and was re-elected twice. " * 4),
+]
+
+
+def reference_scores(lm: TransformersLM, turns) -> dict[str, list[float]]:
+    """One token at a time: feed everything before a token, read its log-probability, nothing shared or packed."""
+    encoded = lm.encoder.encode_scored(turns)
+    scores = {}
+    for name, positions in encoded.segments.items():
+        scores[name] = []
+        for position in positions:
+            with torch.inference_mode():
+                logits = lm.model(torch.tensor([encoded.ids[:position]])).logits[0, -1].double()
+            scores[name].append(float(torch.log_softmax(logits, -1)[encoded.ids[position]]))
+    return scores
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("packing", ["auto", False])
+def test_scores_equal_token_by_token_scoring(request, family, packing):
+    lm = request.getfixturevalue(family)
+    lm = TransformersLM(lm.model, lm.tokenizer, packing=packing)
+    made = lm.score(CONVERSATIONS)
+    assert lm._can_pack
+    for turns, score in zip(CONVERSATIONS, made, strict=True):
+        expected = reference_scores(lm, turns)
+        assert score.log_probs.keys() == expected.keys()
+        for name, values in expected.items():
+            assert len(values) > 0
+            assert score.log_probs[name] == pytest.approx(values, abs=1e-4)
+
+
+def test_all_conversations_are_scored_in_one_forward_pass_without_padding(smollm2, forward_passes):
+    smollm2.score(CONVERSATIONS[:2])  # the packing probe runs once a model
+    counts = forward_passes(smollm2.model)
+    smollm2.score(CONVERSATIONS)
+    lengths = [len(smollm2.encoder.encode_scored(turns).ids) for turns in CONVERSATIONS]
+    assert len(counts) == 1
+    assert max(lengths) >= 2 * min(lengths)
+    assert counts[0] < sum(lengths)  # what they begin with in common stands once
+
+
+def test_logits_are_computed_at_scored_positions_only(smollm2):
+    seen = []
+    handle = smollm2.model.lm_head.register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
+    try:
+        score = smollm2.score([CONVERSATIONS[0]])[0]
+    finally:
+        handle.remove()
+    assert seen == [sum(len(values) for values in score.log_probs.values())]
+
+
+def test_an_architecture_that_ignores_the_mask_is_scored_in_padded_batches(smollm2):
+    class Ignorant(type(smollm2.model)):
+        def forward(self, *args, attention_mask=None, position_ids=None, **kwargs):
+            if attention_mask is not None and attention_mask.dim() == 4:  # as a recurrent model would
+                attention_mask = position_ids = None
+            return super().forward(*args, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+
+    model = tiny_llama(smollm2.model.config.vocab_size)
+    plain = TransformersLM(model, smollm2.tokenizer, packing=False).score(CONVERSATIONS)
+    model.__class__ = Ignorant
+    lm = TransformersLM(model, smollm2.tokenizer)
+    made = lm.score(CONVERSATIONS)
+    assert not lm._can_pack
+    for a, b in zip(made, plain, strict=True):
+        assert a.log_probs["contain"] == pytest.approx(b.log_probs["contain"], abs=1e-4)
+
+
+def test_sliding_windows_are_not_packed_beyond_the_window(wordpiece_lm):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(wordpiece_lm.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=8, initializer_range=0.2,
+    )  # fmt: skip
+    lm = TransformersLM(MistralForCausalLM(config).eval(), wordpiece_lm.tokenizer)
+    made = lm.score(CONVERSATIONS)
+    for turns, score in zip(CONVERSATIONS, made, strict=True):
+        for name, values in reference_scores(lm, turns).items():
+            assert score.log_probs[name] == pytest.approx(values, abs=1e-4)
+
+
+PROMPTS = [
+    GenerationRequest((Turn.of("user", "Name the capital of France."),), (Stage(max_tokens=12),)),
+    GenerationRequest(
+        (Turn.of("user", "Write one sentence about the river Seine, and mention Paris and London."),),
+        (Stage(max_tokens=12),),
+    ),
+    GenerationRequest((Turn.of("user", "1, 2, 3, 4,"),), (Stage(max_tokens=12),)),
+]
+
+
+def reference_greedy(lm: TransformersLM, request: GenerationRequest) -> tuple[list[int], list[float]]:
+    ids, made, log_probs = lm.encoder.encode_generation(request), [], []
+    while len(made) < request.max_tokens:
+        with torch.inference_mode():
+            logits = lm.model(torch.tensor([ids + made])).logits[0, -1].double()
+        token = int(logits.argmax())
+        if token in lm.end_tokens:
+            break
+        log_probs.append(float(torch.log_softmax(logits, -1)[token]))
+        made.append(token)
+    return made, log_probs
+
+
+def test_a_padded_batch_generates_what_each_prompt_generates_alone(smollm2):
+    for request, completion in zip(PROMPTS, smollm2.generate(PROMPTS), strict=True):
+        tokens, log_probs = reference_greedy(smollm2, request)
+        assert completion.text == smollm2.tokenizer.decode(tokens)
+        assert completion.parts[0].log_probs == pytest.approx(log_probs, abs=1e-4)
+        assert completion.usage.prompt_tokens == len(smollm2.encoder.encode_generation(request))
+
+
+def test_a_long_common_beginning_changes_nothing(smollm2):
+    beginning = "Read this with care. " * 20
+    requests = [
+        GenerationRequest((Turn.of("user", beginning + end),), (Stage(max_tokens=8),))
+        for end in ("What is two plus two?", "Who wrote Hamlet, and when did he live, roughly?")
+    ]
+    for request, completion in zip(requests, smollm2.generate(requests), strict=True):
+        tokens, log_probs = reference_greedy(smollm2, request)
+        assert completion.text == smollm2.tokenizer.decode(tokens)
+        assert completion.parts[0].log_probs == pytest.approx(log_probs, abs=1e-4)
+
+
+def test_finished_rows_leave_the_batch(smollm2, forward_passes):
+    counts = forward_passes(smollm2.model)
+    short = GenerationRequest(PROMPTS[0].turns, (Stage(max_tokens=2),))
+    long = GenerationRequest(PROMPTS[1].turns, (Stage(max_tokens=6),))
+    smollm2.generate([short, long])
+    assert counts[1:] == [2, 1, 1, 1, 1]
+
+
+def test_stages_put_headers_into_the_models_mouth_and_score_only_what_it_wrote(smollm2):
+    request = GenerationRequest(
+        (Turn.of("user", "The sky is blue. What colour is the sky?"),),
+        (Stage("Rationale:", 24, ("\n",)), Stage("\nAnswer:", 8, ("\n", "."))),
+    )
+    completion = smollm2.generate([request])[0]
+    rationale, answer = completion.parts
+    assert rationale.text.strip() and "\n" not in rationale.text.strip()
+    assert "Answer:" not in rationale.text + answer.text and "." not in answer.text
+    for written in (rationale, answer):
+        assert len(written.log_probs) == written.tokens == len(written.token_ends)
+    # The answer's log-probabilities are those of the text as it was kept: score the same text.
+    rendered = smollm2.encoder.render_generation(request) + rationale.text + "\nAnswer:"
+    ids = smollm2.encoder.encode_rendered(rendered)
+    with torch.inference_mode():
+        logits = smollm2.model(torch.tensor([ids])).logits[0, -1].double()
+    first = smollm2.encoder.encode_text(answer.text)[0]
+    assert answer.log_probs[0] == pytest.approx(float(torch.log_softmax(logits, -1)[first]), abs=1e-4)
+
+
+def test_sampling_repeats_under_a_seed_and_differs_between_seeds(smollm2):
+    def texts(seed):
+        return [c.text for c in smollm2.generate(PROMPTS, Sampling(temperature=1.0, seed=seed))]
+
+    assert texts(1) == texts(1)
+    assert texts(1) != texts(2)
+    # A row's draws come from its own generator: its neighbours do not matter.
+    alone = smollm2.generate(PROMPTS[:1], Sampling(temperature=1.0, seed=1))[0].text
+    assert alone == texts(1)[0]
+
+
+def test_log_probs_are_the_models_own_whatever_the_sampling(smollm2):
+    made = smollm2.generate(PROMPTS[:1], Sampling(temperature=2.0, top_k=5, top_p=0.9, seed=3))[0]
+    ids = smollm2.encoder.encode_generation(PROMPTS[0])
+    own = smollm2.encoder.encode_text(made.text)
+    with torch.inference_mode():
+        logits = smollm2.model(torch.tensor([ids + own])).logits[0, len(ids) - 1 : -1].double()
+    expected = torch.log_softmax(logits, -1).gather(-1, torch.tensor(own)[:, None])[:, 0].tolist()
+    assert made.parts[0].log_probs == pytest.approx(expected, abs=1e-4)
+
+
+def test_top_log_probs_hold_the_likeliest_tokens(smollm2):
+    top = smollm2.generate(PROMPTS[:1], top_log_probs=5)[0].parts[0].top_log_probs
+    assert all(len(position) <= 5 for position in top)
+    assert sum(math.exp(v) for v in top[0].values()) <= 1.0001
+
+
+def test_int8_weights_keep_the_likely_tokens(smollm2_path, smollm2):
+    quantized = TransformersLM(smollm2_path, quantization="int8")
+    a, b = quantized.score(CONVERSATIONS[:2]), smollm2.score(CONVERSATIONS[:2])
+    for x, y in zip(a, b, strict=True):
+        difference = [abs(i - j) for i, j in zip(x.log_probs["contain"], y.log_probs["contain"], strict=True)]
+        assert sum(difference) / len(difference) < 0.2
+    assert quantized.generate(PROMPTS[:1])[0].text.strip()
+
+
+def test_a_gguf_file_loads_and_scores_like_its_conversion(tmp_path, wordpiece_lm):
+    import gguf
+    import numpy as np
+
+    # The converted bundled model comes from a GGUF file; here only the path handling is new.
+    missing = tmp_path / "none.gguf"
+    with pytest.raises(ModelNotFoundError, match=r"no model at .*none\.gguf"):
+        TransformersLM(missing)
+    broken = tmp_path / "broken.gguf"
+    writer = gguf.GGUFWriter(broken, "nothing-known")
+    writer.add_tensor("x", np.zeros(4, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelNotFoundError, match="could not be loaded"):
+        TransformersLM(broken)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("/nowhere/model",), ModelNotFoundError, "no model at /nowhere/model"),
+        (("/tmp",), ModelNotFoundError, "has no config.json"),
+    ],
+)
+def test_a_path_without_a_model_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        TransformersLM(*arguments)
+
+
+def test_contradicting_arguments_are_refused(smollm2):
+    with pytest.raises(InvalidInputError, match="device or device_map"):
+        TransformersLM("x", device="cpu", device_map="auto")
+    with pytest.raises(InvalidInputError, match="needs its tokenizer"):
+        TransformersLM(smollm2.model)
+    with pytest.raises(InvalidInputError, match="quantization must be"):
+        TransformersLM("x", quantization="int3")
+
+
+def test_a_conversation_beyond_the_window_is_refused_with_the_numbers(wordpiece_lm):
+    long = conversation("x", "word " * 600)
+    with pytest.raises(InvalidInputError, match="exceed the 512 positions"):
+        wordpiece_lm.score([long])
+    with pytest.raises(InvalidInputError, match="exceed the 512 positions"):
+        wordpiece_lm.generate([GenerationRequest((Turn.of("user", "word " * 600),))])
+
+
+def test_nothing_to_do_is_done(smollm2):
+    assert smollm2.generate([]) == []
+    assert smollm2.score([]) == []
