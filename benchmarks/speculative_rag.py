@@ -4,7 +4,8 @@
 
 Standard RAG is the verifier model reading all ten passages, with an answer-only prompt and the same stop
 rule; all sides use the same engine, dtype (`--dtype`) and threads, and take turns question by question, each
-going first in turn. On the CPU a second speculative row has its drafter with int8 weights. `python ../shared/tools/fetch-models qwen` or any other model folder gives a verifier.
+going first in turn. On the CPU a second speculative row has its drafter with int8 weights. The verifier is any model folder;
+Qwen2.5-Coder-1.5B-Instruct in the figures of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -123,7 +124,9 @@ def main() -> None:
         print(f"{i + 1:3d} {' | '.join(shown)} | {question.question}", flush=True)
     report(rows)
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "dtype": args.dtype, "rows": rows}, indent=1, ensure_ascii=False))
+        args.json.write_text(
+            json.dumps({"machine": machine(), "dtype": args.dtype, "rows": rows}, indent=1, ensure_ascii=False)
+        )
 
 
 def report(rows: list[dict]) -> None:

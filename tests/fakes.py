@@ -77,7 +77,7 @@ class ScriptedLM(LanguageModel):
             if isinstance(value, Exception):
                 raise value
             names = {segment.name for turn in turns for segment in turn.segments if segment.name}
-            made.append(Score({name: (value,) for name in names}, Usage(prompt_tokens=7)))
+            made.append(Score(dict.fromkeys(names, (value,)), Usage(prompt_tokens=7)))
         return made
 
     async def ascore(self, requests):

@@ -68,7 +68,9 @@ def test_kmeans_finds_separate_groups_and_says_nothing(capfd):
 
 def test_single_cluster_draws_from_one_group_and_coverage_from_all():
     centres = np.eye(2, 8, dtype=np.float32)
-    vectors = np.repeat(centres, 5, axis=0) + np.random.default_rng(1).standard_normal((10, 8)).astype(np.float32) * 0.01
+    vectors = (
+        np.repeat(centres, 5, axis=0) + np.random.default_rng(1).standard_normal((10, 8)).astype(np.float32) * 0.01
+    )
     group = [0] * 5 + [1] * 5
     single = sample_perspectives(vectors, 10, 6, 2, sampling="single_cluster", seed=3)
     assert all(len({group[i] for i in subset}) == 1 for subset in single.subsets)

@@ -43,9 +43,9 @@ def test_each_token_belongs_to_the_segment_in_which_its_characters_end(request, 
     )
     encoded = encoder.encode_scored(turns)
     text = "".join(piece.text for piece in encoder.pieces(turns))
-    offsets = encoder.tokenizer(
-        text, add_special_tokens=encoder.template is None, return_offsets_mapping=True
-    )["offset_mapping"]
+    offsets = encoder.tokenizer(text, add_special_tokens=encoder.template is None, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
     cut = text.index("ident of")
     first_begins = text.index("the pres")
     for position, (start, end) in enumerate(offsets):
@@ -80,7 +80,9 @@ def test_chat_and_plain_layouts_hold_the_same_content_in_the_same_order(smollm2)
 
 
 def test_a_custom_template_is_used(smollm2):
-    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[go]{% endif %}"
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[go]{% endif %}"
+    )
     encoder = ConversationEncoder(smollm2.tokenizer, template)
     request = GenerationRequest((Turn.of("user", "hi"),), (Stage("Rationale:"),))
     assert encoder.render_generation(request) == "[user]hi[go]Rationale:"

@@ -28,7 +28,10 @@ CONVERSATIONS = [
     conversation("Wilhelm Röntgen", "The first Nobel Prize in Physics went to Wilhelm Conrad Röntgen in 1901."),
     conversation("1981", "It opened."),
     # the boundary between unscored and scored text stands inside a word
-    (Turn.of("user", "a question"), Turn("assistant", (Segment("The capi"), Segment("tal of 日本 is Tokyo", "contain")))),
+    (
+        Turn.of("user", "a question"),
+        Turn("assistant", (Segment("The capi"), Segment("tal of 日本 is Tokyo", "contain"))),
+    ),
     conversation("the president of the club", "He presided over it for many years, and was re-elected twice. " * 4),
 ]
 

@@ -111,4 +111,6 @@ def _refuse_own_thread(coroutine: Coroutine[Any, Any, Any]) -> None:
         return
     if running is _loop and _owner == os.getpid():
         coroutine.close()
-        raise RuntimeError("a blocking specrag call was made from inside specrag's own event loop: await the async form")
+        raise RuntimeError(
+            "a blocking specrag call was made from inside specrag's own event loop: await the async form"
+        )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -45,7 +46,8 @@ Folder = Annotated[Path | None, typer.Option("--models", help="Where the embedde
 DrafterOption = Annotated[str | None, typer.Option(help="Model folder, .gguf file, hub id, or its name on --server.")]
 VerifierOption = Annotated[str | None, typer.Option(help="The same; by default the drafter verifies its own drafts.")]
 ServerOption = Annotated[
-    list[str] | None, typer.Option(help="OpenAI-compatible base URL up to /v1, for drafter and verifier. Repeat for a pool.")
+    list[str] | None,
+    typer.Option(help="OpenAI-compatible base URL up to /v1, for drafter and verifier. Repeat for a pool."),
 ]
 TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer of the served model: exact scores over --server.")]
 
@@ -59,12 +61,16 @@ class Statement(str, Enum):
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="What to answer.")],
-    docs: Annotated[Path, typer.Option(help="A file or folder (txt, md, html, pdf), or an index made by `specrag index`.")],
+    docs: Annotated[
+        Path, typer.Option(help="A file or folder (txt, md, html, pdf), or an index made by `specrag index`.")
+    ],
     drafter: DrafterOption = None,
     verifier: VerifierOption = None,
     server: ServerOption = None,
     tokenizer: TokenizerOption = None,
-    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="For --server.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="For --server.")
+    ] = None,
     drafts: Annotated[int, typer.Option(min=1, help="m: how many drafts.")] = 5,
     passages_per_draft: Annotated[int, typer.Option(min=1, help="k: how many passages each reads.")] = 2,
     top: Annotated[int, typer.Option(min=1, help="How many passages to retrieve.")] = 10,
@@ -81,6 +87,7 @@ def ask(
 
         if not question.strip():
             raise InvalidInputError("the question is empty")
+        _check_there(docs)
         with working("loading models"):
             embedder = bundled("minilm", folder=models)
             rag = _pipeline(drafter, verifier, server, tokenizer, api_key, models).replace(
@@ -110,6 +117,7 @@ def index(
         from specrag.models import bundled
         from specrag.retrieval import index_documents
 
+        _check_there(docs)
         with working("loading the embedder"):
             embedder = bundled("minilm", folder=models)
         with counting("indexing") as progress:
@@ -209,6 +217,12 @@ def _pipeline(
     return SpeculativeRAG(drafter=first, verifier=load(verifier) if verifier else None, prompts=prompts)
 
 
+def _check_there(path: Path) -> None:
+    """Before models load: a typing error shall not cost a minute."""
+    if not path.exists():
+        raise InvalidInputError(f"no file or folder at {path}")
+
+
 def _with_statement(rag: SpeculativeRAG, statement: Statement) -> Any:
     from dataclasses import replace
 
@@ -243,9 +257,11 @@ def show(answer: SpeculativeAnswer, *, as_json: bool, explain: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2) + "\n")
         return
-    from rich.markup import escape
-
-    shown = f"[yellow]no answer:[/] {escape(answer.reason or '')}" if answer.abstained else f"[bold]{escape(answer.text)}[/]"
+    shown = (
+        f"[yellow]no answer:[/] {escape(answer.reason or '')}"
+        if answer.abstained
+        else f"[bold]{escape(answer.text)}[/]"
+    )
     if answer.rationale and not answer.abstained:
         shown += f"\n[dim]{escape(answer.rationale)}[/]"
     out.print(Panel(shown, title=escape(answer.question), title_align="left"))
@@ -264,8 +280,6 @@ def show(answer: SpeculativeAnswer, *, as_json: bool, explain: bool) -> None:
 
 
 def _table(answer: SpeculativeAnswer) -> Table:
-    from rich.markup import escape
-
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("draft", "passages"):
         table.add_column(name, overflow="fold")
@@ -313,7 +327,7 @@ def failures_reported() -> Iterator[None]:
     try:
         yield
     except SpecRAGError as error:
-        err.print(f"[red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except ImportError as error:
         if error.name != "httpx":

@@ -19,6 +19,17 @@ _MARGIN = 64
 
 
 @dataclass(frozen=True)
+class _Job:
+    """What one draft is made from."""
+
+    index: int
+    subset: tuple[int, ...]
+    passages: Sequence[Passage]
+    request: GenerationRequest
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Drafter:
     """Makes drafts with a language model.
 
@@ -90,35 +101,36 @@ class Drafter:
         self, question: str, subsets: Sequence[tuple[int, ...]], passages: Sequence[Sequence[Passage]]
     ) -> AsyncIterator[Draft | DraftFailure]:
         """Drafts as they arrive. ``passages[j]`` are those of ``subsets[j]``; what fails costs its draft alone."""
-        jobs: list[tuple[int, tuple[int, ...], Sequence[Passage], GenerationRequest, tuple[str, ...]]] = []
+        jobs: list[_Job] = []
         for j, (subset, members) in enumerate(zip(subsets, passages, strict=True)):
             fitted, cut = self.fit(question, members)
-            note = (f"passages cut to fit the drafter's window of {self.lm.context_window} tokens",) if cut else ()
-            jobs.append((j, subset, members, self.request(question, fitted), note))
+            notes: tuple[str, ...] = ()
+            if cut:
+                notes = (f"passages cut to fit the drafter's window of {self.lm.context_window} tokens",)
+            jobs.append(_Job(j, subset, members, self.request(question, fitted), notes))
 
-        async def one(job: tuple[int, tuple[int, ...], Sequence[Passage], GenerationRequest, tuple[str, ...]]) -> Draft | DraftFailure:
-            j, subset, members, request, note = job
+        async def one(job: _Job) -> Draft | DraftFailure:
             start = time.perf_counter()
             try:
-                completion = (await self.lm.agenerate([request], self._seeded(j)))[0]
-                return replace(self.read(completion, subset, members, time.perf_counter() - start), notes=note)
+                completion = (await self.lm.agenerate([job.request], self._seeded(job.index)))[0]
+                return self._draft(completion, job, time.perf_counter() - start)
             except Exception as error:  # a failing drafter costs its draft, whatever it raises
-                return DraftFailure(subset, f"{type(error).__name__}: {error}")
+                return DraftFailure(job.subset, f"{type(error).__name__}: {error}")
 
         if self.lm.capabilities.batched:
             start = time.perf_counter()
             try:
-                completions = await self.lm.agenerate([job[3] for job in jobs], self.sampling)
+                completions = await self.lm.agenerate([job.request for job in jobs], self.sampling)
             except Exception:  # find the one that fails, and keep the others
                 for job in jobs:
                     yield await one(job)
                 return
             seconds = time.perf_counter() - start
-            for (_, subset, members, _, note), completion in zip(jobs, completions, strict=True):
+            for job, completion in zip(jobs, completions, strict=True):
                 try:
-                    yield replace(self.read(completion, subset, members, seconds), notes=note)
+                    yield self._draft(completion, job, seconds)
                 except ModelError as error:
-                    yield DraftFailure(subset, str(error))
+                    yield DraftFailure(job.subset, str(error))
             return
         tasks = [asyncio.create_task(one(job)) for job in jobs]
         try:
@@ -127,6 +139,9 @@ class Drafter:
         finally:
             for task in tasks:
                 task.cancel()
+
+    def _draft(self, completion: Completion, job: _Job, seconds: float) -> Draft:
+        return replace(self.read(completion, job.subset, job.passages, seconds), notes=job.notes)
 
     def _seeded(self, j: int) -> Sampling:
         seed = self.sampling.seed

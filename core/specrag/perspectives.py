@@ -68,10 +68,12 @@ def sample_perspectives(
     labels = kmeans(vectors, size, seed)
     if sampling == "coverage":
         labels = even_out(vectors, labels, size, drafts)
-        subsets = _deal(labels, size, drafts, rng)
+        subsets: list[Sequence[int]] = list(_deal(labels, size, drafts, rng))
     elif sampling == "paper":
         groups = _groups(labels, size)
-        subsets = [_fill([int(rng.choice(group)) for group in groups if len(group)], count, size, rng) for _ in range(drafts)]
+        subsets = [
+            _fill([int(rng.choice(group)) for group in groups if len(group)], count, size, rng) for _ in range(drafts)
+        ]
     else:
         groups = [group for group in _groups(labels, size) if len(group)]
         subsets = []

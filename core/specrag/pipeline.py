@@ -194,7 +194,9 @@ class SpeculativeRAG:
                         verdicts.append(verifier.verdict(draft, raw))
                         yield VerdictReady(verdicts[-1])
                 if timed_out:
-                    notes.append(f"the deadline of {self.deadline} s passed with {len(subsets) - len(verdicts)} drafts open")
+                    notes.append(
+                        f"the deadline of {self.deadline} s passed with {len(subsets) - len(verdicts)} drafts open"
+                    )
                     break
                 for batch in self._batches(waiting, verifier, bool(verifying), arrivals):
                     clock.begin("verify")
@@ -218,9 +220,7 @@ class SpeculativeRAG:
         return question.strip()
 
     def _drafting(self) -> Drafter:
-        return Drafter(
-            self.drafter, self.prompts, self.max_rationale_tokens, self.max_answer_tokens, self.generation
-        )
+        return Drafter(self.drafter, self.prompts, self.max_rationale_tokens, self.max_answer_tokens, self.generation)
 
     async def _embeddings(
         self, question: str, passages: Sequence[Passage], clock: _Clock
@@ -232,7 +232,9 @@ class SpeculativeRAG:
             return own, "passages"
         embedder = self.embedder or _default_embedder()
         with clock.measure("embed"):
-            return await embedder.aembed(embedder.given_question(question, [passage_text(p) for p in passages])), "embedder"
+            return await embedder.aembed(
+                embedder.given_question(question, [passage_text(p) for p in passages])
+            ), "embedder"
 
     def _subsets(
         self, kept: Sequence[int], vectors: np.ndarray | None, notes: list[str]
@@ -247,9 +249,7 @@ class SpeculativeRAG:
             notes.append(f"{len(subsets)} different subsets for {self.drafts} drafts: each is drafted once")
         return subsets
 
-    def _batches(
-        self, waiting: list[Draft], verifier: Verifier, busy: bool, arrivals: _Arrivals
-    ) -> list[list[Draft]]:
+    def _batches(self, waiting: list[Draft], verifier: Verifier, busy: bool, arrivals: _Arrivals) -> list[list[Draft]]:
         """What to verify now: each draft by itself on a server, all that wait in one pass in this process."""
         if not waiting:
             return []
@@ -278,7 +278,11 @@ class SpeculativeRAG:
         reason = None
         if best is None:
             reason = "every draft says that the passages do not answer" if ranked else "no draft was verified in time"
-        elif self.scoring.threshold is not None and best.log_score is not None and best.log_score <= self.scoring.threshold:
+        elif (
+            self.scoring.threshold is not None
+            and best.log_score is not None
+            and best.log_score <= self.scoring.threshold
+        ):
             reason = f"no draft scores above the threshold: {best.log_score:.3f} <= {self.scoring.threshold:.3f}"
         shown = best or (ranked[0] if ranked else None)
         return SpeculativeAnswer(

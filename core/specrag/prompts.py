@@ -55,9 +55,7 @@ class Prompts:
     verify_with_passages: str = "{passages}\n\nQuestion: {question}"
     statement: str = SELF_REFLECTION_STATEMENTS[0]
     affirmation: str = "Yes"
-    standard: str = (
-        "Read the passages and answer the question in a few words.\n\n{passages}\n\nQuestion: {question}"
-    )
+    standard: str = "Read the passages and answer the question in a few words.\n\n{passages}\n\nQuestion: {question}"
     synthesis: str = (
         "{passages}\n\nQuestion: {question}\nAnswer: {answer}\n\n"
         "Write one sentence that states the evidence in the passages for this answer."
@@ -109,9 +107,7 @@ class Prompts:
         return cls(draft=asked, examples=((shown, reply),))
 
     def draft_text(self, question: str, passages: Sequence[Passage]) -> str:
-        return self.draft.format(
-            question=question, passages=format_passages(passages), abstention=self.abstention
-        )
+        return self.draft.format(question=question, passages=format_passages(passages), abstention=self.abstention)
 
     def verify_text(self, question: str, passages: Sequence[Passage] | None = None) -> str:
         if passages is None:

@@ -250,7 +250,9 @@ class PassageIndex:
         try:
             facts = json.loads((where / "index.json").read_text())
             if facts["version"] != FORMAT_VERSION:
-                raise InvalidInputError(f"{where} has index version {facts['version']}, this is {FORMAT_VERSION}: index again")
+                raise InvalidInputError(
+                    f"{where} has index version {facts['version']}, this is {FORMAT_VERSION}: index again"
+                )
             index = cls(embedder)
             with (where / "passages.jsonl").open(encoding="utf-8") as lines:
                 index.passages = [Passage(**json.loads(line)) for line in lines]

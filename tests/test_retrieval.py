@@ -1,0 +1,183 @@
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from specrag.errors import InvalidInputError, ModelNotFoundError
+from specrag.retrieval import Document, PassageIndex, index_documents, read_documents, split_passages
+from specrag.schema import Passage
+from tests.fakes import HashEmbedder
+
+
+def make_pdf(path, text):
+    """The smallest PDF with a page of text: pypdf reads, it does not write text."""
+    stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    out, offsets = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, start=1):
+        offsets.append(len(out))
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    out += b"xref\n0 6\n0000000000 65535 f \n%strailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (
+        table,
+        len(out),
+    )
+    path.write_bytes(out)
+
+
+@pytest.fixture
+def docs(tmp_path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Plain text about Röntgen.", encoding="utf-8")
+    (folder / "b.md").write_text("# The heading\n\nMarkdown about Curie.")
+    (folder / "c.html").write_text(
+        "<html><head><title>Page</title><script>var x</script></head><body><p>Html about Bohr.</p></body></html>"
+    )
+    (folder / "old.txt").write_bytes("Café".encode("cp1252"))
+    make_pdf(folder / "d.pdf", "Pdf about Einstein.")
+    (folder / "image.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+def test_text_markdown_html_and_pdf_are_read(docs):
+    texts = {d.source.rsplit("/", 1)[-1]: d for d in read_documents(docs)}
+    assert set(texts) == {"a.txt", "b.md", "c.html", "d.pdf", "old.txt"}
+    assert "Röntgen" in texts["a.txt"].text
+    assert texts["b.md"].title == "The heading"
+    assert texts["c.html"].title == "Page" and "Html about Bohr." in texts["c.html"].text
+    assert "var x" not in texts["c.html"].text
+    assert "Pdf about Einstein." in texts["d.pdf"].text and texts["d.pdf"].page == 1
+    assert texts["old.txt"].text == "Café"
+
+
+def test_nothing_to_read_is_said(tmp_path):
+    with pytest.raises(ModelNotFoundError, match="no file or folder"):
+        read_documents(tmp_path / "none")
+    with pytest.raises(InvalidInputError, match="holds no document"):
+        read_documents(tmp_path)
+    (tmp_path / "x.docx").write_bytes(b"")
+    with pytest.raises(InvalidInputError, match="not one of the types"):
+        read_documents(tmp_path / "x.docx")
+    (tmp_path / "x.pdf").write_bytes(b"not a pdf")
+    with pytest.raises(InvalidInputError, match="could not be read as PDF"):
+        read_documents(tmp_path / "x.pdf")
+    (tmp_path / "empty.txt").write_text(" \n ")
+    with pytest.raises(InvalidInputError, match="holds no text"):
+        index_documents(tmp_path / "empty.txt", HashEmbedder())
+
+
+@pytest.mark.parametrize(("words", "overlap"), [(10, 0), (10, 3), (7, 6), (1, 0)])
+def test_passages_hold_all_words_in_order_within_the_limit(words, overlap):
+    text = "One two three. Four five! " + " ".join(f"w{i}" for i in range(40)) + ". The end comes now."
+    passages = split_passages(Document(text, "T", "f.txt"), words, overlap)
+    assert all(len(p.text.split()) <= words for p in passages)
+    kept = []
+    for p in passages:
+        own = p.text.split()
+        shared = next(n for n in range(len(own), -1, -1) if n == 0 or kept[-n:] == own[:n])
+        kept += own[shared:]
+    assert kept == text.split()
+    assert len({p.id for p in passages}) == len(passages)
+
+
+def test_passages_end_at_sentences_where_they_can():
+    text = "Aa bb cc dd. Ee ff gg hh ii jj. Kk ll."
+    assert [p.text for p in split_passages(Document(text, "T", "f"), 8)] == [
+        "Aa bb cc dd.",
+        "Ee ff gg hh ii jj. Kk ll.",
+    ]
+
+
+def test_a_real_index_finds_the_passage_that_answers(minilm, questions):
+    index = PassageIndex(minilm)
+    index.add(p for q in questions for p in q.passages)
+    found = 0
+    for q in questions:
+        results = index.search(q.question, 10)
+        assert [p.score for p in results] == sorted((p.score for p in results), reverse=True)
+        assert results[0].embedding.shape == (minilm.dimension,)
+        found += q.passages[q.gold[0]].text in [p.text for p in results]
+    assert found >= len(questions) - 1
+
+
+def test_an_index_comes_back_as_it_was_saved(tmp_path):
+    index = PassageIndex(HashEmbedder())
+    index.add([Passage(f"text {i}", title="T", id=str(i), metadata={"n": i}) for i in range(30)] + [Passage(" ")])
+    index.save(tmp_path / "index")
+    loaded = PassageIndex.load(tmp_path / "index", HashEmbedder())
+    assert loaded.passages == index.passages and len(loaded) == 30
+    ours, theirs = index.search("text 7", 5), loaded.search("text 7", 5)
+    assert ours == theirs and [p.score for p in ours] == [p.score for p in theirs]
+    assert theirs[0].metadata == ours[0].metadata
+    index.save(tmp_path / "index")  # again, over the old one
+    assert not [f for f in (tmp_path / "index").iterdir() if f.suffix in (".pkl", ".pickle")]
+
+
+def test_a_damaged_or_foreign_index_is_refused(tmp_path):
+    index = PassageIndex(HashEmbedder())
+    with pytest.raises(InvalidInputError, match="index is empty"):
+        index.save(tmp_path / "index")
+    index.add([Passage("a"), Passage("b")])
+    where = tmp_path / "index"
+    index.save(where)
+    with pytest.raises(InvalidInputError, match="16 dimensions, hash has 8"):
+        PassageIndex.load(where, HashEmbedder(8))
+    with pytest.raises(ModelNotFoundError, match="no index at"):
+        PassageIndex.load(tmp_path / "none", HashEmbedder())
+    lines = (where / "passages.jsonl").read_text().splitlines()
+    (where / "passages.jsonl").write_text(lines[0] + "\n")
+    with pytest.raises(InvalidInputError, match="2 vectors for 1 passages"):
+        PassageIndex.load(where, HashEmbedder())
+    (where / "vectors.faiss").write_bytes(b"junk")
+    with pytest.raises(InvalidInputError, match="is damaged"):
+        PassageIndex.load(where, HashEmbedder())
+    facts = json.loads((where / "index.json").read_text())
+    (where / "index.json").write_text(json.dumps(facts | {"version": 99}))
+    with pytest.raises(InvalidInputError, match="version 99"):
+        PassageIndex.load(where, HashEmbedder())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").write_text("x")
+    with pytest.raises(InvalidInputError, match="holds other files"):
+        index.save(tmp_path / "other")
+    assert (tmp_path / "other" / "precious.txt").exists()
+
+
+def test_bad_searches_are_refused():
+    index = PassageIndex(HashEmbedder())
+    assert index.search("q") == []
+    index.add([Passage("a")])
+    assert len(index.search("q", 100)) == 1
+    with pytest.raises(InvalidInputError, match="question is empty"):
+        index.search(" ")
+    with pytest.raises(InvalidInputError, match="count must be"):
+        index.search("q", 0)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_passages_fit_in_memory_with_progress(tmp_path):
+    class Quick(HashEmbedder):
+        def embed(self, texts):
+            vectors = np.full((len(texts), 384), 0.01, dtype=np.float32)
+            for i, text in enumerate(texts):
+                vectors[i, hash(text) % 384] += 1
+            return vectors
+
+    words = "some words of a passage that is about as long as one of Wikipedia usually is " * 5
+    index, seen = PassageIndex(Quick()), []
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    index.add(
+        (Passage(f"{i} {words}") for i in range(100_000)), progress=lambda done, total: seen.append((done, total))
+    )
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    vectors, texts = 100_000 * 384 * 4 / 2**20, 100_000 * len(words) / 2**20
+    assert grown < 3 * (vectors + texts)
+    assert seen[-1] == (100_000, 100_000) and len(seen) > 100
+    assert len(index.search("777", 10)) == 10

@@ -1,0 +1,132 @@
+import math
+
+import pytest
+
+from specrag.errors import InvalidInputError
+from specrag.prompts import Prompts
+from specrag.schema import Draft, Passage, Verdict
+from specrag.verification import (
+    Scoring,
+    Verifier,
+    combine,
+    draft_score,
+    normalize_answer,
+    rank,
+    scores_counting,
+    yes_log_probability,
+)
+from tests.fakes import ScriptedLM
+
+P = Passage("the evidence")
+
+
+def draft(text="x", rationale="because", subset=(0, 1), **changes) -> Draft:
+    values = {"log_rationale": -4.0, "log_answer": -1.0, "rationale_tokens": 4, "answer_tokens": 2} | changes
+    return Draft(subset, (P,), text, rationale, **values)
+
+
+def verdict(text="x", draft_=-1.0, contain=-1.0, reflect=-1.0, **changes) -> Verdict:
+    return Verdict(draft(text, **changes), draft_, contain, reflect)
+
+
+def test_the_draft_score_is_the_papers_sum_of_two_probabilities():
+    assert draft_score(draft()) == pytest.approx(math.log(math.exp(-4) + math.exp(-1)))
+    assert draft_score(draft(), "mean") == pytest.approx(math.log(math.exp(-4 / 4) + math.exp(-1 / 2)))
+
+
+def test_the_draft_score_survives_extremes():
+    assert draft_score(draft(log_rationale=-2000.0, log_answer=-2001.0)) == pytest.approx(
+        -2000 + math.log(1 + math.exp(-1))
+    )
+    assert draft_score(draft(log_rationale=-math.inf, log_answer=-math.inf)) == -math.inf
+
+
+def test_a_draft_without_rationale_is_scored_by_its_answer_alone():
+    assert draft_score(draft(rationale="", log_rationale=0.0)) == -1.0
+
+
+def test_without_log_probabilities_there_is_no_draft_score():
+    assert draft_score(draft(log_rationale=None, log_answer=None)) is None
+
+
+def test_a_score_that_one_draft_lacks_counts_for_none():
+    verdicts = [verdict(), verdict(contain=None)]
+    assert scores_counting(verdicts, ("draft", "self_contain", "self_reflect")) == ("draft", "self_reflect")
+
+
+def test_the_total_is_the_product_of_what_counts():
+    assert combine(verdict(draft_=-1, contain=-2, reflect=-4), ("draft", "self_reflect")).log_score == -5
+    assert combine(verdict(), ()).log_score is None
+
+
+def test_the_best_comes_first_and_abstaining_drafts_last():
+    verdicts = [verdict("a", draft_=-3), verdict("no", draft_=9, abstained=True), verdict("b", draft_=-2)]
+    ranked, used = rank(verdicts, ("draft",))
+    assert [v.draft.text for v in ranked] == ["b", "a", "no"]
+    assert used == ("draft",) and ranked[2].log_score is None
+
+
+def test_an_abstaining_draft_without_scores_does_not_decide_what_counts():
+    ranked, used = rank([verdict("a"), verdict("no", contain=None, abstained=True)], ("draft", "self_contain"))
+    assert used == ("draft", "self_contain") and ranked[0].log_score == -2
+
+
+def test_without_scores_agreement_then_rank_decides():
+    verdicts = [
+        verdict("Paris", None, None, None, subset=(3, 4)),
+        verdict("Rome", None, None, None, subset=(0, 1)),
+        verdict("the paris!", None, None, None, subset=(2, 5)),
+    ]
+    ranked, used = rank(verdicts, ("draft", "self_contain"))
+    assert [v.draft.text for v in ranked] == ["the paris!", "Paris", "Rome"] and used == ()
+
+
+def test_answers_are_compared_without_case_articles_and_punctuation():
+    assert normalize_answer("The  Eiffel-Tower.") == normalize_answer("an eiffel tower")
+
+
+def test_the_conversation_is_q_answer_rationale_r_yes():
+    turns = Verifier(ScriptedLM(lambda _: None)).conversation("who?", draft("Ann", "She did."))
+    assert [turn.role for turn in turns] == ["user", "assistant", "user", "assistant"]
+    assert turns[0].text == "Question: who?"
+    assert turns[1].text == "Answer: Ann\nRationale: She did."
+    assert [s.text for s in turns[1].segments if s.name == "self_contain"] == ["Ann", "She did."]
+    assert turns[2].text == Prompts().statement
+    assert [s.name for s in turns[3].segments] == ["self_reflect"] and turns[3].text == "Yes"
+
+
+def test_scores_that_are_switched_off_are_not_asked_for():
+    lm = ScriptedLM(lambda _: None)
+    only_reflect = Verifier(lm, scoring=Scoring(("self_reflect",))).conversation("q", draft())
+    assert all(s.name is None for s in only_reflect[1].segments)
+    assert len(Verifier(lm, scoring=Scoring(("self_contain",))).conversation("q", draft())) == 2
+    assert not Verifier(lm, scoring=Scoring(("draft",))).needed
+
+
+@pytest.mark.parametrize(("evidence", "rationale", "passage"), [("passages", False, True), ("both", True, True)])
+def test_passages_beside_or_in_place_of_the_rationale(evidence, rationale, passage):
+    turns = Verifier(ScriptedLM(lambda _: None), scoring=Scoring(evidence=evidence)).conversation("q", draft())
+    assert ("because" in turns[1].text) == rationale
+    assert ("the evidence" in turns[0].text) == passage
+
+
+def test_yes_is_the_sum_over_its_spellings():
+    top = {"Yes": math.log(0.5), " Yes": math.log(0.2), "yes": math.log(0.1), "No": math.log(0.1)}
+    assert yes_log_probability(top) == pytest.approx(math.log(0.8))
+    assert yes_log_probability({"No": -0.1, "Maybe": -3.0}) == -3.0  # an upper bound
+    assert yes_log_probability({}) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scores": ("draft", "vibes")}, "unknown scores"),
+        ({"scores": ("draft", "draft")}, "named twice"),
+        ({"normalization": "max"}, "'sum' or 'mean'"),
+        ({"evidence": "hearsay"}, "'rationale', 'passages' or 'both'"),
+        ({"threshold": math.nan}, "NaN"),
+    ],
+)
+def test_scoring_options_are_checked_at_construction(arguments, message):
+    with pytest.raises(InvalidInputError, match=message):
+        Scoring(**arguments)
