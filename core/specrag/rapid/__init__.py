@@ -1,0 +1,1 @@
+"""RAPID: retrieval-augmented speculative decoding (Chen et al., arXiv 2502.20330)."""

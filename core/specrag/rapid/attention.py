@@ -1,0 +1,171 @@
+"""Attention for a few queries over a long, grouped-query cache.
+
+Stock attention expands every key/value head to the number of query heads and copies the whole context to do
+so. With the query heads of a group and the candidate tokens packed into the rows of one matrix product, the
+cache is read once and as it lies. Prefill chunks go to SDPA with the groups as a stride-0 view: no copy either.
+
+The function is registered under one name in transformers' two registries and switched on for the duration of
+a forward pass of ours (``packed_attention``), so that other users of the same model object never meet it. Any
+call that is not of ours by shape is handed to SDPA all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from specrag.errors import InvalidInputError
+
+NAME = "specrag_packed"
+
+# Up to so many queries the scores of all of them fit beside the cache; from there on SDPA's tiles are faster.
+MAX_PACKED_QUERIES = 64
+
+
+def packed_attention_forward(
+    module: nn.Module,
+    query: Tensor,  # [1, heads, queries, head_dim]
+    key: Tensor,  # [1, kv_heads, length, head_dim]; the last `queries` of them are the queries' own
+    value: Tensor,  # [1, kv_heads, length, head_dim]
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:  # [1, queries, heads, head_dim]
+    """Causal attention of the last ``queries`` tokens over all ``length``."""
+    queries, length = query.shape[2], key.shape[2]
+    ours = attention_mask is None and query.shape[0] == 1 and (length > queries or queries == 1)
+    if not ours:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if sliding_window is not None and length > sliding_window + queries - 1:
+        first = length - (sliding_window + queries - 1)  # what no query sees is not even read
+        key, value, length = key[:, :, first:], value[:, :, first:], length - first
+    hidden = _hidden(queries, length, sliding_window, query.device)
+    if query.device.type == "cuda":
+        out = _sdpa_cuda(query, key, value, hidden, scale)
+    elif queries <= MAX_PACKED_QUERIES:
+        out = _packed(query, key, value, hidden, scale)
+    else:
+        out = _sdpa_grouped(query, key, value, hidden, scale)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _hidden(queries: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """What each query must not see, [queries, columns], over the last ``columns`` keys only; ``None``: nothing.
+
+    Without a window only the last ``queries`` columns hold future tokens. With one, columns at the front too.
+    """
+    if window is None or length <= window:
+        return None if queries == 1 else torch.ones(queries, queries, dtype=torch.bool, device=device).triu(1)
+    if queries == 1:
+        return None  # the keys were cut to the window
+    position = torch.arange(length - queries, length, device=device)[:, None]
+    keys = torch.arange(length, device=device)[None, :]
+    return (keys > position) | (keys <= position - window)
+
+
+def _packed(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+    """One product [group · queries, head_dim] x [head_dim, length] a key/value head."""
+    _, heads, queries, size = query.shape
+    kv_heads, length = key.shape[1], key.shape[2]
+    rows = query.reshape(1, kv_heads, (heads // kv_heads) * queries, size) * scale
+    scores = torch.matmul(rows, key.transpose(-1, -2))
+    if hidden is not None:
+        by_query = scores.view(1, kv_heads, heads // kv_heads, queries, length)
+        by_query[..., length - hidden.shape[1] :].masked_fill_(hidden, float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return torch.matmul(weights, value).reshape(1, heads, queries, size)
+
+
+def _sdpa_grouped(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+    """SDPA with the key/value heads as its batch and the heads of a group as a view of stride 0."""
+    _, heads, queries, size = query.shape
+    kv_heads, length = key.shape[1], key.shape[2]
+    group = heads // kv_heads
+    mask = torch.zeros(queries, length, dtype=query.dtype, device=query.device)
+    if hidden is not None:
+        mask[:, length - hidden.shape[1] :].masked_fill_(hidden, float("-inf"))
+    out = functional.scaled_dot_product_attention(
+        query.reshape(kv_heads, group, queries, size),
+        key[0][:, None].expand(kv_heads, group, length, size),
+        value[0][:, None].expand(kv_heads, group, length, value.shape[-1]),
+        attn_mask=mask,
+        scale=scale,
+    )
+    return out.reshape(1, heads, queries, size)
+
+
+def _sdpa_cuda(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+    """SDPA's own grouped queries; the causal mask aligned to the last key runs on its flash kernel."""
+    from torch.nn.attention.bias import causal_lower_right
+
+    queries, length = query.shape[2], key.shape[2]
+    mask: Any = None
+    if hidden is not None and hidden.shape[1] == queries:
+        mask = causal_lower_right(queries, length)
+    elif hidden is not None:
+        mask = ~hidden
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def packed_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    *args: Any,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """No mask for our own calls (the attention knows what is causal); SDPA's for any other."""
+    if attention_mask is None and batch_size == 1 and q_offset:
+        return None
+    return sdpa_mask(  # type: ignore[no-any-return]
+        batch_size, q_length, kv_length, q_offset, kv_offset, *args, attention_mask=attention_mask, **kwargs
+    )
+
+
+# Both, always: a name that the second registry does not know makes the model drop every mask, without a word.
+AttentionInterface.register(NAME, packed_attention_forward)
+AttentionMaskInterface.register(NAME, packed_mask)
+
+
+@contextlib.contextmanager
+def packed_attention(model: nn.Module) -> Iterator[None]:
+    """Use the packed attention in ``model`` for the duration; the caller holds the model's lock."""
+    config: Any = model.config
+    text = config.get_text_config()
+    before = text._attn_implementation
+    text._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        text._attn_implementation = before
+
+
+def check_supported(config: Any) -> None:
+    """Refuse an architecture whose attention this module would compute wrongly.
+
+    Raises:
+        InvalidInputError: Soft-capped logits, or layers that are neither full nor sliding-window attention.
+    """
+    text = config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        raise InvalidInputError(f"{text.model_type} caps its attention logits, which RAPID does not support")
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise InvalidInputError(
+            f"{text.model_type} has layers of kind {', '.join(sorted(kinds))}; RAPID needs attention"
+        )
