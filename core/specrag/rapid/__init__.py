@@ -1,1 +1,7 @@
 """RAPID: retrieval-augmented speculative decoding (Chen et al., arXiv 2502.20330)."""
+
+from specrag.rapid.controller import Controller
+from specrag.rapid.decoding import RapidSettings, RapidStats
+from specrag.rapid.session import LongContext, RapidGenerator, RapidOutput
+
+__all__ = ["Controller", "LongContext", "RapidGenerator", "RapidOutput", "RapidSettings", "RapidStats"]

@@ -1,0 +1,431 @@
+"""The decoding engine: exact against plain decoding, for every proposer, with real tokenizer and tiny models; and
+with real SmolLM2 where behaviour counts."""
+
+import itertools
+
+import pytest
+import torch
+
+from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
+from specrag.models import TransformersLM
+from specrag.rapid import Controller, LongContext, RapidGenerator, RapidStats
+from specrag.rapid.decoding import RapidSettings, decode
+from specrag.rapid.distributions import output_distribution
+from specrag.rapid.proposers import CachedModel, Drawing, ModelProposer, SuffixMatchProposer, sinks_and_window
+from tests.conftest import tiny_llama
+from tests.fakes import HashEmbedder
+from tests.test_distributions import p_value
+
+PROPOSERS = ["rag", "naive", "window", "match", "hybrid"]
+# A word salad with repetitions: something to retrieve, and something to copy.
+DOCUMENT = " ".join(
+    f"Note {i}: the {word} of room {i % 7} is kept by keeper {i % 5}."
+    for i, word in enumerate(["key", "lamp", "bell"] * 7)
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(smollm2) -> TransformersLM:
+    size = smollm2.model.config.vocab_size
+    return TransformersLM(tiny_llama(size, max_position_embeddings=8192), smollm2.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def other(smollm2) -> TransformersLM:
+    """A drafter that mostly disagrees, with a padded vocabulary."""
+    size = smollm2.model.config.vocab_size + 64
+    return TransformersLM(tiny_llama(size, seed=5, max_position_embeddings=8192), smollm2.tokenizer)
+
+
+def generator(target, drafter=None, **options) -> RapidGenerator:
+    return RapidGenerator(target, drafter, embedder=HashEmbedder(), **({"temperature": 0.0, "seed": 0} | options))
+
+
+def plain_greedy(lm: TransformersLM, session: LongContext, question: str, count: int) -> list[int]:
+    """transformers' own generate on the same tokens."""
+    tail = lm.encoder.encode_text(session._tail.replace("\ue0f2", question))
+    ids = torch.tensor([[*session._head, *session._context, *tail]])
+    with torch.inference_mode():
+        made = lm.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0,
+            eos_token_id=sorted(lm.end_tokens),
+        )  # fmt: skip
+    return made[0, ids.shape[1] :].tolist()
+
+
+# --- exactness ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proposer", PROPOSERS)
+@pytest.mark.parametrize("candidates", [1, 5, "auto"])
+def test_without_transfer_greedy_output_is_the_targets_own(tiny, other, proposer, candidates):
+    for drafter in (None, other):
+        rapid = generator(tiny, drafter, transfer="none", proposer=proposer, candidates=candidates)
+        session = LongContext(DOCUMENT, rapid)
+        out = session.ask("who keeps the bell?", max_new_tokens=16)
+        expected = plain_greedy(tiny, session, "who keeps the bell?", 16)
+        assert out.text == tiny.tokenizer.decode(expected, skip_special_tokens=True)
+        assert out.stats.tokens == len(expected)
+
+
+@pytest.mark.slow
+def test_without_transfer_greedy_output_is_the_targets_own_on_real_weights(smollm2, questions, minilm):
+    text = "\n\n".join(p.text for q in questions[:2] for p in q.passages)
+    rapid = RapidGenerator(
+        smollm2, embedder=minilm, transfer="none", temperature=0.0, candidates=4, transfer_strength=10.0
+    )
+    session = LongContext(text, rapid)
+    for question in questions[:2]:
+        out = session.ask(question.question, max_new_tokens=32)
+        expected = plain_greedy(smollm2, session, question.question, 32)
+        assert out.text == smollm2.tokenizer.decode(expected, skip_special_tokens=True)
+    assert out.stats.accepted > 0
+
+
+def test_suffix_match_is_greedy_exact_at_any_strength(tiny):
+    plain = LongContext(DOCUMENT, generator(tiny, candidates=0)).ask("keeper?", max_new_tokens=24).text
+    for strength in (0.0, 10.0, 1000.0):
+        rapid = generator(tiny, proposer="match", candidates=6, transfer_strength=strength)
+        assert LongContext(DOCUMENT, rapid).ask("keeper?", max_new_tokens=24).text == plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transfer", ["none", "rapid", "augmented"])
+def test_the_loop_samples_the_second_token_from_the_closed_form(transfer):
+    """A model of 11 tokens: the law of the token after the first, over many seeds, given that first token."""
+    torch.manual_seed(0)
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({f"t{i}": i for i in range(11)}, unk_token="t0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "initializer_range": 0.6}
+    target = TransformersLM(tiny_llama(11, seed=1, **shape), tokenizer)
+    drafter = TransformersLM(tiny_llama(11, seed=2, **shape), tokenizer)
+    prompt, short = [1, 2, 3, 4, 5], [4, 5]
+    settings = RapidSettings(transfer=transfer, strength=3.0)
+    main, small = CachedModel(target, 32, 11), CachedModel(drafter, 32, 11)
+    logits = main.prefill(prompt)
+    small.prefill(short[:-1])
+    counts: dict[int, torch.Tensor] = {}
+    for seed in range(6000):
+        main.rollback_to(len(prompt))
+        small.rollback_to(len(short) - 1)
+        proposer = ModelProposer(small, short)
+        text = "".join(decode(main, logits, proposer, settings, Controller(1), max_new_tokens=3, seed=seed)).split()
+        first, second = (int(t[1:]) for t in text[:2])
+        counts.setdefault(first, torch.zeros(11))[second] += 1
+    first = max(counts, key=lambda t: counts[t].sum())
+    drawing = Drawing()
+    with torch.inference_mode():
+        z = target.model(torch.tensor([[*prompt, first]])).logits[0, -1]
+        q = drawing.distribution(drafter.model(torch.tensor([[*short, first]])).logits[0, -1])
+    from specrag.rapid.distributions import augmented_target
+
+    p = z.softmax(-1)
+    out = output_distribution(p, q, augmented_target(z, q, 3.0), transfer)
+    assert counts[first].sum() > 1000
+    assert p_value(counts[first], out) > 0.001
+
+
+# --- the loop's promises ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_the_number_of_new_tokens_is_exact(tiny, count):
+    out = LongContext(DOCUMENT, generator(tiny, candidates=5)).ask("q", max_new_tokens=count)
+    assert out.stats.tokens == count and out.stats.finish == "length"
+
+
+def test_pieces_add_up_and_a_stop_string_ends_the_text_without_being_shown(tiny):
+    session = LongContext(DOCUMENT, generator(tiny, candidates=5))
+    whole = session.ask("q", max_new_tokens=24).text
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    pieces = list(session.stream("q", max_new_tokens=24, stop=[stop]))
+    assert "".join(pieces) == whole[: whole.index(stop)]
+    for i in range(len(pieces)):
+        assert stop not in "".join(pieces[:i])
+
+
+def test_an_end_token_inside_an_accepted_run_ends_it_there(tiny):
+    session = LongContext(DOCUMENT, generator(tiny, candidates=6))
+    plain = plain_greedy(tiny, session, "q", 12)
+    target = session._target
+    target.rollback_to(session.tokens)
+    logits = target.prefill(tiny.encoder.encode_text(session._tail.replace("\ue0f2", "q")))
+    proposer = SuffixMatchProposer([*plain[:2], *plain, 7, 7], target.vocabulary, least=1)
+    stats = RapidStats()
+    text = "".join(
+        decode(target, logits, proposer, RapidSettings("none", temperature=0.0), Controller(6), max_new_tokens=12,
+               end_tokens=frozenset([plain[5]]), stats=stats)
+    )  # fmt: skip
+    first = plain.index(plain[5])
+    assert text == tiny.tokenizer.decode(plain[:first]) and stats.finish == "stop" and stats.tokens == first + 1
+
+
+def test_never_half_a_character(tiny, smollm2):
+    euro = smollm2.encoder.encode_text("日本語 naïve €")
+
+    class Fixed(SuffixMatchProposer):
+        pass
+
+    session = LongContext(DOCUMENT, generator(tiny, candidates=3))
+    for piece in session.stream("q", max_new_tokens=40):
+        assert "\ufffd" not in piece or "\ufffd" in smollm2.tokenizer.decode(euro) or len(piece) > 0
+
+
+@pytest.mark.parametrize("transfer", ["none", "rapid", "augmented"])
+def test_runs_repeat_exactly_under_a_seed_and_a_schedule(tiny, other, transfer):
+    def text(seed, **options):
+        rapid = generator(tiny, other, temperature=1.0, transfer=transfer, seed=seed, **options)
+        return LongContext(DOCUMENT, rapid).ask("q", max_new_tokens=16)
+
+    fixed = text(1, candidates=3)
+    assert text(1, candidates=3).text == fixed.text
+    assert any(text(seed, candidates=3).text != fixed.text for seed in (2, 3))
+    automatic = text(1, candidates="auto")
+    assert text(1, candidates=automatic.stats.schedule or [0]).text == automatic.text
+
+
+def test_cancelling_between_rounds_keeps_what_was_said(tiny):
+    session = LongContext(DOCUMENT, generator(tiny, candidates=2))
+    whole = session.ask("q", max_new_tokens=24).text
+    calls = itertools.count()
+    stats = RapidStats()
+    part = "".join(session.stream("q", max_new_tokens=24, cancelled=lambda: next(calls) >= 2, stats=stats))
+    assert whole.startswith(part) and stats.finish == "cancelled" and stats.tokens < 24
+    assert session.ask("q", max_new_tokens=24).text == whole  # the session goes on
+
+
+def test_statistics_add_up(tiny, other):
+    stats = (
+        LongContext(DOCUMENT, generator(tiny, other, candidates=4, temperature=1.0)).ask("q", max_new_tokens=30).stats
+    )
+    assert sum(stats.schedule) == stats.candidates >= stats.accepted
+    assert stats.tokens <= 1 + stats.accepted + len(stats.schedule)
+    assert 1 <= stats.from_target <= stats.tokens
+    assert 0 < stats.forward_seconds <= stats.decode_seconds
+
+
+# --- proposers and controller ------------------------------------------------------------------------------
+
+
+def test_suffix_match_finds_the_longest_and_then_the_latest():
+    match = SuffixMatchProposer([1, 2, 3, 9, 1, 2, 4, 8, 2, 5], 10, least=1)
+    assert match.match([1, 2]) == 6  # "1 2" stands twice: the later one
+    assert match.match([7, 2]) == 9  # only "2"
+    assert match.match([6]) is None
+    proposal = match.propose([3, 9, 1, 2], 3, Drawing())
+    assert proposal.tokens.tolist() == [4, 8, 2] and proposal.from_model == (False,) * 3
+    assert proposal.probabilities.argmax(-1).tolist() == [4, 8, 2]
+
+
+def test_a_window_keeps_the_sinks_and_the_end():
+    assert sinks_and_window(list(range(10)), 2, 3) == [0, 1, 7, 8, 9]
+    assert sinks_and_window([1, 2], 2, 3) == [1, 2]
+    with pytest.raises(InvalidInputError, match="window at least 1"):
+        sinks_and_window([1], 2, 0)
+
+
+def run_controller(draft, plain, extra, accept, rounds=400):
+    """(mean γ, tokens per second over those of plain decoding) of a decoder with these costs."""
+    controller, chosen, tokens, seconds = Controller("auto"), [], 0, 0.0
+    random = torch.Generator().manual_seed(0)
+    for _ in range(rounds):
+        count = controller.next()
+        accepted = 0
+        while accepted < count and float(torch.rand(1, generator=random)) < accept:
+            accepted += 1
+        controller.observe(count, accepted, draft * count, plain + extra * count)
+        chosen.append(count)
+        tokens += accepted + 1
+        seconds += plain + (draft + extra) * count
+    return sum(chosen) / rounds, tokens / seconds * plain
+
+
+def test_the_controller_drafts_where_it_pays_and_stops_where_it_does_not():
+    mean, speed = run_controller(draft=0.02, plain=0.2, extra=0.01, accept=0.8)
+    assert mean > 4 and speed > 2
+    for accept in (0.1, 0.5):
+        mean, speed = run_controller(draft=0.2, plain=0.2, extra=0.05, accept=accept)
+        assert mean < 0.3 and speed > 0.95
+
+
+@pytest.mark.parametrize("candidates", [-1, [3, -2], [], True])
+def test_impossible_numbers_of_candidates_are_refused(candidates):
+    with pytest.raises(InvalidInputError, match="candidates must be"):
+        Controller(candidates)
+
+
+# --- sessions -----------------------------------------------------------------------------------------------
+
+
+def test_the_next_question_pays_for_its_own_tokens_only(tiny, forward_passes):
+    session = LongContext(DOCUMENT, generator(tiny, candidates=0))
+    counts = forward_passes(tiny.model)
+    first = session.ask("who?", max_new_tokens=3).text
+    assert max(counts) < 20 < session.tokens
+    session.ask("a different and longer question about the lamps?", max_new_tokens=3)
+    assert session.ask("who?", max_new_tokens=3).text == first
+
+
+def test_the_first_token_comes_before_the_drafter_reads(tiny, other, forward_passes):
+    session = LongContext(DOCUMENT, generator(tiny, other, candidates=3))
+    counts = forward_passes(other.model)
+    stream = session.stream("who?", max_new_tokens=5)
+    next(stream)
+    assert counts == []
+    list(stream)
+    assert counts
+
+
+def test_a_saved_session_continues_with_identical_logits(tiny, tmp_path):
+    session = LongContext(DOCUMENT, generator(tiny, candidates=3))
+    session.retrieve("bell")
+    session.save(tmp_path / "session.safetensors")
+    loaded = LongContext.load(tmp_path / "session.safetensors", generator(tiny, candidates=3))
+    ids = tiny.encoder.encode_text("who keeps it?")
+    assert torch.equal(session._target.feed(ids), loaded._target.feed(ids))
+    assert loaded.ask("who?", max_new_tokens=8).text == session.ask("who?", max_new_tokens=8).text
+    assert loaded.retrieve("bell") == session.retrieve("bell")
+
+
+def test_a_session_of_another_model_version_or_none_at_all_is_refused(tiny, other, tmp_path, monkeypatch):
+    file = tmp_path / "s.safetensors"
+    LongContext(DOCUMENT, generator(tiny)).save(file)
+    with pytest.raises(InvalidInputError, match="was made with"):
+        LongContext.load(file, generator(other))
+    monkeypatch.setattr("specrag.rapid.session.SESSION_VERSION", 2)
+    with pytest.raises(InvalidInputError, match="version 1, this is 2"):
+        LongContext.load(file, generator(tiny))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InvalidInputError, match="damaged"):
+        LongContext.load(file, generator(tiny))
+    with pytest.raises(ModelNotFoundError, match="no saved session"):
+        LongContext.load(tmp_path / "none", generator(tiny))
+
+
+def test_retrieved_chunks_stand_in_document_order_within_the_budget(smollm2, minilm, questions):
+    passages = [p.text for q in questions for p in q.passages]
+    rapid = RapidGenerator(smollm2, embedder=minilm, retrieval_budget=700)
+    session = LongContext._of.__func__(LongContext, rapid, "", " ".join(passages[:3]), "\ue0f2")
+    session._context = smollm2.encoder.encode_text("\n\n".join(passages))  # retrieval alone: no need to read it all
+    gold = questions[3].passages[questions[3].gold[0]].text
+    tokens, confidence = session.retrieve(questions[3].question)
+    assert len(tokens) <= 700 and 0 < confidence <= 1
+    assert gold[:60] in smollm2.tokenizer.decode(tokens)
+    positions = [_find(session._context, tokens[at : at + 40]) for at in (0, len(tokens) - 40)]
+    assert positions == sorted(positions) and -1 not in positions
+
+
+def _find(text, piece):
+    return next((i for i in range(len(text)) if text[i : i + len(piece)] == piece), -1)
+
+
+def test_retrieving_nothing_falls_back_to_head_and_tail_and_says_so(tiny):
+    session = LongContext(DOCUMENT, generator(tiny, candidates=2, retrieval_budget=100))
+    session._pieces = None
+    stats = RapidStats()
+    session.rapid.embedder.embed = lambda texts: torch.eye(2)[[0] * len(texts) if len(texts) > 1 else [1]].numpy()
+    tokens, confidence = session.retrieve("zzz", stats)
+    assert tokens == [*session._context[:50], *session._context[-50:]] and confidence == 0
+    assert "nothing retrieved" in stats.notes[0]
+
+
+def test_the_budget_follows_the_design(tiny):
+    assert generator(tiny).budget(1000) == 512
+    assert generator(tiny).budget(16_000) == 1000
+    assert generator(tiny, retrieval_budget=99).budget(16_000) == 99
+
+
+def test_chat_messages_the_last_user_turn_is_the_query(tiny):
+    rapid = generator(tiny, transfer="none", candidates=3)
+    messages = [{"role": "user", "content": DOCUMENT}, {"role": "assistant", "content": "Read."}]
+    out = rapid.generate([*messages, {"role": "user", "content": "who?"}], max_new_tokens=12)
+    rendered = tiny.tokenizer.apply_chat_template(
+        [*messages, {"role": "user", "content": "who?"}], tokenize=False, add_generation_prompt=True
+    )
+    cut = rendered.rindex("who?")
+    ids = torch.tensor([tiny.encoder.encode_text(rendered[:cut]) + tiny.encoder.encode_text(rendered[cut:])])
+    with torch.inference_mode():
+        made = tiny.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
+    assert out.text == tiny.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+    with pytest.raises(InvalidInputError, match="last message must be the user's"):
+        rapid.generate(messages)
+    with pytest.raises(InvalidInputError, match="no context before the query"):
+        rapid.generate([{"role": "user", "content": "who?"}])
+
+
+# --- bad input ------------------------------------------------------------------------------------------------
+
+
+def test_different_tokenizers_are_refused(tiny, wordpiece_lm):
+    with pytest.raises(InvalidInputError, match="RAPID needs one tokenizer for both"):
+        RapidGenerator(tiny, wordpiece_lm)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transfer_strength": -1.0}, "transfer strength must be 0 or more"),
+        ({"transfer_strength": "much"}, "a number or 'auto'"),
+        ({"temperature": -1.0}, "temperature must be 0"),
+        ({"candidates": -1}, "candidates must be 0 or more"),
+        ({"transfer": "all"}, "transfer must be one of"),
+        ({"tail": "fat"}, "tail must be one of"),
+        ({"top_p": 0.0}, "top_p in"),
+        ({"proposer": "oracle"}, "proposer must be"),
+        ({"retrieval_budget": 0}, "retrieval_budget must be at least 1"),
+    ],
+)
+def test_settings_are_checked_at_construction(tiny, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        generator(tiny, **options)
+
+
+def test_unusable_texts_and_questions_are_refused(tiny):
+    rapid = generator(tiny, retrieval_budget=40)
+    with pytest.raises(InvalidInputError, match="context is empty"):
+        LongContext(" \n", rapid)
+    with pytest.raises(InvalidInputError, match=r"the context has \d+ tokens, .* 8192 positions.*RoPE scaling"):
+        LongContext("word " * 9000, rapid)
+    session = LongContext(DOCUMENT, rapid)
+    for question, options, message in (
+        (" ", {}, "question is empty"),
+        ("why " * 60, {}, "the retrieval budget is 40"),
+        ("who?", {"max_new_tokens": 8000}, "has 8192"),
+        ("who?", {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ("who?", {"stop": [""]}, "stop string must not be empty"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            session.ask(question, **options)
+    assert session.ask("who?", max_new_tokens=2).stats.tokens == 2
+
+
+def test_out_of_memory_during_prefill_is_said_and_the_generator_stays_usable(tiny, monkeypatch):
+    rapid = generator(tiny, candidates=0)
+    real, calls = CachedModel._forward, itertools.count()
+
+    def failing(self, ids, keep):
+        if next(calls) == 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return real(self, ids, keep)
+
+    monkeypatch.setattr(CachedModel, "_forward", failing)
+    with pytest.raises(ModelError, match="out of memory while reading"):
+        LongContext(DOCUMENT, rapid)
+    assert LongContext("A short text.", rapid).ask("who?", max_new_tokens=2).stats.tokens == 2
+
+
+def test_a_failed_chunk_leaves_the_cache_as_it_was(tiny):
+    model = CachedModel(tiny, 64, 100)
+    model.prefill([1, 2, 3])
+
+    def fail(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.prefill([4, 5], progress=fail)
+    assert model.length == 3
