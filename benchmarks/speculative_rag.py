@@ -26,7 +26,6 @@ from specrag.models import GenerationRequest, Stage, TransformersLM, Turn, bundl
 from specrag.schema import SpeculativeAnswer
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
-MAX_ANSWER = 24
 
 
 def main() -> None:
@@ -36,6 +35,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--max-rationale-tokens", type=int, default=48)
+    parser.add_argument("--max-answer-tokens", type=int, default=24, help="of every side")
+    parser.add_argument("--drafters", nargs="+", choices=["same", "int8"], default=["same", "int8"])
     parser.add_argument("--json", type=Path, help="write every measurement here")
     args = parser.parse_args()
 
@@ -46,8 +48,10 @@ def main() -> None:
     def load_drafter(**options):
         return TransformersLM(args.drafter, **options) if args.drafter else bundled("smollm2", **options)
 
-    drafters = {"speculative": load_drafter(dtype=dtype)}
-    if not torch.cuda.is_available():
+    drafters = {}
+    if "same" in args.drafters:
+        drafters["speculative"] = load_drafter(dtype=dtype)
+    if "int8" in args.drafters and not torch.cuda.is_available():
         drafters["speculative_int8_drafter"] = load_drafter(quantization="int8")
     verifier = TransformersLM(args.verifier, dtype=dtype)
     embedder = bundled("minilm")
@@ -56,7 +60,13 @@ def main() -> None:
     watches |= {"verifier": Forwards().attach(verifier.model), "embedder": Forwards().attach(embedder._model)}
     pipelines = {
         name: SpeculativeRAG(
-            drafter=lm, verifier=verifier, embedder=embedder, prompts=prompts, max_answer_tokens=MAX_ANSWER, seed=0
+            drafter=lm,
+            verifier=verifier,
+            embedder=embedder,
+            prompts=prompts,
+            max_rationale_tokens=args.max_rationale_tokens,
+            max_answer_tokens=args.max_answer_tokens,
+            seed=0,
         )
         for name, lm in drafters.items()
     }
@@ -85,7 +95,7 @@ def main() -> None:
     def standard(question) -> dict:
         request = GenerationRequest(
             (Turn.of("user", prompts.standard_text(question.question, question.passages)),),
-            (Stage(prompts.answer_header, MAX_ANSWER, ("\n",)),),
+            (Stage(prompts.answer_header, args.max_answer_tokens, ("\n",)),),
         )
         start = time.perf_counter()
         completion = verifier.generate([request])[0]

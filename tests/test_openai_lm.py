@@ -282,6 +282,21 @@ def test_a_pool_shares_the_work_and_survives_a_dead_member():
     assert all(len(server.asked) >= 3 for server in servers)
 
 
+def test_a_dead_member_costs_no_waiting_and_is_asked_again_when_it_is_back():
+    server = Flaky()
+    with serving(server) as url:
+        lm = OpenAILM("m", [url, "http://127.0.0.1:9/v1"], backoff=60.0)
+        start = time.monotonic()
+        lm.generate(ASK * 3)
+        lm.generate(ASK)
+        assert time.monotonic() - start < 30  # no retry of the dead one was waited for
+        back = Flaky()
+        with serving(back) as second:
+            lm._servers[1].url, lm._servers[1].away_until = second, 0.0
+            lm.generate(ASK * 4)
+    assert len(server.asked) >= 4 and len(back.asked) >= 1
+
+
 def test_concurrency_is_limited():
     running, peak = 0, 0
 

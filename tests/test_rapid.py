@@ -8,8 +8,9 @@ import torch
 
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
 from specrag.models import TransformersLM
+from specrag.models.tokenization import IncrementalDecoder
 from specrag.rapid import Controller, LongContext, RapidGenerator, RapidStats
-from specrag.rapid.decoding import RapidSettings, decode
+from specrag.rapid.decoding import RapidSettings, _Output, decode
 from specrag.rapid.distributions import output_distribution
 from specrag.rapid.proposers import CachedModel, Drawing, ModelProposer, SuffixMatchProposer, sinks_and_window
 from tests.conftest import tiny_llama
@@ -108,7 +109,7 @@ def test_the_loop_samples_the_second_token_from_the_closed_form(transfer):
     logits = main.prefill(prompt)
     small.prefill(short[:-1])
     counts: dict[int, torch.Tensor] = {}
-    for seed in range(6000):
+    for seed in range(2500):
         main.rollback_to(len(prompt))
         small.rollback_to(len(short) - 1)
         proposer = ModelProposer(small, short)
@@ -124,7 +125,7 @@ def test_the_loop_samples_the_second_token_from_the_closed_form(transfer):
 
     p = z.softmax(-1)
     out = output_distribution(p, q, augmented_target(z, q, 3.0), transfer)
-    assert counts[first].sum() > 1000
+    assert counts[first].sum() > 300
     assert p_value(counts[first], out) > 0.001
 
 
@@ -163,15 +164,15 @@ def test_an_end_token_inside_an_accepted_run_ends_it_there(tiny):
     assert text == tiny.tokenizer.decode(plain[:first]) and stats.finish == "stop" and stats.tokens == first + 1
 
 
-def test_never_half_a_character(tiny, smollm2):
-    euro = smollm2.encoder.encode_text("日本語 naïve €")
-
-    class Fixed(SuffixMatchProposer):
-        pass
-
-    session = LongContext(DOCUMENT, generator(tiny, candidates=3))
-    for piece in session.stream("q", max_new_tokens=40):
-        assert "\ufffd" not in piece or "\ufffd" in smollm2.tokenizer.decode(euro) or len(piece) > 0
+def test_never_half_a_character_nor_half_a_stop_string(tiny):
+    text = "日本語 naïve € and the END of it"
+    ids = tiny.encoder.encode_text(text)
+    output = _Output(IncrementalDecoder(tiny.tokenizer), ["ENDING", "ness"], frozenset(), limit=1000)
+    pieces = [output.add([token]) for token in ids]
+    assert "" in pieces and all("\ufffd" not in piece for piece in pieces)
+    for i, piece in enumerate(pieces):
+        assert not "".join(pieces[: i + 1]).endswith(("E", "EN", "END")) or piece == ""
+    assert "".join(pieces) + output.rest() == text
 
 
 @pytest.mark.parametrize("transfer", ["none", "rapid", "augmented"])

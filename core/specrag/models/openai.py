@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ _TAKES_TOKEN_IDS = ("vllm",)
 _MAX_CONTINUATIONS = 4
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 30.0
+# Seconds for which a server that could not be reached is passed over while others of the pool answer.
+_AWAY = 15.0
 
 
 @dataclass
@@ -59,7 +62,12 @@ class _Server:
     vendor: str | None = None  # None: not asked yet; "": it does not say
     window: int | None = None
     in_flight: int = 0
-    failures: int = 0
+    away_until: float = 0.0  # monotonic seconds; until then others of the pool are asked first
+
+    @property
+    def away(self) -> bool:
+        """Whether it could not be reached a moment ago."""
+        return self.away_until > time.monotonic()
 
 
 @dataclass
@@ -364,7 +372,7 @@ class OpenAILM(LanguageModel):
 
     @property
     def _takes_ids(self) -> bool:
-        return all(server.vendor in _TAKES_TOKEN_IDS for server in self._servers)
+        return bool(self._known) and all(server.vendor in _TAKES_TOKEN_IDS for server in self._known)
 
     def _switch_api(self, api: str) -> None:
         if not self._api_may_change:
@@ -386,25 +394,31 @@ class OpenAILM(LanguageModel):
         return self._connections[loop]
 
     async def _discover(self) -> None:
-        """Ask each server what it is, once."""
-        if all(server.vendor is not None for server in self._servers):
+        """Ask each server what it is, once. One of a pool that is away is asked when it is back."""
+        if all(server.vendor is not None or server.away for server in self._servers) and self._known:
             return
         async with self._connection().discovery:
+            problem: ServerError | None = None
             for server in [server for server in self._servers if server.vendor is None]:
                 try:
                     listing = await self._request("GET", "models", None, only=server)
                 except _AnsweredError:  # it is there, and cannot list its models
                     server.vendor = ""
                     continue
-                except ServerError:
-                    if all(other is server or other.failures for other in self._servers):
-                        raise
-                    continue  # one of a pool is away: ask again when it is needed
+                except ServerError as error:
+                    problem = error
+                    continue
                 entries = [entry for entry in listing.get("data") or () if isinstance(entry, Mapping)]
                 mine = next((entry for entry in entries if entry.get("id") == self.name), entries[0] if entries else {})
                 server.vendor = str(mine.get("owned_by") or "")
                 window = mine.get("max_model_len")
                 server.window = window if isinstance(window, int) else None
+            if problem is not None and not self._known:
+                raise problem
+
+    @property
+    def _known(self) -> list[_Server]:
+        return [server for server in self._servers if server.vendor is not None]
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         body = {"model": self.name, **{key: value for key, value in body.items() if value is not None}}
@@ -424,22 +438,23 @@ class OpenAILM(LanguageModel):
         """Send a request to the least busy server, again after passing failures; or once answered, to ``only``."""
         connection = self._connection()
         problem = ""
-        for attempt in range(self._retries + 1):
-            server = only or min(self._servers, key=lambda s: (s.failures, s.in_flight))
+        attempts = 1 + (self._retries if only is None or len(self._servers) == 1 else 0)
+        for attempt in range(attempts):
+            server = only or min(self._servers, key=lambda s: (s.away, s.in_flight))
             wait = min(_LONGEST_WAIT, self._backoff * 2**attempt)
             async with connection.limit:
                 server.in_flight += 1
                 try:
                     response = await connection.client.request(method, f"{server.url}/{path}", json=body)
                 except httpx.TransportError as error:
-                    server.failures += 1
+                    server.away_until = time.monotonic() + _AWAY
                     problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                     response = None
                 finally:
                     server.in_flight -= 1
             if response is not None:
                 if response.status_code < 400:
-                    server.failures = 0
+                    server.away_until = 0.0
                     return _json(response, server.url)
                 problem = f"HTTP {response.status_code}: {self._redact(_message(response))}"
                 if only is not None:
@@ -449,11 +464,11 @@ class OpenAILM(LanguageModel):
                     kind = _NoSuchEndpointError if missing else _RefusedError
                     raise kind(f"{_public(server.url)}/{path} refused the request: {problem}")
                 wait = max(wait, min(_LONGEST_WAIT, _retry_after(response)))
-            if attempt < self._retries:
+            if attempt + 1 < attempts:
                 await asyncio.sleep(wait)
         where = _public((only or server).url)
         raise ServerError(
-            f"no answer from {where}/{path} after {self._retries + 1} attempts ({self._redact(problem)}): "
+            f"no answer from {where}/{path} after {attempts} attempts ({self._redact(problem)}): "
             "is the server running, and base_url right?"
         )
 
