@@ -193,7 +193,7 @@ def _pipeline(
     api_key: str | None,
     models: Path | None,
 ) -> SpeculativeRAG:
-    from specrag.models import OpenAILM, TransformersLM, bundled
+    from specrag.models import TransformersLM, bundled
     from specrag.pipeline import SpeculativeRAG
     from specrag.prompts import Prompts
 
@@ -202,6 +202,8 @@ def _pipeline(
 
     def load(name: str) -> LanguageModel:
         if server:
+            from specrag.models import OpenAILM  # needs the extra `openai`
+
             return OpenAILM(name, server, api_key=api_key, tokenizer=tokenizer)
         return TransformersLM(name)
 
@@ -332,7 +334,7 @@ def failures_reported() -> Iterator[None]:
     except ImportError as error:
         if error.name != "httpx":
             raise
-        err.print("[red]error:[/] --server needs httpx: pip install 'specrag[openai]'")
+        err.print("[red]error:[/] --server needs httpx: pip install 'specrag\\[openai]'")
         raise typer.Exit(1) from error
 
 
