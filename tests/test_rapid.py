@@ -416,7 +416,7 @@ def test_out_of_memory_during_prefill_is_said_and_the_generator_stays_usable(tin
 
     monkeypatch.setattr(CachedModel, "_forward", failing)
     with pytest.raises(ModelError, match="out of memory while reading"):
-        LongContext(DOCUMENT, rapid)
+        LongContext(DOCUMENT * 4, rapid)  # several chunks: the second fails
     assert LongContext("A short text.", rapid).ask("who?", max_new_tokens=2).stats.tokens == 2
 
 
