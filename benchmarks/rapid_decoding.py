@@ -2,8 +2,7 @@
 
     python benchmarks/rapid_decoding.py [--lengths 4096 8192 16384] [--prompts 3] [--tokens 128] [--json FILE]
 
-One run, same float32 weights everywhere (an int8 drafter is a row of its own): transformers' `generate` and its
-prompt-lookup decoding, our plain decoding, RAPID self-speculation with each transfer, suffix match and hybrid.
+One run, same float32 weights everywhere (an int8 drafter is a row of its own): transformers' `generate`, our plain decoding, RAPID self-speculation with each transfer, suffix match and hybrid.
 Every row continues the same prefilled document; decoding alone is timed, and the rows take turns prompt by prompt.
 """
 
@@ -34,7 +33,7 @@ ROWS = {
     "match": {"proposer": "match", "transfer": "none"},
     "hybrid": {"proposer": "hybrid", "transfer": "none"},
 }
-STOCK = {"transformers generate": {}, "transformers prompt lookup": {"prompt_lookup_num_tokens": 10}}
+STOCK = {"transformers generate": {}}
 
 
 def stock_cache(session: LongContext, config) -> DynamicCache:
@@ -107,7 +106,7 @@ def main() -> None:
                         def end(self):
                             pass
 
-                    options = STOCK[name] or {"streamer": Clock()}
+                    options = {"streamer": Clock()}
                     start = time.perf_counter()
                     with torch.inference_mode():
                         made = lm.model.generate(
