@@ -148,9 +148,6 @@ class Score:
     log_probs: Mapping[str, tuple[float, ...]]
     usage: Usage = Usage()
 
-    def total(self, name: str) -> float:
-        return float(sum(self.log_probs[name]))
-
 
 @dataclass(frozen=True)
 class Capabilities:
