@@ -84,10 +84,19 @@ def test_without_transfer_greedy_output_is_the_targets_own_on_real_weights(smoll
 
 
 def test_suffix_match_is_greedy_exact_at_any_strength(tiny):
-    plain = LongContext(DOCUMENT, generator(tiny, candidates=0)).ask("keeper?", max_new_tokens=24).text
+    session = LongContext(DOCUMENT, generator(tiny, candidates=0))
+    plain = plain_greedy(tiny, session, "keeper?", 24)
+    # A datastore that is right in part: some candidates are accepted, some are not.
+    store = [token if i % 4 else 7 for i, token in enumerate(plain, start=1)]
+    target = session._target
     for strength in (0.0, 10.0, 1000.0):
-        rapid = generator(tiny, proposer="match", candidates=6, transfer_strength=strength)
-        assert LongContext(DOCUMENT, rapid).ask("keeper?", max_new_tokens=24).text == plain
+        target.rollback_to(session.tokens)
+        logits = target.prefill(tiny.encoder.encode_text(session._tail.replace("\ue0f2", "keeper?")))
+        proposer = SuffixMatchProposer(store, target.vocabulary, least=1)
+        settings, stats = RapidSettings("rapid", strength, temperature=0.0), RapidStats()
+        text = "".join(decode(target, logits, proposer, settings, Controller(6), max_new_tokens=24, stats=stats))
+        assert text == tiny.tokenizer.decode(plain)
+        assert 0 < stats.accepted < stats.candidates
 
 
 @pytest.mark.slow
