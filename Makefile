@@ -18,7 +18,7 @@ test: lint $(VENV)/.dev
 
 test-servers: $(VENV)/.dev
 	$(BIN)/specrag models fetch
-	$(BIN)/python -m pytest -q tests/test_openai_lm.py --vllm-url $(VLLM_URL)
+	$(BIN)/python -m pytest -q tests/test_openai_lm.py tests/test_docs.py -k vllm --vllm-url $(VLLM_URL)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -17,7 +17,9 @@ from tests.servers import recording_proxy
 
 def main() -> int:
     with recording_proxy(sys.argv[1]) as url:
-        return int(pytest.main(["-q", "tests/test_openai_lm.py", "-k", "vllm", "--vllm-url", url]))
+        return int(
+            pytest.main(["-q", "tests/test_openai_lm.py", "tests/test_docs.py", "-k", "vllm", "--vllm-url", url])
+        )
 
 
 if __name__ == "__main__":

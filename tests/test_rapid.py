@@ -261,6 +261,49 @@ def test_the_controller_drafts_where_it_pays_and_stops_where_it_does_not():
         assert mean < 0.3 and speed > 0.95
 
 
+def run_starting(drafter_prompt, answer, *, accept, known=None, limit=256):
+    """Seconds of a generation of ``answer`` tokens whose drafter must read its prompt first, over plain decoding's."""
+    draft, plain, extra, reading = 0.02, 0.1, 0.005, 0.002
+    controller = Controller("auto", known)
+    random = torch.Generator().manual_seed(0)
+    tokens, seconds, unread = 0, 0.0, drafter_prompt
+    while tokens < answer:
+        count = controller.next()
+        if count and unread and controller.may_start(unread, reading, limit - tokens):
+            seconds += reading * unread
+            controller.started(unread, reading * unread)
+            unread = 0
+        count = 0 if unread else count
+        accepted = 0
+        while accepted < count and float(torch.rand(1, generator=random)) < accept:
+            accepted += 1
+        controller.observe(count, accepted, draft * count, plain + extra * count)
+        tokens += accepted + 1
+        seconds += plain + (draft + extra) * count
+    controller.finished(tokens)
+    return seconds / (tokens * plain), unread == 0, controller.known
+
+
+def test_a_drafters_own_prompt_is_weighed_before_it_is_read():
+    ratio, started, known = run_starting(512, 128, accept=0.0, limit=128)
+    assert not started and ratio == pytest.approx(1.0)  # 1 s of reading for a 12.8 s answer: too dear to try
+    ratio, started, known = run_starting(512, 1024, accept=0.0, limit=1024)
+    assert started and ratio < 1.05  # tried, and of no use
+    ratio, started, _ = run_starting(512, 128, accept=0.0, limit=128, known=known.for_another_context())
+    assert not started and ratio == pytest.approx(1.0)  # remembered
+    _, started, known = run_starting(512, 1024, accept=0.9, limit=1024)
+    ratio, again, _ = run_starting(512, 128, accept=0.9, limit=128, known=known.for_another_context())
+    assert started and again and ratio < 0.6  # remembered too
+
+
+def test_many_short_answers_pay_for_one_trial():
+    known, ratios = None, []
+    for _ in range(12):
+        ratio, _, known = run_starting(512, 64, accept=0.9, limit=64, known=known)
+        ratios.append(ratio)
+    assert ratios[0] == pytest.approx(1.0) and ratios[-1] < 0.8
+
+
 @pytest.mark.parametrize("candidates", [-1, [3, -2], [], True])
 def test_impossible_numbers_of_candidates_are_refused(candidates):
     with pytest.raises(InvalidInputError, match="candidates must be"):

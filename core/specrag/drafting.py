@@ -13,6 +13,7 @@ from specrag.errors import InvalidInputError, ModelError
 from specrag.models.base import Completion, GeneratedText, GenerationRequest, LanguageModel, Sampling, Stage, Turn
 from specrag.prompts import Prompts
 from specrag.schema import Draft, DraftFailure, Passage
+from specrag.tracing import Work, current_work
 
 # Tokens that a chat template and the passages' delimiters may add to what was counted.
 _MARGIN = 64
@@ -111,6 +112,7 @@ class Drafter:
 
         async def one(job: _Job) -> Draft | DraftFailure:
             start = time.perf_counter()
+            current_work.set(Work("draft", job.subset))  # of this task alone
             try:
                 completion = (await self.lm.agenerate([job.request], self._seeded(job.index)))[0]
                 return self._draft(completion, job, time.perf_counter() - start)

@@ -84,6 +84,29 @@ def sample_perspectives(
     return Perspectives(tuple(int(label) for label in labels), tuple(tuple(sorted(subset)) for subset in subsets))
 
 
+def one_of_each(
+    embeddings: np.ndarray,  # [passages, dim]
+    count: int,
+    *,
+    seed: int = 0,
+) -> tuple[int, ...]:
+    """Positions of ``count`` passages of different perspectives, each the best ranked of its own, in retrieval order.
+
+    All of them, when there are no more than ``count``.
+
+    Raises:
+        InvalidInputError: ``count`` is below 1, or the embeddings do not fit.
+    """
+    if count < 1:
+        raise InvalidInputError(f"the number of perspectives must be at least 1, got {count}")
+    total = len(embeddings)
+    if total <= count:
+        return tuple(range(total))
+    vectors = check_embeddings(embeddings, total)
+    labels = even_out(vectors, kmeans(vectors, count, seed), count, total)
+    return tuple(sorted(int(np.flatnonzero(labels == label)[0]) for label in range(count)))
+
+
 def check_embeddings(embeddings: np.ndarray, count: int) -> np.ndarray:  # [passages, dim], float32, unit length
     """Embeddings as the clustering takes them.
 

@@ -19,7 +19,7 @@ from specrag.drafting import Drafter
 from specrag.embeddings import Embedder
 from specrag.errors import DraftingError, InvalidInputError
 from specrag.models.base import LanguageModel, Sampling
-from specrag.perspectives import SAMPLING_MODES, SamplingMode, sample_perspectives
+from specrag.perspectives import SAMPLING_MODES, SamplingMode, one_of_each, sample_perspectives
 from specrag.prompts import Prompts, passage_text
 from specrag.schema import (
     AnswerReady,
@@ -37,6 +37,7 @@ from specrag.schema import (
     Verdict,
     VerdictReady,
 )
+from specrag.tracing import Work, current_work
 from specrag.verification import RawScores, Scoring, Verifier, broken, rank
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class SpeculativeRAG:
                     break
                 for batch in self._batches(waiting, verifier, bool(verifying), arrivals):
                     clock.begin("verify")
-                    task = asyncio.create_task(verifier.raw_scores(question, batch))
+                    task = asyncio.create_task(_verified(verifier, question, batch))
                     verifying[task] = batch
                     waiting = [draft for draft in waiting if draft not in batch]
         finally:
@@ -307,6 +308,46 @@ _SUBSTITUTE = (
     'the verifier gives no log-probabilities of given text: P("Yes") is that of its first generated token, '
     "and self-containment is left out"
 )
+
+
+async def _verified(verifier: Verifier, question: str, batch: Sequence[Draft]) -> list[RawScores]:
+    if len(batch) == 1:
+        current_work.set(Work("verify", batch[0].subset))  # of this task alone
+    return await verifier.raw_scores(question, batch)
+
+
+async def aselect_perspectives(
+    question: str,
+    passages: Sequence[Passage],
+    count: int,
+    *,
+    embedder: Embedder | None = None,
+    reuse_embeddings: bool = True,
+    seed: int = 0,
+) -> tuple[int, ...]:
+    """Positions of ``count`` passages of different perspectives, each the best ranked of its own, in their order.
+
+    Empty and repeated passages are left out. Embeddings as in ``SpeculativeRAG``.
+
+    Raises:
+        InvalidInputError: ``count`` is below 1.
+    """
+    if count < 1:
+        raise InvalidInputError(f"the number of perspectives must be at least 1, got {count}")
+    kept, _ = distinct_passages(passages)
+    if len(kept) <= count:
+        return tuple(kept)
+    members = [passages[i] for i in kept]
+    vectors = own_embeddings(members) if reuse_embeddings else None
+    if vectors is None:
+        embedder = embedder or _default_embedder()
+        vectors = await embedder.aembed(embedder.given_question(question, [passage_text(p) for p in members]))
+    return tuple(kept[i] for i in one_of_each(vectors, count, seed=seed))
+
+
+def select_perspectives(question: str, passages: Sequence[Passage], count: int, **options: Any) -> tuple[int, ...]:
+    """``aselect_perspectives``, blocking."""
+    return _blocking.run(aselect_perspectives(question, passages, count, **options))
 
 
 def distinct_passages(passages: Sequence[Passage]) -> tuple[list[int], list[str]]:

@@ -83,6 +83,15 @@ BUNDLED: dict[str, BundledModel] = {
 }
 
 
+#: Adapters that ship with this package: name -> the bundled model that they change.
+ADAPTERS = {"smollm2-rag-drafter": "smollm2"}
+
+
+def adapter_folder(name: str) -> Path:
+    """Where the adapter ``name`` lies in the installed package."""
+    return Path(__file__).parent.parent / "data" / name
+
+
 def cache_folder() -> Path:
     """Where ``fetch`` puts models and ``bundled`` looks for them by default."""
     return Path(platformdirs.user_cache_dir("specrag")) / "models"
@@ -91,11 +100,14 @@ def cache_folder() -> Path:
 @overload
 def bundled(name: Literal["minilm"], *, folder: Path | None = ..., **options: Any) -> TransformersEmbedder: ...
 @overload
-def bundled(name: Literal["smollm2"], *, folder: Path | None = ..., **options: Any) -> TransformersLM: ...
+def bundled(
+    name: Literal["smollm2", "smollm2-rag-drafter"], *, folder: Path | None = ..., **options: Any
+) -> TransformersLM: ...
 
 
 def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
-    """An embedded model: ``"smollm2"`` as a ``TransformersLM``, ``"minilm"`` as a ``TransformersEmbedder``.
+    """An embedded model: ``"smollm2-rag-drafter"`` and ``"smollm2"`` (the same before its training as a drafter) as
+    ``TransformersLM``, ``"minilm"`` as ``TransformersEmbedder``.
 
     Args:
         folder: Where ``specrag models fetch --to`` put the models; by default the user's cache.
@@ -105,7 +117,9 @@ def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
         InvalidInputError: There is no such model.
         ModelNotFoundError: It was not fetched yet.
     """
-    path = located(name, folder)
+    path = located(ADAPTERS.get(name, name), folder)
+    if name in ADAPTERS:
+        options["adapter"] = adapter_folder(name)
     if name == "minilm":
         from specrag.embeddings import TransformersEmbedder
 
@@ -123,7 +137,7 @@ def located(name: str, folder: Path | None = None) -> Path:
         ModelNotFoundError: It was not fetched yet.
     """
     if name not in BUNDLED:
-        raise InvalidInputError(f"no bundled model {name!r}: there are {', '.join(BUNDLED)}")
+        raise InvalidInputError(f"no bundled model {name!r}: there are {', '.join((*BUNDLED, *ADAPTERS))}")
     path = (folder or cache_folder()) / name
     if not (path / "config.json").exists():
         raise ModelNotFoundError(f"the bundled model {name!r} is not at {path}: run `specrag models fetch {name}`")

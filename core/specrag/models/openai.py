@@ -31,6 +31,7 @@ from specrag.models.base import (
     Stage,
     Turn,
 )
+from specrag.models.chat import ChatReply, chat_request, ends_of_bytes, read_chat
 from specrag.models.tokenization import (
     ConversationEncoder,
     IncrementalDecoder,
@@ -274,43 +275,26 @@ class OpenAILM(LanguageModel):
 
     async def _chat(self, request: GenerationRequest, options: dict[str, Any], top_log_probs: int) -> Completion:
         """The whole reply in one part: a chat API writes its own beginning."""
-        plain = len(request.stages) == 1 and not request.stages[0].header
-        messages = [{"role": turn.role, "content": turn.text} for turn in request.turns]
-        if not plain and request.free_format:
-            messages[-1]["content"] += f"\n\n{request.free_format}"
-        headers = 0 if plain else sum(len(stage.header.encode()) for stage in request.stages)
-        body = {
-            "messages": messages,
-            "max_tokens": request.max_tokens + headers,
-            "stop": (list(request.stages[0].stop) or None) if plain else None,
+        asked = chat_request(request, Sampling(), top_log_probs, self._generation_log_probs is not False)
+        body: dict[str, Any] = {
+            "messages": [{"role": role, "content": text} for role, text in asked.messages],
+            "max_tokens": asked.max_tokens,
+            "stop": list(asked.stop) or None,
             **options,
         }
-        if self._generation_log_probs is not False:
+        if asked.log_probs:
             body["logprobs"] = True
             body["top_logprobs"] = top_log_probs or None
         reply = await self._post("chat/completions", body)
         choice = _choice(reply)
-        text = str((choice.get("message") or {}).get("content") or "")
-        content = (choice.get("logprobs") or {}).get("content") or None
-        self._learn_log_probs(content is not None)
-        length = choice.get("finish_reason") == "length"
-        if content is None:
-            tokens = _usage(reply).completion_tokens
-            part = GeneratedText(text, None, tokens, finish="length" if length else "stop")
-        else:
-            ends = _ends_of_bytes([item.get("bytes") or list(item["token"].encode()) for item in content])
-            kept = [i for i, end in enumerate(ends) if 0 < end <= len(text)]
-            part = GeneratedText(
-                text,
-                tuple(float(content[i]["logprob"]) for i in kept),
-                len(kept),
-                tuple(ends[i] for i in kept),
-                "length" if length else "stop",
-                tuple({t["token"]: float(t["logprob"]) for t in item.get("top_logprobs") or ()} for item in content)
-                if top_log_probs
-                else None,
-            )
-        return Completion((part,), _usage(reply), staged=plain)
+        answered = ChatReply(
+            text=str((choice.get("message") or {}).get("content") or ""),
+            content=(choice.get("logprobs") or {}).get("content") or None,
+            usage=_usage(reply),
+            cut=choice.get("finish_reason") == "length",
+        )
+        self._learn_log_probs(answered.content is not None)
+        return read_chat(answered, request, top_log_probs)
 
     # --- scoring ------------------------------------------------------------------------------------
 
@@ -350,7 +334,7 @@ class OpenAILM(LanguageModel):
             tokens = [str(token) for token in echoed.get("tokens") or ()]
             if not values or len("".join(tokens).encode()) < len(text.encode()):
                 raise self._without_echo()
-            ends = _ends_of_bytes([list(token.encode()) for token in tokens])
+            ends = ends_of_bytes([list(token.encode()) for token in tokens])
             shift = max(0, "".join(tokens).find(text))  # an echoed beginning-of-sequence token
             segments = assign_tokens(pieces, *_spans([end - shift for end in ends]))
         self._prompt_log_probs = True
@@ -517,7 +501,7 @@ class _Written:
                 decoder.add(token)
             decoder.flush()
             return decoder.ends
-        return _ends_of_bytes([list(text.encode()) for text in self._texts])
+        return ends_of_bytes([list(text.encode()) for text in self._texts])
 
     def _kept(self) -> tuple[list[int], int]:
         """The tokens' ends, and how many of them are the text's: not the stop string's, no end of sequence."""
@@ -611,21 +595,6 @@ def _retry_after(response: httpx.Response) -> float:
         return max(0.0, float(response.headers.get("retry-after", "0")))
     except ValueError:
         return 0.0
-
-
-def _ends_of_bytes(tokens: Sequence[Sequence[int]]) -> list[int]:
-    """Where each token ends in the text, in characters: one that ends inside a character ends before it."""
-    ends, done, rest = [], 0, b""
-    for token in tokens:
-        rest += bytes(token)
-        whole = rest.decode("utf-8", errors="ignore")
-        if rest.decode("utf-8", errors="replace").endswith("\ufffd") and not rest.endswith("\ufffd".encode()):
-            ends.append(done + len(whole))
-            continue
-        done += len(whole)
-        rest = b""
-        ends.append(done)
-    return ends
 
 
 def _spans(ends: Sequence[int]) -> tuple[list[int], list[int]]:

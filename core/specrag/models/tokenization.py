@@ -6,7 +6,8 @@ the in-process backend would.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class ConversationEncoder:
             )
         self.tokenizer = tokenizer
         self.template = getattr(tokenizer, "chat_template", None) if chat_template == "auto" else chat_template
-        self._frames: dict[tuple[tuple[str, ...], bool], list[str]] = {}
+        self._frames: dict[tuple[tuple[str, ...], bool, str], list[str]] = {}
 
     @cached_property
     def _specials(self) -> list[str]:
@@ -63,9 +64,9 @@ class ConversationEncoder:
         """The ids of a bare piece of text, without special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def render_generation(self, request: GenerationRequest) -> str:
-        """The prompt up to and with the first stage's header."""
-        pieces = self._pieces(request.turns, generate=True)
+    def render_generation(self, request: GenerationRequest, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The prompt up to and with the first stage's header; ``tools`` (JSON schemas) go to the chat template."""
+        pieces = self._pieces(request.turns, generate=True, tools=tools)
         return "".join(piece.text for piece in pieces) + request.stages[0].header
 
     def encode_generation(self, request: GenerationRequest) -> list[int]:
@@ -94,26 +95,30 @@ class ConversationEncoder:
         ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
         return EncodedConversation(ids, assign_tokens(pieces, [end for _, end in offsets], [a for a, _ in offsets]))
 
-    def _pieces(self, turns: Sequence[Turn], *, generate: bool) -> list[Segment]:
+    def _pieces(
+        self, turns: Sequence[Turn], *, generate: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[Segment]:
         contents = [stripped([Segment(self.sanitize(s.text), s.name) for s in turn.segments]) for turn in turns]
         if self.template is None:
             return plain_pieces(contents, generate=generate)
-        frame = self._frame(tuple(turn.role for turn in turns), generate)
+        frame = self._frame(tuple(turn.role for turn in turns), generate, tools)
         pieces = [Segment(frame[0])]
         for content, behind in zip(contents, frame[1:], strict=True):
             pieces += [*content, Segment(behind)]
         return pieces
 
-    def _frame(self, roles: tuple[str, ...], generate: bool) -> list[str]:
+    def _frame(self, roles: tuple[str, ...], generate: bool, tools: Sequence[Mapping[str, Any]] = ()) -> list[str]:
         """What the template writes before, between and behind the turns' contents: len(roles) + 1 strings."""
-        if (roles, generate) in self._frames:
-            return self._frames[roles, generate]
+        key = (roles, generate, json.dumps(list(tools)) if tools else "")
+        if key in self._frames:
+            return self._frames[key]
         markers = [f"{_OPEN}{i}{_CLOSE}" for i in range(len(roles))]
         rendered: Any = self.tokenizer.apply_chat_template(
             [{"role": role, "content": marker} for role, marker in zip(roles, markers, strict=True)],
             tokenize=False,
             add_generation_prompt=generate,
             chat_template=self.template,
+            tools=list(tools) or None,
         )
         frame, rest = [], str(rendered)
         for marker in markers:
@@ -121,8 +126,8 @@ class ConversationEncoder:
             if not found:
                 raise InvalidInputError(f"the chat template dropped a turn of the conversation {list(roles)}")
             frame.append(before)
-        self._frames[roles, generate] = [*frame, rest]
-        return self._frames[roles, generate]
+        self._frames[key] = [*frame, rest]
+        return self._frames[key]
 
 
 def assign_tokens(pieces: Sequence[Segment], ends: Sequence[int], starts: Sequence[int]) -> dict[str, list[int]]:

@@ -39,6 +39,7 @@ from specrag.models.base import (
     Turn,
 )
 from specrag.models.kv_cache import rollback_cache
+from specrag.models.lora import merge_lora
 from specrag.models.quantization import quantize_int8
 from specrag.models.sampling import draw, to_probabilities
 from specrag.models.tokenization import ConversationEncoder, EncodedConversation, IncrementalDecoder, find_stop
@@ -63,6 +64,7 @@ class TransformersLM(LanguageModel):
         dtype: A torch dtype; by default float32 on the CPU and bfloat16 elsewhere.
         device: ``"cpu"``, ``"cuda:0"``, ...; by default a GPU when there is one.
         device_map: Given to ``from_pretrained`` in place of ``device`` (several devices; needs accelerate).
+        adapter: A folder with a LoRA adapter in peft's format, merged into the weights (``specrag train`` makes one).
         quantization: ``"int8"``: linear layers with int8 weights, on the CPU. A loaded model is changed in place.
         chat_template: ``"auto"``: the tokenizer's own where it has one; ``None``: plain prompts; or a template.
         packing: ``"auto"`` packs all scored conversations into one row where the architecture allows it
@@ -81,6 +83,7 @@ class TransformersLM(LanguageModel):
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: Any = None,
+        adapter: str | Path | None = None,
         quantization: Literal["int8"] | None = None,
         chat_template: str | None = "auto",
         packing: Literal["auto"] | bool = "auto",
@@ -106,6 +109,9 @@ class TransformersLM(LanguageModel):
             tokenizer = load_tokenizer(tokenizer) if tokenizer else own
             if device_map is None:
                 self.model = self.model.to(wanted)
+        if adapter is not None:
+            merge_lora(self.model, adapter)
+            self.name = f"{self.name}+{Path(adapter).name}"
         if quantization == "int8":
             quantize_int8(self.model)
         self.model.eval()

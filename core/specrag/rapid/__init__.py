@@ -2,6 +2,17 @@
 
 from specrag.rapid.controller import Controller
 from specrag.rapid.decoding import RapidSettings, RapidStats
+from specrag.rapid.pool import Message, RapidChat, ToolCall
 from specrag.rapid.session import LongContext, RapidGenerator, RapidOutput
 
-__all__ = ["Controller", "LongContext", "RapidGenerator", "RapidOutput", "RapidSettings", "RapidStats"]
+__all__ = [
+    "Controller",
+    "LongContext",
+    "Message",
+    "RapidChat",
+    "RapidGenerator",
+    "RapidOutput",
+    "RapidSettings",
+    "RapidStats",
+    "ToolCall",
+]

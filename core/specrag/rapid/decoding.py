@@ -49,11 +49,13 @@ class RapidStats:
     """What a generation did. Times in seconds; ``schedule`` is γ a round and can be given back as ``candidates``."""
 
     schedule: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
     tokens: int = 0
     candidates: int = 0
     accepted: int = 0
     from_target: int = 0  # tokens drawn from p itself: bonus tokens and steps without candidates
     prefill_seconds: float = 0.0
+    startup_seconds: float = 0.0  # the drafter's own prefill, of decode_seconds
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -86,11 +88,14 @@ def decode(
     seed: int | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     stats: RapidStats | None = None,
+    startup_seconds: float = 0.0,
 ) -> Iterator[str]:
     """Generate, yielding text as it is certain: no half characters, nothing that may become a stop string.
 
     Each round drafts γ candidates, feeds the last token and the candidates to the target in one pass, and accepts
     from the left. ``max_new_tokens`` is exact; an end token or stop string inside an accepted run ends it there.
+
+    ``startup_seconds``: What reading one token of its own prompt will cost the proposer, about.
     """
     if max_new_tokens < 1:
         raise InvalidInputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -118,14 +123,22 @@ def decode(
             output.finish = "cancelled"
         if output.finish is not None:
             stats.finish = output.finish
+            controller.finished(len(output.tokens))
             last = output.rest()
             if last:
                 yield last
             return
-        count = min(controller.next(), max_new_tokens - len(output.tokens) - 1) if proposer is not None else 0
-        start = time.perf_counter()
+        left = max_new_tokens - len(output.tokens)
+        count = min(controller.next(), left - 1) if proposer is not None else 0
         proposal = None
+        start = time.perf_counter()
         if proposer is not None and (count > 0 or needs_bonus):
+            unread = proposer.startup_tokens
+            if unread and (needs_bonus or controller.may_start(unread, startup_seconds, left)):
+                proposer.prepare()
+                stats.startup_seconds += time.perf_counter() - start
+                controller.started(unread, time.perf_counter() - start)
+                start = time.perf_counter()
             proposal = proposer.propose(output.tokens, max(count, 1), drawing, bonus=needs_bonus and count > 0)
         drafted = time.perf_counter()
         emitted, accepted, own = _verify_round(

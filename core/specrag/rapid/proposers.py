@@ -124,6 +124,14 @@ class Proposer(ABC):
     #: Whether its candidates come from a distribution that a model believes in.
     from_model = True
 
+    @property
+    def startup_tokens(self) -> int:
+        """Tokens that a model must read before its first candidate."""
+        return 0
+
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to read
+        """Read them; ``propose`` proposes nothing of that model before."""
+
     @abstractmethod
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
@@ -144,7 +152,7 @@ class ModelProposer(Proposer):
 
     Args:
         model: With an empty cache, or one that holds ``prompt`` already.
-        prompt: What the drafter reads. Prefilled when first needed.
+        prompt: What the drafter reads, when told to (``prepare``).
     """
 
     def __init__(self, model: CachedModel, prompt: Sequence[int]) -> None:
@@ -160,15 +168,19 @@ class ModelProposer(Proposer):
     def forward_seconds(self) -> float:
         return self.model.forward_seconds
 
+    @property
+    def startup_tokens(self) -> int:
+        return max(0, self._base - self.model.length)
+
     def prepare(self) -> None:
-        """Prefill the prompt; the first proposal does it otherwise."""
         if self.model.length < self._base:
             self.model.prefill(self.prompt[self.model.length : self._base])
 
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
     ) -> Proposal | None:
-        self.prepare()
+        if self.startup_tokens:
+            return None
         sequence = [self.prompt[-1], *generated]
         agreed = min(self._certain, len(sequence) - 1)
         while agreed < min(len(self._held), len(sequence) - 1) and self._held[agreed] == sequence[agreed]:
@@ -254,6 +266,13 @@ class HybridProposer(Proposer):
 
     def __init__(self, match: SuffixMatchProposer, model: ModelProposer) -> None:
         self._match, self._model = match, model
+
+    @property
+    def startup_tokens(self) -> int:
+        return self._model.startup_tokens
+
+    def prepare(self) -> None:
+        self._model.prepare()
 
     @property
     def forward_seconds(self) -> float:

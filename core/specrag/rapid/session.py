@@ -23,7 +23,7 @@ from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
 from specrag.models.base import GenerationRequest, Turn
 from specrag.models.tokenization import ConversationEncoder
 from specrag.models.transformers import TransformersLM
-from specrag.rapid.controller import Controller
+from specrag.rapid.controller import Controller, Estimates
 from specrag.rapid.decoding import RapidSettings, RapidStats, decode
 from specrag.rapid.distributions import Tail, Transfer
 from specrag.rapid.proposers import (
@@ -117,6 +117,7 @@ class RapidGenerator:
             raise InvalidInputError(f"retrieval_budget must be at least 1 token, got {retrieval_budget}")
         self.retrieval_budget = retrieval_budget
         self._embedder = embedder
+        self.estimates = Estimates()  # of the latest generation: what sessions on other contexts begin with
 
     @property
     def embedder(self) -> Embedder:
@@ -150,8 +151,8 @@ class RapidGenerator:
         if len(messages) < 2:
             raise InvalidInputError("there is no context before the query: give earlier messages, or use LongContext")
         turns = [Turn.of(message["role"], message["content"]) for message in messages]  # type: ignore[arg-type]
-        frame = conversation_frame(self.target.encoder, turns)
-        session = LongContext._of(self, *frame)
+        session = LongContext.unread(self, *conversation_frame(self.target.encoder, turns))
+        session.read()
         return session.ask(messages[-1]["content"], **options)
 
 
@@ -172,13 +173,18 @@ class LongContext:
         if not text.strip():
             raise InvalidInputError("the context is empty")
         self._setup(rapid, *document_frame(rapid.target.encoder, text))
-        self._read(progress)
+        self.read(progress)
 
     @classmethod
-    def _of(cls, rapid: RapidGenerator, head: str, context: str, tail: str) -> LongContext:
+    def unread(cls, rapid: RapidGenerator, head: str, context: str, tail: str) -> LongContext:
+        """A session over a prompt of the caller's own making, before ``read``.
+
+        Args:
+            head, context: Rendered text before the context, and the context.
+            tail: What follows, with ``QUERY`` where the question stands.
+        """
         self = cls.__new__(cls)
         self._setup(rapid, head, context, tail)
-        self._read(None)
         return self
 
     def _setup(self, rapid: RapidGenerator, head: str, context: str, tail: str) -> None:
@@ -198,12 +204,39 @@ class LongContext:
             )
         self._pieces: np.ndarray | None = None
         self._target: CachedModel | None = None
+        self._fed: list[int] = []  # the tokens that the cache begins with
+        self._read_seconds_a_token = 0.0
+        self._estimates = rapid.estimates.for_another_context()
 
-    def _read(self, progress: Progress | None) -> None:
-        target = CachedModel(self.rapid.target, self._prompt_tokens + _SPARE_TOKENS, self.rapid.vocabulary)
+    def shared_with(self, other: LongContext) -> int:
+        """Tokens that both prompts begin with, as far as ``other`` has read them."""
+        mine = [*self._head, *self._context]
+        count = 0
+        for a, b in zip(mine, other._fed, strict=False):
+            if a != b:
+                break
+            count += 1
+        return count
+
+    def read(self, progress: Progress | None = None, *, reuse: LongContext | None = None) -> None:
+        """Prefill the context.
+
+        Args:
+            reuse: A session of the same generator that is given up: what both prompts begin with is not read again.
+        """
+        prompt = [*self._head, *self._context]
         start = time.perf_counter()
+        if reuse is not None and reuse._target is not None:
+            target, shared = reuse._target, self.shared_with(reuse)
+            reuse._target = None
+            if reuse._context == self._context:
+                self._pieces = reuse._pieces
+        else:
+            target = CachedModel(self.rapid.target, self._prompt_tokens + _SPARE_TOKENS, self.rapid.vocabulary)
+            shared = 0
+        target.rollback_to(shared)
         try:
-            target.prefill([*self._head, *self._context], progress)
+            target.prefill(prompt[shared:], progress)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, ModelError) or not _out_of_memory(error):
                 raise
@@ -211,7 +244,8 @@ class LongContext:
                 f"out of memory while reading {self._prompt_tokens} tokens: give a shorter text"
             ) from error
         self.prefill_seconds = time.perf_counter() - start
-        self._target = target
+        self._read_seconds_a_token = self.prefill_seconds / max(len(prompt) - shared, 1)
+        self._target, self._fed = target, prompt
 
     @property
     def tokens(self) -> int:
@@ -236,6 +270,7 @@ class LongContext:
         max_new_tokens: int = 256,
         stop: Sequence[str] = (),
         seed: int | None = None,
+        temperature: float | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         stats: RapidStats | None = None,
     ) -> Iterator[str]:
@@ -244,7 +279,7 @@ class LongContext:
         Args:
             max_new_tokens: Exact unless the answer ends before.
             stop: Strings that end the answer; not part of it.
-            seed: In place of the generator's.
+            seed, temperature: In place of the generator's.
             cancelled: Asked between rounds.
             stats: Filled in as the answer is made.
 
@@ -269,23 +304,40 @@ class LongContext:
             )
         start = time.perf_counter()
         target.rollback_to(self._prompt_tokens)
+        self._fed = self._fed[: self._prompt_tokens]
         logits = target.prefill(tail)
         assert logits is not None
         stats.prefill_seconds = stats.first_token_seconds = time.perf_counter() - start
+        if not self._read_seconds_a_token:  # a loaded session has read nothing itself
+            self._read_seconds_a_token = stats.prefill_seconds / len(tail)
+        stats.prompt_tokens = self._prompt_tokens + len(tail)
+        self._fed = [*self._head, *self._context, *tail]
         proposer, strength = self._proposer(question, tail, stats)
+        rapid.estimates = self._estimates
         yield from decode(
             target,
             logits,
             proposer,
-            replace(rapid.settings, strength=strength),
-            Controller(rapid.candidates),
+            replace(
+                rapid.settings,
+                strength=strength,
+                temperature=rapid.settings.temperature if temperature is None else temperature,
+            ),
+            Controller(rapid.candidates, self._estimates),
             max_new_tokens=max_new_tokens,
             stop=stop,
             end_tokens=rapid.target.end_tokens,
             seed=rapid.seed if seed is None else seed,
             cancelled=cancelled,
             stats=stats,
+            startup_seconds=self._startup_seconds(),
         )
+
+    def _startup_seconds(self) -> float:
+        """What a token of its own prompt costs the drafter, guessed from what the context cost the target."""
+        rapid = self.rapid
+        sizes = [sum(p.numel() for p in lm.model.parameters()) for lm in (rapid.drafter, rapid.target)]
+        return self._read_seconds_a_token * (1.0 if rapid.drafter is rapid.target else sizes[0] / max(sizes[1], 1))
 
     def _proposer(self, question: str, tail: Sequence[int], stats: RapidStats) -> tuple[Proposer | None, float]:
         rapid = self.rapid
@@ -300,6 +352,11 @@ class LongContext:
             short = sinks_and_window(self._context)
         else:
             short, confidence = self.retrieve(question, stats)
+            if rapid.candidates == "auto" and rapid.drafter is rapid.target and len(short) > 0.75 * len(self._context):
+                stats.notes.append("the retrieved context is most of the context: the target decodes alone")
+                if rapid.proposer == "hybrid":
+                    return SuffixMatchProposer(self._context, rapid.vocabulary), strength
+                return None, strength
             if rapid.adaptive_strength:
                 strength *= confidence
         prompt = [*self._head, *short, *tail]
@@ -404,6 +461,7 @@ class LongContext:
                     )
                 self = cls.__new__(cls)
                 self.rapid, self._tail = rapid, facts["tail"]
+                self._read_seconds_a_token, self._estimates = 0.0, rapid.estimates.for_another_context()
                 self._head, self._context = data.get_tensor("head").tolist(), data.get_tensor("context").tolist()
                 self._prompt_tokens = len(self._head) + len(self._context)
                 names = set(data.keys())
@@ -414,6 +472,7 @@ class LongContext:
         except (SafetensorError, KeyError, OSError) as error:
             raise InvalidInputError(f"{file} is not a saved session, or damaged: {error}") from error
         self._target, self.prefill_seconds = cached, 0.0
+        self._fed = [*self._head, *self._context]
         return self
 
 

@@ -1,0 +1,69 @@
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) merged into a model at load: W + (α / r) B A.
+
+Reads the format that peft writes (``adapter_config.json``, ``adapter_model.safetensors``) without needing peft.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from specrag.errors import InvalidInputError, ModelNotFoundError
+
+_KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight$")
+
+
+def merge_lora(model: nn.Module, folder: str | Path) -> None:
+    """Add the adapter in ``folder`` to the weights of ``model``, in place.
+
+    Raises:
+        ModelNotFoundError: There is no adapter, or it cannot be read.
+        InvalidInputError: It was made for another model, or holds what a plain LoRA does not.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise ModelNotFoundError(f"no LoRA adapter could be read from {folder}: {error}") from error
+    unsupported = [
+        name for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(name)
+    ]
+    if config.get("peft_type") != "LORA" or unsupported or config.get("bias", "none") != "none":
+        raise InvalidInputError(
+            f"the adapter in {folder} is no plain LoRA ({', '.join(unsupported) or config.get('peft_type')}): "
+            "merge it with peft and give the merged model"
+        )
+    rank, alpha = config["r"], config["lora_alpha"]
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.match(key)
+        if match is None:
+            raise InvalidInputError(f"the adapter in {folder} has a tensor that is no LoRA factor: {key}")
+        factors.setdefault(match["module"], {})[match["factor"]] = tensor
+    modules = dict(model.named_modules())
+    updates: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for name, pair in factors.items():  # everything is checked before anything is changed
+        weight = getattr(modules.get(name), "weight", None)
+        if weight is None or set(pair) != {"A", "B"}:
+            raise InvalidInputError(f"the adapter in {folder} was made for another model: it changes {name}")
+        expected = (pair["B"].shape[0], pair["A"].shape[1])
+        if config.get("fan_in_fan_out"):
+            expected = expected[::-1]
+        if tuple(weight.shape) != expected:
+            raise InvalidInputError(
+                f"the adapter in {folder} was made for another model: {name} is {tuple(weight.shape)} here, "
+                f"{expected} in the adapter"
+            )
+        delta = scale * pair["B"].float() @ pair["A"].float()
+        updates.append((weight, delta.T if config.get("fan_in_fan_out") else delta))
+    with torch.no_grad():
+        for weight, delta in updates:
+            weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))

@@ -1,0 +1,211 @@
+"""Between LangChain's types and the core's: documents and passages, embeddings, chat models, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseLanguageModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableConfig
+
+from specrag.embeddings import Embedder
+from specrag.errors import InvalidInputError
+from specrag.models.base import LanguageModel
+from specrag.models.chat import ChatLM, ChatReply, ChatRequest
+from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict
+from specrag.tracing import current_work
+
+_SCORE_KEYS = ("score", "similarity", "similarity_score", "relevance_score")
+_ROLES = {"system": SystemMessage, "user": HumanMessage, "assistant": AIMessage}
+
+
+# --- documents ------------------------------------------------------------------------------------------
+
+
+def to_passages(documents: Sequence[Document], vector_store: Any = None) -> list[Passage]:
+    """Passages in the same order, with scores from the metadata and embeddings from the vector store, where it has them."""
+    vectors = stored_vectors(vector_store, documents) if vector_store is not None else None
+    passages = []
+    for i, document in enumerate(documents):
+        if not isinstance(document, Document):
+            raise InvalidInputError(f"context[{i}] is a {type(document).__name__}, expected a LangChain Document")
+        score = next((document.metadata[key] for key in _SCORE_KEYS if key in document.metadata), None)
+        title = document.metadata.get("title")
+        passages.append(
+            Passage(
+                document.page_content,
+                title=str(title) if title else None,
+                id=document.id,
+                score=float(score) if isinstance(score, int | float | np.number) else None,
+                embedding=vectors[i] if vectors is not None else document.metadata.get("embedding"),
+                metadata=document.metadata,
+            )
+        )
+    return passages
+
+
+def stored_vectors(store: Any, documents: Sequence[Document]) -> list[np.ndarray] | None:
+    """The vectors that ``store`` holds for ``documents``, or ``None`` where it cannot give them all.
+
+    Knows ``InMemoryVectorStore``, LangChain's ``FAISS``, and any function from documents to vectors.
+    """
+    try:
+        if hasattr(store, "index_to_docstore_id"):  # FAISS
+            wanted = {document.id for document in documents}
+            rows = {key: row for row, key in store.index_to_docstore_id.items() if key in wanted}
+            return [np.asarray(store.index.reconstruct(rows[document.id])) for document in documents]
+        if isinstance(getattr(store, "store", None), Mapping):  # InMemoryVectorStore
+            return [np.asarray(store.store[document.id]["vector"]) for document in documents]
+        if callable(store):
+            given: Callable[[Sequence[Document]], Sequence[Any] | None] = store
+            vectors = given(documents)
+            return None if vectors is None else [np.asarray(vector) for vector in vectors]
+    except (KeyError, RuntimeError):  # not stored under these ids, or an index that keeps no vectors
+        return None
+    return None
+
+
+# --- models ---------------------------------------------------------------------------------------------
+
+
+def as_language_model(model: Any, role: str) -> LanguageModel:
+    """A core model as it is; a LangChain chat model or LLM wrapped.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    if isinstance(model, LanguageModel):
+        return model
+    if isinstance(model, BaseLanguageModel):
+        return LangChainLM(model)
+    raise InvalidInputError(
+        f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)) or a LangChain chat model or "
+        f"LLM, got {type(model).__name__}"
+    )
+
+
+def as_embedder(embedder: Any) -> Embedder | None:
+    """A core embedder as it is; LangChain embeddings wrapped.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    if embedder is None or isinstance(embedder, Embedder):
+        return embedder
+    if isinstance(embedder, Embeddings):
+        return LangChainEmbedder(embedder)
+    raise InvalidInputError(
+        f"embedder must be a specrag Embedder or LangChain Embeddings, got {type(embedder).__name__}"
+    )
+
+
+class LangChainEmbedder(Embedder):
+    """LangChain embeddings as a core embedder."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._embeddings = embeddings
+        self.name = type(embeddings).__name__
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        return _unit(self._embeddings.embed_documents(list(texts)))
+
+    async def aembed(self, texts: Sequence[str]) -> np.ndarray:
+        return _unit(await self._embeddings.aembed_documents(list(texts)))
+
+
+def _unit(vectors: Sequence[Sequence[float]]) -> np.ndarray:
+    array = np.asarray(vectors, dtype=np.float32).reshape(len(vectors), -1)
+    return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+
+
+class LangChainLM(ChatLM):
+    """A LangChain chat model or LLM as a drafter or verifier.
+
+    Log-probabilities are asked for where the model has the fields ``logprobs`` and ``top_logprobs`` (``ChatOpenAI``).
+    """
+
+    def __init__(self, model: BaseLanguageModel[Any]) -> None:
+        super().__init__(type(model).__name__)
+        self._model = model
+        self._config_of: Callable[[Any], RunnableConfig | None] = lambda work: None
+        self._limit: asyncio.Semaphore | None = None
+
+    def inside(self, config_of: Callable[[Any], RunnableConfig | None], max_concurrency: int | None) -> LangChainLM:
+        """The same model for one call of a chain: its runs go where ``config_of`` says, so many at a time."""
+        bound = copy.copy(self)
+        bound._config_of = config_of
+        bound._limit = asyncio.Semaphore(max_concurrency) if max_concurrency else None
+        return bound
+
+    async def reply(self, request: ChatRequest) -> ChatReply:
+        config = self._config_of(current_work.get())
+        messages: list[BaseMessage] = [_ROLES[role](content=text) for role, text in request.messages]
+        options = self._options(request)
+        if self._limit is None:
+            answer = await self._model.ainvoke(messages, config, **options)
+        else:
+            async with self._limit:
+                answer = await self._model.ainvoke(messages, config, **options)
+        if not isinstance(answer, AIMessage):
+            return ChatReply(str(answer))
+        logged = answer.response_metadata.get("logprobs") or {}
+        used = answer.usage_metadata
+        return ChatReply(
+            text=str(answer.text),
+            content=logged.get("content") or None if isinstance(logged, Mapping) else None,
+            usage=Usage(used["input_tokens"], used["output_tokens"]) if used else Usage(),
+            cut=answer.response_metadata.get("finish_reason") == "length",
+        )
+
+    def _options(self, request: ChatRequest) -> dict[str, Any]:
+        """What the model's own fields show that it understands; the rest stays as the user configured it."""
+        known = getattr(type(self._model), "model_fields", {})
+        wanted: dict[str, Any] = {
+            "max_tokens": request.max_tokens,
+            "temperature": request.sampling.temperature,
+            "top_p": request.sampling.top_p if request.sampling.top_p < 1 else None,
+            "seed": request.sampling.seed,
+        }
+        if request.log_probs and "top_logprobs" in known:
+            wanted["logprobs"] = True
+            wanted["top_logprobs"] = request.top_log_probs or None
+        options = {name: value for name, value in wanted.items() if name in known and value is not None}
+        return options | ({"stop": list(request.stop)} if request.stop else {})
+
+
+# --- answers --------------------------------------------------------------------------------------------
+
+
+def draft_row(verdict: Verdict) -> dict[str, Any]:
+    """A draft and its scores as plain values; ``documents`` are positions in the context."""
+    return {
+        "answer": verdict.draft.text,
+        "rationale": verdict.draft.rationale,
+        "abstained": verdict.draft.abstained,
+        "documents": list(verdict.draft.subset),
+        "score": verdict.log_score,
+        "log_draft": verdict.log_draft,
+        "log_self_contain": verdict.log_self_contain,
+        "log_self_reflect": verdict.log_self_reflect,
+    }
+
+
+def result_of(answer: SpeculativeAnswer, documents: Sequence[Document]) -> dict[str, Any]:
+    """What the chain adds to its input, but for the answer's text."""
+    chosen = answer.verdicts[0].draft.subset if answer.verdicts and not answer.abstained else ()
+    details = answer.to_dict()
+    kept = ("scores_used", "embedding_source", "timings", "drafter_usage", "verifier_usage", "notes", "failures")
+    return {
+        "rationale": answer.rationale,
+        "drafts": [draft_row(verdict) for verdict in answer.verdicts],
+        "citations": [documents[i] for i in chosen],
+        "abstained": answer.abstained,
+        "reason": answer.reason,
+        "details": {name: details[name] for name in kept},
+    }

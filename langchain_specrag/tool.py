@@ -1,0 +1,69 @@
+"""Speculative RAG as a tool of agents."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel, Field
+
+from langchain_specrag.chain import create_speculative_rag_chain
+
+NO_ANSWER = "The documents do not answer this question."
+
+
+class QuestionInput(BaseModel):
+    """The arguments of ``SpeculativeRAGTool``."""
+
+    question: str = Field(description="A complete question that stands on its own.")
+
+
+class SpeculativeRAGTool(BaseTool):
+    """Answers an agent's question from documents; the artifact is the chain's whole result.
+
+    Setup: ``pip install 'specrag[langchain]'`` and ``specrag models fetch``.
+
+    Invoke:
+        >>> tool = SpeculativeRAGTool.from_retriever(retriever, description="Answers questions about ...")  # doctest: +SKIP
+        >>> tool.invoke({"question": "who discovered radium"})  # doctest: +SKIP
+        >>> agent = create_agent(model, [tool])  # doctest: +SKIP
+
+    Args:
+        chain: From ``create_speculative_rag_chain``.
+        no_answer: What the agent reads when the documents do not answer.
+    """
+
+    name: str = "search_documents"
+    description: str = "Answers a question from the indexed documents, with the evidence for the answer."
+    args_schema: Any = QuestionInput
+    response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
+    chain: Runnable[Any, Any] = Field(exclude=True)
+    no_answer: str = NO_ANSWER
+
+    @classmethod
+    def from_retriever(
+        cls,
+        retriever: Any,
+        drafter: Any = None,
+        verifier: Any = None,
+        *,
+        name: str = "search_documents",
+        description: str = "Answers a question from the indexed documents, with the evidence for the answer.",
+        **settings: Any,
+    ) -> SpeculativeRAGTool:
+        """A tool over a new chain; the other arguments are ``create_speculative_rag_chain``'s."""
+        chain = create_speculative_rag_chain(retriever, drafter, verifier, **settings)
+        return cls(chain=chain, name=name, description=description)
+
+    def _run(self, question: str, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
+        return self._shown(self.chain.invoke({"input": question}, config))
+
+    async def _arun(self, question: str, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
+        return self._shown(await self.chain.ainvoke({"input": question}, config))
+
+    def _shown(self, result: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        if result["abstained"]:
+            return self.no_answer, result
+        evidence = f"\nEvidence: {result['rationale']}" if result["rationale"] else ""
+        return result["answer"] + evidence, result

@@ -1,0 +1,188 @@
+"""Between LlamaIndex's types and the core's: nodes and passages, embeddings, LLMs, answers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LogProb
+from llama_index.core.schema import MetadataMode, NodeWithScore
+from llama_index_instrumentation.span import active_span_id
+
+from specrag.embeddings import Embedder
+from specrag.errors import InvalidInputError
+from specrag.models.base import LanguageModel
+from specrag.models.chat import ChatLM, ChatReply, ChatRequest
+from specrag.schema import Passage, SpeculativeAnswer, Usage
+from specrag.tracing import Work, current_work
+
+
+def to_passage(node: NodeWithScore) -> Passage:
+    """A node as the drafter shall read it: its content in ``MetadataMode.LLM``, its title apart where it has one."""
+    inner = node.node
+    metadata = getattr(inner, "metadata", {})
+    excluded = list(getattr(inner, "excluded_llm_metadata_keys", []))
+    title = metadata.get("title") if "title" not in excluded else None
+    if title:
+        inner = inner.model_copy(update={"excluded_llm_metadata_keys": [*excluded, "title"]})
+    return Passage(
+        inner.get_content(metadata_mode=MetadataMode.LLM),
+        title=str(title) if title else None,
+        id=node.node_id,
+        score=node.score,
+        embedding=None if inner.embedding is None else np.asarray(inner.embedding),
+        metadata=metadata,
+    )
+
+
+def as_language_model(model: Any, role: str) -> LanguageModel:
+    """A core model as it is; a LlamaIndex LLM wrapped.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    if isinstance(model, LanguageModel):
+        return model
+    if isinstance(model, BaseLLM):
+        return LlamaIndexLM(model)
+    raise InvalidInputError(
+        f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)) or a LlamaIndex LLM, "
+        f"got {type(model).__name__}"
+    )
+
+
+def as_embedder(embedder: Any) -> Embedder | None:
+    """A core embedder as it is; a LlamaIndex embedding model wrapped.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    if embedder is None or isinstance(embedder, Embedder):
+        return embedder
+    if isinstance(embedder, BaseEmbedding):
+        return LlamaIndexEmbedder(embedder)
+    raise InvalidInputError(
+        f"embedder must be a specrag Embedder or a LlamaIndex BaseEmbedding, got {type(embedder).__name__}"
+    )
+
+
+class LlamaIndexEmbedder(Embedder):
+    """A LlamaIndex embedding model as a core embedder."""
+
+    def __init__(self, model: BaseEmbedding) -> None:
+        self._model = model
+        self.name = model.model_name
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        return _unit(self._model.get_text_embedding_batch(list(texts)))
+
+    async def aembed(self, texts: Sequence[str]) -> np.ndarray:
+        return _unit(await self._model.aget_text_embedding_batch(list(texts)))
+
+
+def _unit(vectors: Sequence[Sequence[float]]) -> np.ndarray:
+    array = np.asarray(vectors, dtype=np.float32).reshape(len(vectors), -1)
+    return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+
+
+class LlamaIndexLM(ChatLM):
+    """A LlamaIndex LLM as a drafter or verifier.
+
+    Log-probabilities are asked for where the LLM has the fields ``logprobs`` and ``top_logprobs`` (``OpenAI``).
+    """
+
+    def __init__(self, llm: BaseLLM) -> None:
+        super().__init__(type(llm).__name__)
+        self._llm = llm
+        self._span_of: Callable[[Work | None], str | None] = lambda work: None
+
+    def inside(self, span_of: Callable[[Work | None], str | None]) -> LlamaIndexLM:
+        """The same LLM for one call of a pipeline: its spans go below those that ``span_of`` names."""
+        bound = copy.copy(self)
+        bound._span_of = span_of
+        return bound
+
+    async def reply(self, request: ChatRequest) -> ChatReply:
+        messages = [ChatMessage(role=role, content=text) for role, text in request.messages]
+        span = self._span_of(current_work.get())
+        token = active_span_id.set(span) if span is not None else None
+        try:
+            answer: ChatResponse = await self._llm.achat(messages, **self._options(request))
+        finally:
+            if token is not None:
+                active_span_id.reset(token)
+        text = answer.message.content or ""
+        raw = answer.raw if isinstance(answer.raw, Mapping) else getattr(answer.raw, "__dict__", {})
+        used = answer.additional_kwargs or {}
+        return ChatReply(
+            text=text,
+            content=chosen_tokens(text, answer.logprobs) if answer.logprobs else None,
+            usage=Usage(int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)),
+            cut=any(getattr(choice, "finish_reason", None) == "length" for choice in raw.get("choices") or ()),
+        )
+
+    def _options(self, request: ChatRequest) -> dict[str, Any]:
+        """What the LLM's own fields show that it understands; the rest stays as the user configured it."""
+        known = getattr(type(self._llm), "model_fields", {})
+        wanted: dict[str, Any] = {
+            "max_tokens": request.max_tokens,
+            "temperature": request.sampling.temperature,
+            "stop": list(request.stop) or None,
+        }
+        if request.log_probs and "top_logprobs" in known:
+            wanted["logprobs"] = True
+            wanted["top_logprobs"] = max(1, request.top_log_probs)
+        return {name: value for name, value in wanted.items() if name in known and value is not None}
+
+
+def chosen_tokens(text: str, positions: Sequence[Sequence[LogProb]]) -> list[dict[str, Any]] | None:
+    """LlamaIndex's log-probabilities in OpenAI's form: of each position's alternatives the one that ``text`` has.
+
+    ``None`` when at some position none of them continues the text.
+    """
+    rest, content = text.encode(), []
+    for alternatives in positions:
+        if not rest:
+            break
+        fitting = [a for a in alternatives if _bytes(a) and rest.startswith(_bytes(a))]
+        if not fitting:
+            return None
+        token = max(fitting, key=lambda a: len(_bytes(a)))
+        rest = rest[len(_bytes(token)) :]
+        content.append(
+            {
+                "token": token.token,
+                "bytes": list(_bytes(token)),
+                "logprob": token.logprob,
+                "top_logprobs": [{"token": a.token, "logprob": a.logprob} for a in alternatives],
+            }
+        )
+    return content
+
+
+def _bytes(token: LogProb) -> bytes:
+    return bytes(token.bytes) if token.bytes else token.token.encode()
+
+
+def metadata_of(answer: SpeculativeAnswer) -> dict[str, Any]:
+    """What a response's metadata says: plain values."""
+    details = answer.to_dict()
+    drafts = [
+        {
+            "answer": verdict.draft.text,
+            "rationale": verdict.draft.rationale,
+            "abstained": verdict.draft.abstained,
+            "nodes": [passage.id for passage in verdict.draft.passages],
+            "score": verdict.log_score,
+            "log_draft": verdict.log_draft,
+            "log_self_contain": verdict.log_self_contain,
+            "log_self_reflect": verdict.log_self_reflect,
+        }
+        for verdict in answer.verdicts
+    ]
+    left_out = ("question", "text", "passages", "verdicts")  # they are the response itself
+    return {"drafts": drafts, **{name: value for name, value in details.items() if name not in left_out}}

@@ -1,0 +1,60 @@
+"""The clustering of Speculative RAG alone: one node per perspective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.bridge.pydantic import Field, SerializeAsAny
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore, QueryBundle
+
+from llamaindex_specrag._convert import as_embedder, to_passage
+from specrag.pipeline import aselect_perspectives, select_perspectives
+
+
+class MultiPerspectivePostprocessor(BaseNodePostprocessor):
+    """Keeps one node per perspective, the best ranked of each: a diverse context for any engine.
+
+    Setup: ``pip install 'specrag[llamaindex]'``; ``specrag models fetch minilm`` for the default embedder.
+
+    Use:
+        >>> diverse = MultiPerspectivePostprocessor(k=4)  # doctest: +SKIP
+        >>> index.as_query_engine(similarity_top_k=20, node_postprocessors=[diverse])  # doctest: +SKIP
+
+    Args:
+        k: How many nodes to keep, at least 1.
+        embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. Not used when every node
+            carries its embedding, unless ``reuse_embeddings`` is false.
+    """
+
+    k: int = Field(default=2, ge=1)
+    embedder: SerializeAsAny[Any] = Field(default=None, exclude=True)
+    reuse_embeddings: bool = True
+    seed: int = 0
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Check the embedder."""
+        super().model_post_init(context)
+        self.embedder = as_embedder(self.embedder)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "MultiPerspectivePostprocessor"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        kept = select_perspectives(*self._asked(nodes, query_bundle), **self._options())
+        return [nodes[i] for i in kept]
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        kept = await aselect_perspectives(*self._asked(nodes, query_bundle), **self._options())
+        return [nodes[i] for i in kept]
+
+    def _asked(self, nodes: list[NodeWithScore], query: QueryBundle | None) -> tuple[str, list[Any], int]:
+        return query.query_str if query is not None else "", [to_passage(node) for node in nodes], self.k
+
+    def _options(self) -> dict[str, Any]:
+        return {"embedder": self.embedder, "reuse_embeddings": self.reuse_embeddings, "seed": self.seed}

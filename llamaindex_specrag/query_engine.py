@@ -1,0 +1,260 @@
+"""Speculative RAG as a query engine, and as the synthesizer behind any engine that takes one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from llama_index.core.base.response.schema import (
+    RESPONSE_TYPE,
+    AsyncStreamingResponse,
+    Response,
+    StreamingResponse,
+)
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.instrumentation.events.synthesis import SynthesizeEndEvent, SynthesizeStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.settings import Settings
+
+import specrag
+from llamaindex_specrag._convert import LlamaIndexLM, as_embedder, as_language_model, metadata_of, to_passage
+from llamaindex_specrag._instrumentation import Spans, dispatcher
+from specrag import _blocking
+from specrag.errors import InvalidInputError
+from specrag.schema import AnswerReady, SpeculativeAnswer
+
+NO_ANSWER = "The passages do not answer this question."
+# Prompts of the core that Speculative RAG uses, as LlamaIndex's prompt keys.
+PROMPT_KEYS = ("draft", "verify", "verify_with_passages", "statement", "free_format")
+
+
+class SpeculativeSynthesizer(BaseSynthesizer):
+    """Drafts answers from subsets of the nodes with a small model and picks one by a larger model's scores.
+
+    Setup: ``pip install 'specrag[llamaindex]'`` and ``specrag models fetch`` for the embedded models.
+
+    Use:
+        >>> synthesizer = SpeculativeSynthesizer(drafter=bundled("smollm2-rag-drafter"))  # doctest: +SKIP
+        >>> engine = RetrieverQueryEngine(retriever, response_synthesizer=synthesizer)  # doctest: +SKIP
+
+    The response's ``source_nodes`` are the nodes that the chosen draft was made from; ``metadata`` has ``abstained``,
+    ``reason``, ``rationale`` and every draft with its scores. ``Settings.llm`` is never touched.
+
+    Args:
+        drafter, verifier: Core language models or LlamaIndex LLMs. The drafter is the embedded one by default, the verifier
+            the drafter.
+        embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. Not used when every
+            node carries its embedding.
+        streaming: Give the answer in pieces, once it is chosen.
+        no_answer: The response's text when it abstains.
+        callback_manager: By default the one of ``Settings``.
+        settings: As in ``specrag.SpeculativeRAG``: ``drafts``, ``passages_per_draft``, ``scoring``, ``prompts``, ...
+    """
+
+    def __init__(
+        self,
+        drafter: Any = None,
+        verifier: Any = None,
+        *,
+        embedder: Any = None,
+        streaming: bool = False,
+        no_answer: str = NO_ANSWER,
+        callback_manager: CallbackManager | None = None,
+        **settings: Any,
+    ) -> None:
+        # Not the base's __init__, which asks `Settings` for an LLM that nothing here needs.
+        if not no_answer.strip():
+            raise InvalidInputError("no_answer must not be empty: an agent would read nothing")
+        if drafter is None:
+            from specrag.models import bundled
+
+            drafter = bundled("smollm2-rag-drafter")
+        self._core = specrag.SpeculativeRAG(
+            drafter=as_language_model(drafter, "drafter"),
+            verifier=None if verifier is None else as_language_model(verifier, "verifier"),
+            embedder=as_embedder(embedder),
+            **settings,
+        )
+        self._llm = None  # type: ignore[assignment]
+        self._callback_manager = callback_manager or Settings.callback_manager
+        self._streaming, self._output_cls, self._multimodal = streaming, None, False
+        self._empty_response = no_answer
+
+    @property
+    def callback_manager(self) -> CallbackManager:
+        """The legacy callbacks."""
+        return self._callback_manager
+
+    @callback_manager.setter
+    def callback_manager(self, callback_manager: CallbackManager) -> None:
+        self._callback_manager = callback_manager
+
+    def _get_prompts(self) -> dict[str, Any]:
+        return {key: PromptTemplate(getattr(self._core.prompts, key)) for key in PROMPT_KEYS}
+
+    def _update_prompts(self, prompts: Mapping[str, Any]) -> None:
+        unknown = set(prompts) - set(PROMPT_KEYS)
+        if unknown:
+            raise InvalidInputError(f"no prompt {', '.join(sorted(unknown))}: there are {', '.join(PROMPT_KEYS)}")
+        changed = {key: template.get_template() for key, template in prompts.items()}
+        self._core = self._core.replace(prompts=replace(self._core.prompts, **changed))
+
+    # --- synthesis ------------------------------------------------------------------------------------
+
+    @dispatcher.span
+    def synthesize(
+        self,
+        query: str | QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        with _Synthesis(self, query) as done:
+            answer = _blocking.run(self._answer(_text(query), nodes))
+            return done(self._response(answer, nodes, additional_source_nodes, awaited=False))
+
+    @dispatcher.span
+    async def asynthesize(
+        self,
+        query: str | QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        with _Synthesis(self, query) as done:
+            answer = await self._answer(_text(query), nodes)
+            return done(self._response(answer, nodes, additional_source_nodes, awaited=True))
+
+    def get_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> Any:
+        """The answer's text from bare texts."""
+        answer = _blocking.run(self._answer(query_str, _bare(text_chunks)))
+        return _pieces(self._shown(answer)) if self._streaming else self._shown(answer)
+
+    async def aget_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> Any:
+        """``get_response``, awaited."""
+        answer = await self._answer(query_str, _bare(text_chunks))
+        return _awaited(self._shown(answer)) if self._streaming else self._shown(answer)
+
+    async def _answer(self, question: str, nodes: Sequence[NodeWithScore]) -> SpeculativeAnswer:
+        """The core's answer, with its spans and events."""
+        spans = Spans(question)
+        core = self._core.replace(
+            drafter=_inside(self._core.drafter, spans), verifier=_inside(self._core.verifier, spans)
+        )
+        answer = None
+        try:
+            async for event in core.astream(question, [to_passage(node) for node in nodes]):
+                spans.see(event)
+                if isinstance(event, AnswerReady):
+                    answer = event.answer
+        except BaseException as error:
+            spans.close(error)
+            raise
+        spans.close()
+        assert answer is not None
+        return answer
+
+    def _shown(self, answer: SpeculativeAnswer) -> str:
+        return self._empty_response if answer.abstained else answer.text
+
+    def _response(
+        self,
+        answer: SpeculativeAnswer,
+        nodes: Sequence[NodeWithScore],
+        additional: Sequence[NodeWithScore] | None,
+        *,
+        awaited: bool,
+    ) -> RESPONSE_TYPE:
+        chosen = answer.verdicts[0].draft.subset if answer.verdicts and not answer.abstained else ()
+        sources = [*(nodes[i] for i in chosen), *(additional or ())]
+        metadata, text = metadata_of(answer), self._shown(answer)
+        if not self._streaming:
+            return Response(text, source_nodes=sources, metadata=metadata)
+        if awaited:
+            return AsyncStreamingResponse(_awaited(text), source_nodes=sources, metadata=metadata)
+        return StreamingResponse(iter(_pieces(text)), source_nodes=sources, metadata=metadata)  # type: ignore[arg-type]
+
+
+class SpeculativeRAGQueryEngine(RetrieverQueryEngine):
+    """A query engine that drafts with a small model and verifies with a larger one (Wang et al., arXiv 2407.08223).
+
+    Setup: ``pip install 'specrag[llamaindex]'`` and ``specrag models fetch`` for the embedded models.
+
+    Use:
+        >>> engine = SpeculativeRAGQueryEngine.from_args(index.as_retriever(similarity_top_k=10))  # doctest: +SKIP
+        >>> response = engine.query("who discovered radium")  # doctest: +SKIP
+        >>> str(response), response.source_nodes, response.metadata["drafts"]  # doctest: +SKIP
+
+    See ``SpeculativeSynthesizer`` for what the response holds.
+    """
+
+    @classmethod
+    def from_args(  # type: ignore[override]
+        cls,
+        retriever: BaseRetriever,
+        drafter: Any = None,
+        verifier: Any = None,
+        *,
+        node_postprocessors: list[BaseNodePostprocessor] | None = None,
+        callback_manager: CallbackManager | None = None,
+        **synthesizer_settings: Any,
+    ) -> SpeculativeRAGQueryEngine:
+        """An engine over ``retriever``. Settings as in ``SpeculativeSynthesizer``."""
+        synthesizer = SpeculativeSynthesizer(
+            drafter, verifier, callback_manager=callback_manager, **synthesizer_settings
+        )
+        return cls(retriever, synthesizer, node_postprocessors, callback_manager)
+
+    def with_retriever(self, retriever: BaseRetriever) -> SpeculativeRAGQueryEngine:
+        return type(self)(retriever, self._response_synthesizer, self._node_postprocessors, self.callback_manager)
+
+
+class _Synthesis:
+    """The events and callbacks around one synthesis."""
+
+    def __init__(self, synthesizer: SpeculativeSynthesizer, query: str | QueryBundle) -> None:
+        self._query = QueryBundle(query) if isinstance(query, str) else query
+        payload: dict[str, Any] = {EventPayload.QUERY_STR: self._query.query_str}
+        self._event = synthesizer.callback_manager.event(CBEventType.SYNTHESIZE, payload=payload)
+
+    def __enter__(self) -> Callable[[RESPONSE_TYPE], RESPONSE_TYPE]:
+        dispatcher.event(SynthesizeStartEvent(query=self._query))
+        self._context = self._event.__enter__()
+        return self._done
+
+    def _done(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+        self._context.on_end(payload={EventPayload.RESPONSE: response})
+        dispatcher.event(SynthesizeEndEvent(query=self._query, response=response))
+        return response
+
+    def __exit__(self, *error: Any) -> None:
+        self._event.__exit__(*error)
+
+
+def _inside(model: Any, spans: Spans) -> Any:
+    """``model`` with its spans below the drafts' and verdicts', where it is LlamaIndex's."""
+    return model.inside(spans.span_of) if isinstance(model, LlamaIndexLM) else model
+
+
+def _text(query: str | QueryBundle) -> str:
+    return query if isinstance(query, str) else query.query_str
+
+
+def _bare(texts: Sequence[str]) -> list[NodeWithScore]:
+    return [NodeWithScore(node=TextNode(text=text)) for text in texts]
+
+
+def _pieces(text: str) -> list[str]:
+    return re.findall(r"\s*\S+\s*$|\s*\S+", text) or [text]
+
+
+async def _awaited(text: str) -> AsyncGenerator[str, None]:
+    for piece in _pieces(text):
+        yield piece
