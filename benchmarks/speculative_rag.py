@@ -31,7 +31,7 @@ DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--verifier", required=True)
-    parser.add_argument("--drafter", help="by default the bundled SmolLM2")
+    parser.add_argument("--drafter", help="by default the bundled drafter")
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -46,7 +46,7 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
 
     def load_drafter(**options):
-        return TransformersLM(args.drafter, **options) if args.drafter else bundled("smollm2", **options)
+        return TransformersLM(args.drafter, **options) if args.drafter else bundled("smollm2-rag-drafter", **options)
 
     drafters = {}
     if "same" in args.drafters:
@@ -55,7 +55,7 @@ def main() -> None:
         drafters["speculative_int8_drafter"] = load_drafter(quantization="int8")
     verifier = TransformersLM(args.verifier, dtype=dtype)
     embedder = bundled("minilm")
-    prompts = Prompts.for_small_models()
+    prompts = Prompts()
     watches = {name: Forwards().attach(lm.model) for name, lm in drafters.items()}
     watches |= {"verifier": Forwards().attach(verifier.model), "embedder": Forwards().attach(embedder._model)}
     pipelines = {

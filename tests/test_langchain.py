@@ -95,7 +95,12 @@ def faiss(minilm, questions):
 def test_questions_are_answered_from_a_real_index(faiss, smollm2, questions):
     store, embeddings = faiss
     chain = create_speculative_rag_chain(
-        store.as_retriever(search_kwargs={"k": 6}), smollm2, drafts=3, prompts=Prompts.for_small_models()
+        store.as_retriever(search_kwargs={"k": 6}),
+        smollm2,
+        drafts=3,
+        prompts=Prompts.for_small_models(),
+        max_rationale_tokens=12,
+        max_answer_tokens=8,
     )
     embeddings.texts.clear()
     asked = {"input": questions[0].question}

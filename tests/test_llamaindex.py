@@ -119,7 +119,8 @@ def index(minilm, questions):
 async def test_questions_are_answered_from_a_real_index(index, smollm2, minilm, questions):
     made, embedding = index
     retriever = made.as_retriever(similarity_top_k=6)
-    settings = {"drafts": 3, "prompts": Prompts.for_small_models(), "embedder": embedding}
+    short = {"max_rationale_tokens": 12, "max_answer_tokens": 8}
+    settings = {"drafts": 3, "prompts": Prompts.for_small_models(), "embedder": embedding, **short}
     engine = SpeculativeRAGQueryEngine.from_args(retriever, smollm2, **settings)
     embedding.texts.clear()
     asked = questions[0].question
@@ -195,6 +196,8 @@ def test_core_langchain_and_llamaindex_give_the_same_answer(smollm2, minilm, que
         "embedder": minilm,
         "prompts": Prompts.for_small_models(),
         "generation": specrag.Sampling(temperature=0.7, seed=11),
+        "max_rationale_tokens": 12,
+        "max_answer_tokens": 8,
     }
     core = specrag.SpeculativeRAG(drafter=smollm2, **settings).answer(
         question.question,

@@ -44,7 +44,7 @@ def generator(target, drafter=None, **options) -> RapidGenerator:
 
 def plain_greedy(lm: TransformersLM, session: LongContext, question: str, count: int) -> list[int]:
     """transformers' own generate on the same tokens."""
-    tail = lm.encoder.encode_text(session._tail.replace("\ue0f2", question))
+    tail = lm.encoder.encode_text(session.tail.replace("\ue0f2", question))
     ids = torch.tensor([[*session._head, *session._context, *tail]])
     with torch.inference_mode():
         made = lm.model.generate(
@@ -91,7 +91,7 @@ def test_suffix_match_is_greedy_exact_at_any_strength(tiny):
     target = session._target
     for strength in (0.0, 10.0, 1000.0):
         target.rollback_to(session.tokens)
-        logits = target.prefill(tiny.encoder.encode_text(session._tail.replace("\ue0f2", "keeper?")))
+        logits = target.prefill(tiny.encoder.encode_text(session.tail.replace("\ue0f2", "keeper?")))
         proposer = SuffixMatchProposer(store, target.vocabulary, least=1)
         settings, stats = RapidSettings("rapid", strength, temperature=0.0), RapidStats()
         text = "".join(decode(target, logits, proposer, settings, Controller(6), max_new_tokens=24, stats=stats))
@@ -162,7 +162,7 @@ def test_an_end_token_inside_an_accepted_run_ends_it_there(tiny):
     plain = plain_greedy(tiny, session, "q", 12)
     target = session._target
     target.rollback_to(session.tokens)
-    logits = target.prefill(tiny.encoder.encode_text(session._tail.replace("\ue0f2", "q")))
+    logits = target.prefill(tiny.encoder.encode_text(session.tail.replace("\ue0f2", "q")))
     proposer = SuffixMatchProposer([*plain[:2], *plain, 7, 7], target.vocabulary, least=1)
     stats = RapidStats()
     text = "".join(

@@ -104,8 +104,8 @@ def test_a_real_index_finds_the_passage_that_answers(minilm, questions):
         results = index.search(q.question, 10)
         assert [p.score for p in results] == sorted((p.score for p in results), reverse=True)
         assert results[0].embedding.shape == (minilm.dimension,)
-        found += q.passages[q.gold[0]].text in [p.text for p in results]
-    assert found >= len(questions) - 1
+        found += any(q.passages[i].text in [p.text for p in results] for i in q.gold)
+    assert found >= sum(bool(q.gold) for q in questions) - 1
 
 
 def test_an_index_comes_back_as_it_was_saved(tmp_path):

@@ -48,6 +48,7 @@ class Message:
 @dataclass
 class _Kept:
     session: LongContext
+    prompt: tuple[str, str]  # head and context
     busy: bool = False
 
 
@@ -122,18 +123,23 @@ class RapidChat:
 
     def _checkout(self, head: str, context: str, tail: str) -> _Kept:
         """A session for this prompt that nobody else uses: the same one, one that begins alike, or a new one."""
+        with self._lock:
+            same = next((kept for kept in self._kept if not kept.busy and kept.prompt == (head, context)), None)
+            if same is not None:
+                same.busy = True
+                same.session.tail = tail
+                self._kept.append(self._kept.pop(self._kept.index(same)))
+                return same
         fresh = LongContext.unread(self.rapid, head, context, tail)
         with self._lock:
-            free = [kept for kept in self._kept if not kept.busy]
-            best = max(free, key=lambda kept: fresh.shared_with(kept.session), default=None)
-            shared = fresh.shared_with(best.session) if best is not None else 0
+            free = [(fresh.shared_with(kept.session), kept) for kept in self._kept if not kept.busy]
+            shared, best = max(free, key=lambda pair: pair[0], default=(0, None))
+            taken = None
             # A document's session is not given up for one that only begins with the same template.
             if best is not None and shared >= max(_WORTH_SHARING, best.session.tokens // 2):
                 self._kept.remove(best)
                 taken = best.session
-            else:
-                taken = None
-            kept = _Kept(fresh, busy=True)
+            kept = _Kept(fresh, (head, context), busy=True)
             self._kept.append(kept)
         try:
             fresh.read(reuse=taken)

@@ -192,7 +192,7 @@ class LongContext:
         self.rapid = rapid
         self._head = encoder.encode_rendered(head) if head or encoder.template is None else []
         self._context = encoder.encode_text(context)
-        self._tail = tail  # with QUERY where the question stands
+        self.tail = tail  # with QUERY where the question stands; may change, what the cache holds ends before it
         if not self._context:
             raise InvalidInputError("the context is empty")
         self._prompt_tokens = len(self._head) + len(self._context)
@@ -292,7 +292,7 @@ class LongContext:
         if not question.strip():
             raise InvalidInputError("the question is empty")
         stats = stats if stats is not None else RapidStats()
-        tail = encoder.encode_text(self._tail.replace(QUERY, encoder.sanitize(question).strip()))
+        tail = encoder.encode_text(self.tail.replace(QUERY, encoder.sanitize(question).strip()))
         budget = rapid.budget(len(self._context))
         if len(tail) > budget and rapid.proposer in ("rag", "hybrid"):
             raise InvalidInputError(f"the question has {len(tail)} tokens, the retrieval budget is {budget}: raise it")
@@ -430,7 +430,7 @@ class LongContext:
         target = Path(path).expanduser()
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
-        facts = {"version": str(SESSION_VERSION), "model": fingerprint(self.rapid.target), "tail": self._tail}
+        facts = {"version": str(SESSION_VERSION), "model": fingerprint(self.rapid.target), "tail": self.tail}
         save_file(tensors, part, metadata={**facts, "name": self.rapid.target.name})
         part.replace(target)
 
@@ -460,7 +460,7 @@ class LongContext:
                         "load the same model or read the text again"
                     )
                 self = cls.__new__(cls)
-                self.rapid, self._tail = rapid, facts["tail"]
+                self.rapid, self.tail = rapid, facts["tail"]
                 self._read_seconds_a_token, self._estimates = 0.0, rapid.estimates.for_another_context()
                 self._head, self._context = data.get_tensor("head").tolist(), data.get_tensor("context").tolist()
                 self._prompt_tokens = len(self._head) + len(self._context)

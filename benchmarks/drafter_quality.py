@@ -1,0 +1,175 @@
+"""How good a drafter is, and which score picks best among its drafts.
+
+    python benchmarks/drafter_quality.py [--model smollm2-rag-drafter] [--questions 100] [--verifier PATH]
+
+NQ dev with ten passages a question (`data/`). Right: the answer's text alone holds one of the right answers. Printed, with 95 %
+Wilson intervals: drafts from the gold passage alone; the drafts of Speculative RAG (m = 5, k = 2) whose subset holds the gold
+passage, and those whose subset does not; the pipeline's answer under every combination of scores; right answers over
+questions that the pipeline answers as a threshold on the score rises. `--verifier`: another model scores the drafts; its own
+answer from all ten passages (standard RAG) is the row to beat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from _timing import machine, median
+
+from specrag import Prompts
+from specrag.drafting import Drafter
+from specrag.evaluation.data import Question, load_questions
+from specrag.evaluation.metrics import contains_answer, exact_match, f1, wilson_interval
+from specrag.models import GenerationRequest, Stage, TransformersLM, Turn, bundled
+from specrag.perspectives import sample_perspectives
+from specrag.prompts import passage_text
+from specrag.schema import ALL_SCORES, Draft, Verdict
+from specrag.verification import RawScores, Verifier, rank
+
+DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
+
+
+@dataclass
+class Drafted:
+    """One question: its drafts with what the verifier said of them, and seconds."""
+
+    question: Question
+    drafts: list[Draft]
+    raw: list[RawScores]
+    seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-rag-drafter", help="bundled name, or a model folder")
+    parser.add_argument("--adapter", type=Path, help="a LoRA adapter on top of it")
+    parser.add_argument("--verifier", help="model folder; by default the drafter itself")
+    parser.add_argument("--untrained-prompts", action="store_true", help="Prompts.for_small_models()")
+    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--quantization", choices=["int8"])
+    parser.add_argument("--json", type=Path, help="write every draft and score here")
+    args = parser.parse_args()
+
+    bundles = ("smollm2", "smollm2-rag-drafter")
+    options = {"quantization": args.quantization} | ({"adapter": args.adapter} if args.adapter else {})
+    lm = bundled(args.model, **options) if args.model in bundles else TransformersLM(args.model, **options)
+    judge = TransformersLM(args.verifier) if args.verifier else lm
+    prompts = Prompts.for_small_models() if args.untrained_prompts else Prompts()
+    drafter, verifier, embedder = Drafter(lm, prompts), Verifier(judge, prompts), bundled("minilm")
+    questions = load_questions(DATA)[: args.questions]
+    print(machine(), f"; {lm.name}, {len(questions)} questions", sep="")
+
+    gold = []
+    for at in range(0, len(questions), 8):
+        part = questions[at : at + 8]
+        made = lm.generate([drafter.request(q.question, [q.passages[i] for i in q.gold]) for q in part])
+        gold += [(q, c.parts[-1].text) for q, c in zip(part, made, strict=True)]
+    report("gold passage alone: right", [contains_answer(t, q.answers) for q, t in gold])
+    report("gold passage alone: abstains", [prompts.is_abstention(t) for _, t in gold])
+
+    done, standard = [], []
+    for q in questions:
+        if args.verifier:
+            standard.append(answered_by_standard(judge, prompts, q))
+        start = time.perf_counter()
+        texts = embedder.given_question(q.question, [passage_text(p) for p in q.passages])
+        subsets = sample_perspectives(embedder.embed(texts), len(q.passages), 5, 2).subsets
+        chosen = [[q.passages[i] for i in s] for s in subsets]
+        completions = lm.generate([drafter.request(q.question, passages) for passages in chosen])
+        drafts = [drafter.read(c, s, p, 0.0) for c, s, p in zip(completions, subsets, chosen, strict=True)]
+        contest = [d for d in drafts if not d.abstained]
+        raw = asyncio.run(verifier.raw_scores(q.question, contest)) if contest else []
+        by_draft = dict(zip(map(id, contest), raw, strict=True))
+        scores = [by_draft.get(id(d), RawScores()) for d in drafts]
+        done.append(Drafted(q, drafts, scores, time.perf_counter() - start))
+        if len(done) % 20 == 0:
+            print(f"  {len(done)} of {len(questions)}", flush=True)
+
+    pairs = [(d, draft) for d in done for draft in d.drafts]
+    holding = [(d, draft) for d, draft in pairs if set(draft.subset) & set(d.question.gold)]
+    others = [(d, draft) for d, draft in pairs if not set(draft.subset) & set(d.question.gold)]
+    right = [contains_answer(draft.text, d.question.answers) for d, draft in holding]
+    report("drafts with the gold passage: right", right)
+    report("drafts with the gold passage: abstain", [draft.abstained for _, draft in holding])
+    report("drafts without it: abstain", [draft.abstained for _, draft in others])
+    coverage = [any(contains_answer(x.text, d.question.answers) for x in d.drafts) for d in done]
+    report("some draft right (coverage)", coverage)
+    words = [len(draft.text.split()) for _, draft in pairs if not draft.abstained]
+    print(f"answers: {sum(words) / max(len(words), 1):.1f} words on average, {max(words, default=0)} at most")
+    if standard:
+        report(
+            "standard RAG with the verifier: right",
+            [contains_answer(t, q.answers) for q, (t, _) in zip(questions, standard, strict=True)],
+        )
+        print(
+            f"latency: standard {median([s for _, s in standard]):.1f} s, speculative {median([d.seconds for d in done]):.1f} s"
+        )
+
+    print("\nscores that count                  norm  right            EM     F1     abstains  efficiency")
+    best: tuple[float, str, list[tuple[float, bool]]] | None = None
+    for kind in ("sum", "mean"):
+        v = Verifier(judge, prompts, replace(verifier.scoring, normalization=kind))
+        for names in itertools.chain.from_iterable(itertools.combinations(ALL_SCORES, n) for n in (1, 2, 3)):
+            answers, ranked = [], []
+            for d in done:
+                verdicts: list[Verdict] = [v.verdict(x, r) for x, r in zip(d.drafts, d.raw, strict=True)]
+                top = next((x for x in rank(verdicts, names)[0] if not x.draft.abstained), None)
+                answers.append("" if top is None else top.draft.text)
+                if top is not None and top.log_score is not None:
+                    ranked.append((top.log_score, contains_answer(top.draft.text, d.question.answers)))
+            hits = [contains_answer(a, d.question.answers) for a, d in zip(answers, done, strict=True)]
+            low, high = wilson_interval(sum(hits), len(hits))
+            exact = sum(exact_match(a, d.question.answers) for a, d in zip(answers, done, strict=True)) / len(done)
+            overlap = sum(f1(a, d.question.answers) for a, d in zip(answers, done, strict=True)) / len(done)
+            share = sum(hits) / len(hits)
+            print(
+                f"{' + '.join(names):34} {kind:5} {share:5.1%} ({low:.0%}-{high:.0%})  {exact:5.1%}  {overlap:.3f}  "
+                f"{sum(not a for a in answers) / len(answers):5.1%}     {share / max(sum(coverage) / len(coverage), 1e-9):.2f}"
+            )
+            if best is None or share > best[0]:
+                best = (share, f"{' + '.join(names)}, {kind}", ranked)
+    assert best is not None
+    print(f"\nselective accuracy of {best[1]}:")
+    ordered = sorted(best[2], reverse=True)
+    for answered in (0.25, 0.5, 0.75, 1.0):
+        taken = ordered[: max(1, int(answered * len(ordered)))]
+        print(
+            f"  best {len(taken):3} answers: {sum(r for _, r in taken) / len(taken):5.1%} right, score above {taken[-1][0]:.2f}"
+        )
+    if args.json:
+        rows = [
+            {
+                "id": d.question.id,
+                "drafts": [
+                    {"subset": x.subset, "rationale": x.rationale, "answer": x.text, "abstained": x.abstained,
+                     "right": contains_answer(x.text, d.question.answers)}
+                    for x in d.drafts
+                ],
+            }
+            for d in done
+        ]  # fmt: skip
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+def answered_by_standard(lm: TransformersLM, prompts: Prompts, q: Question) -> tuple[str, float]:
+    start = time.perf_counter()
+    turn = Turn.of("user", prompts.standard_text(q.question, q.passages))
+    (completion,) = lm.generate([GenerationRequest((turn,), (Stage("Answer:", 24, ("\n",)),))])
+    return completion.parts[0].text, time.perf_counter() - start
+
+
+def report(name: str, values: list[bool]) -> None:
+    low, high = wilson_interval(sum(values), len(values))
+    print(
+        f"{name:42} {sum(values):4} of {len(values):4}  {sum(values) / max(len(values), 1):5.1%} ({low:.0%}-{high:.0%})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Making a specialist drafter: from questions with passages to a small LM tuned to draft (paper, section 3.2).
+
+``examples`` makes the instruction-tuning data, ``rationales`` the evidence in it, ``trainer`` the model.
+Training needs the extra ``train``; using its result does not.
+"""
+
+from specrag.training.examples import Example, Mixture, make_examples
+from specrag.training.rationales import extractive_rationale, synthesize_rationales
+from specrag.training.trainer import TrainingSettings, evaluate_drafter, train
+
+__all__ = [
+    "Example",
+    "Mixture",
+    "TrainingSettings",
+    "evaluate_drafter",
+    "extractive_rationale",
+    "make_examples",
+    "synthesize_rationales",
+    "train",
+]

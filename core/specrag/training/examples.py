@@ -1,0 +1,232 @@
+"""Instruction-tuning examples for the drafter: question and passages -> rationale, then answer (paper, section 3.2).
+
+An example shows what a draft will see: a few passages in any order, of which some answer, or none does;
+then its rationale says so and its answer is the abstention marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from specrag.drafting import Drafter
+from specrag.embeddings import Embedder
+from specrag.errors import InvalidInputError
+from specrag.evaluation.data import Question
+from specrag.models.base import GenerationRequest
+from specrag.models.tokenization import ConversationEncoder
+from specrag.prompts import Prompts, passage_text
+from specrag.schema import Passage
+from specrag.training.rationales import answer_in, extractive_rationale
+
+#: The rationale of an example whose passages do not answer.
+NO_EVIDENCE = "The passages do not say."
+#: A label that counts for no loss.
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a drafter is shown (``question``, ``passages``) and what it shall write."""
+
+    question: str
+    passages: tuple[Passage, ...]
+    rationale: str
+    answer: str
+    answerable: bool = True
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Of every record's variants, how many show what. Shares in [0, 1], together at most 1; the rest is
+    the gold passages with one distractor, in random order.
+
+    Args:
+        unanswerable: Distractors only, or a part of a multi-hop record's gold passages.
+        gold_alone: The gold passages and nothing else.
+        wide: The gold passages with two distractors or three.
+        negatives: Of so many nearest distractors (the hard ones) the distractors are drawn; one in five
+            comes from farther away.
+    """
+
+    unanswerable: float = 0.25
+    gold_alone: float = 0.05
+    wide: float = 0.08
+    negatives: int = 10
+
+    def __post_init__(self) -> None:
+        shares = [self.unanswerable, self.gold_alone, self.wide]
+        if min(shares) < 0 or sum(shares) > 1:
+            raise InvalidInputError(f"the shares of a mixture must lie in [0, 1] and sum to at most 1, got {shares}")
+        if self.negatives < 1:
+            raise InvalidInputError(f"negatives must be at least 1, got {self.negatives}")
+
+
+def make_examples(
+    records: Sequence[Question],
+    embedder: Embedder,
+    *,
+    variants: int = 1,
+    mixture: Mixture = Mixture(),
+    rationales: Mapping[str, str] | None = None,
+    corpus: Sequence[Passage] = (),
+    prompts: Prompts = Prompts(),
+    seed: int = 0,
+) -> list[list[Example]]:
+    """``variants`` rounds of examples, one a record and round, each with distractors and an order of its own.
+
+    Distractors are the nearest passages to the question, of all records' and ``corpus``'s, that hold none of
+    its answers. A record whose answer stands in none of its gold passages is left out unless it has a rationale.
+
+    Args:
+        rationales: By record id (``synthesize_rationales``); without one, the extractive rationale is used.
+
+    Raises:
+        InvalidInputError: No record can be used.
+    """
+    known = [p for record in records for p in record.passages]
+    corpus = list({passage_text(p): p for p in (*known, *corpus)}.values())
+    usable = [(record, *found) for record in records if (found := _target(record, rationales or {})) is not None]
+    if not usable:
+        raise InvalidInputError(
+            f"none of the {len(records)} records can be used: the answer must stand in a gold passage word for word, "
+            "or a rationale must be given"
+        )
+    if len(corpus) < 3:
+        raise InvalidInputError(f"the records have {len(corpus)} different passages: distractors need at least 3")
+    texts = [passage_text(p) for p in corpus]
+    near = embedder.embed([record.question for record, *_ in usable]) @ embedder.embed(texts).T
+    folded = [text.casefold() for text in texts]
+    random = np.random.default_rng(seed)
+    pools = [_distractors(record, near[i], texts, folded, mixture) for i, (record, *_) in enumerate(usable)]
+    return [
+        [
+            _example(record, answer, rationale, [[corpus[i] for i in part] for part in pool], mixture, prompts, random)
+            for (record, answer, rationale), pool in zip(usable, pools, strict=True)
+        ]
+        for _ in range(variants)
+    ]
+
+
+def _target(record: Question, rationales: Mapping[str, str]) -> tuple[str, str] | None:
+    """Answer and rationale that the drafter shall write with the gold passages before it."""
+    given = rationales.get(record.id)
+    for i in record.gold:
+        answer = answer_in(record.passages[i], record.answers)
+        if answer is None:
+            continue
+        rationale = given or extractive_rationale(record.question, answer, record.passages[i])
+        if rationale:
+            return answer, " ".join(rationale.split())
+    return (record.answers[0], " ".join(given.split())) if given and record.gold else None
+
+
+def _distractors(
+    record: Question, near: np.ndarray, texts: Sequence[str], folded: Sequence[str], mixture: Mixture
+) -> tuple[list[int], list[int]]:
+    """Positions of the hard distractors, nearest first, and of some farther ones."""
+    own = {passage_text(record.passages[i]) for i in record.gold}
+    answers = [answer.casefold() for answer in record.answers]
+    found: list[int] = []
+    for at in np.argsort(-near):
+        if len(found) >= 5 * mixture.negatives:
+            break
+        if texts[at] not in own and not any(answer in folded[at] for answer in answers):
+            found.append(int(at))
+    return found[: mixture.negatives], found[mixture.negatives :]
+
+
+def _example(
+    record: Question,
+    answer: str,
+    rationale: str,
+    pool: Sequence[Sequence[Passage]],
+    mixture: Mixture,
+    prompts: Prompts,
+    random: np.random.Generator,
+) -> Example:
+    gold = [record.passages[i] for i in record.gold]
+    kind = random.random()
+    answerable = kind >= mixture.unanswerable
+    if not answerable:
+        part = list(random.permutation(len(gold))[: len(gold) - 1]) if len(gold) > 1 and random.random() < 0.5 else []
+        kept, others = [gold[i] for i in part], max(2 - len(part), 1)
+    else:
+        kept, others = gold, 1
+        if kind < mixture.unanswerable + mixture.gold_alone:
+            others = 0
+        elif kind < mixture.unanswerable + mixture.gold_alone + mixture.wide:
+            others = int(random.integers(2, 4))
+    passages = kept + _drawn(pool, others, random)
+    shown = tuple(passages[i] for i in random.permutation(len(passages)))
+    if answerable:
+        return Example(record.question, shown, rationale, answer)
+    return Example(record.question, shown, NO_EVIDENCE, prompts.abstention, answerable=False)
+
+
+def _drawn(pool: Sequence[Sequence[Passage]], count: int, random: np.random.Generator) -> list[Passage]:
+    hard, far = list(pool[0]), list(pool[1])
+    drawn: list[Passage] = []
+    for _ in range(count):
+        source = far if far and random.random() < 0.2 else hard or far
+        if source:
+            drawn.append(source.pop(int(random.integers(len(source)))))
+    return drawn
+
+
+# --- tokens -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Token ids and labels of one example; ``IGNORED`` where a token counts for no loss."""
+
+    ids: list[int]
+    labels: list[int]
+
+    @property
+    def completion(self) -> int:
+        """Tokens from the first that counts for the loss to the end."""
+        return next((len(self.labels) - i for i, label in enumerate(self.labels) if label != IGNORED), 0)
+
+
+def encode_example(example: Example, drafter: Drafter, encoder: ConversationEncoder, end: int) -> EncodedExample:
+    """Exactly the tokens that drafting will see: headers are put in the model's mouth and count for no loss.
+
+    The loss falls on the rationale, the line break that ends it, the answer, and ``end`` (the id that ends a reply).
+    """
+    request: GenerationRequest = drafter.request(example.question, example.passages)
+    ids = encoder.encode_generation(request)
+    labels = [IGNORED] * len(ids)
+
+    def add(tokens: Sequence[int], counting: int) -> None:
+        ids.extend(tokens)
+        labels.extend([*tokens[:counting], *[IGNORED] * (len(tokens) - counting)])
+
+    rationale = encoder.encode_text(" " + encoder.sanitize(example.rationale))
+    add(rationale, len(rationale))
+    header = encoder.encode_text(request.stages[1].header)
+    add(header, 1)  # its line break is what ends the rationale; the rest is given
+    answer = [*encoder.encode_text(" " + encoder.sanitize(example.answer)), end]
+    add(answer, len(answer))
+    return EncodedExample(ids, labels)
+
+
+def in_batches(rounds: Sequence[Sequence[EncodedExample]], batch_size: int, seed: int = 0) -> list[EncodedExample]:
+    """All rounds in training order: in each, batches of like length, the batches shuffled."""
+    random = np.random.default_rng(seed)
+    ordered: list[EncodedExample] = []
+    for examples in rounds:
+        shuffled = [examples[int(i)] for i in random.permutation(len(examples))]
+        pool = 50 * batch_size
+        batches: list[list[EncodedExample]] = []
+        for at in range(0, len(shuffled), pool):
+            alike = sorted(shuffled[at : at + pool], key=lambda e: len(e.ids))
+            batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
+        last = [b for b in batches if len(b) < batch_size]
+        full = [b for b in batches if len(b) == batch_size]
+        random.shuffle(full)  # type: ignore[arg-type]
+        ordered += [e for b in (*full, *last) for e in b]
+    return ordered

@@ -1,0 +1,292 @@
+"""Training a drafter: the examples, a run that learns, a run that is killed, and the adapter without peft."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from specrag import Passage, Prompts
+from specrag.drafting import Drafter
+from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
+from specrag.evaluation.data import Question
+from specrag.models import Completion, TransformersLM, bundled
+from specrag.models.base import GeneratedText
+from specrag.models.bundled import adapter_folder
+from specrag.training import (
+    Mixture,
+    TrainingSettings,
+    evaluate_drafter,
+    extractive_rationale,
+    make_examples,
+    synthesize_rationales,
+    train,
+)
+from specrag.training.examples import IGNORED, encode_example, in_batches
+from specrag.training.rationales import MAX_WORDS, answer_in
+from tests.conftest import tiny_llama
+from tests.fakes import HashEmbedder, ScriptedLM
+
+
+def records(count: int = 24) -> list[Question]:
+    return [
+        Question(
+            id=str(i),
+            question=f"when was tower {i} built",
+            answers=(f"in {1800 + i}",),
+            passages=(Passage(f"Towers are tall. Tower {i} was built in {1800 + i}. It stands.", title=f"Tower {i}"),),
+            gold=(0,),
+        )
+        for i in range(count)
+    ]
+
+
+def made(count: int = 24, **options):
+    return make_examples(records(count), HashEmbedder(), **options)
+
+
+# --- rationales -----------------------------------------------------------------------------------------
+
+
+def test_the_rationale_is_the_sentence_with_the_answer_under_its_title():
+    passage = Passage("Berlin is big. Paris has held the record since 1889. In 1889 it rained.", title="Paris")
+    assert answer_in(passage, ["1889", "89"]) == "1889"
+    assert extractive_rationale("since when has paris held the record", "1889", passage) == (
+        "Paris: Paris has held the record since 1889."
+    )
+    long = Passage("word " * 60 + "the answer is Rome and more words follow here " + "word " * 60)
+    cut = extractive_rationale("what", "Rome", long)
+    assert cut is not None and "Rome" in cut and len(cut.split()) <= MAX_WORDS
+    assert extractive_rationale("what", "Oslo", passage) is None
+    assert answer_in(Passage("the United  States, of America"), ["united states of america"]) == (
+        "United  States, of America"
+    )
+    assert answer_in(Passage("category"), ["cat"]) is None
+
+
+def test_written_rationales_are_kept_as_they_come(tmp_path):
+    calls = []
+
+    def reply(prompt):
+        calls.append(prompt)
+        if len(calls) == 6:
+            return ModelError("killed")
+        return Completion((GeneratedText(" Because the tower says so. ", None, 5),))
+
+    lm, cache = ScriptedLM(reply), tmp_path / "rationales.jsonl"
+    with pytest.raises(ModelError, match="killed"):
+        synthesize_rationales(records(8), lm, cache, batch=2)
+    assert len(calls) == 6
+    cache.write_text(cache.read_text() + '{"key": "half a li')  # what a kill leaves
+    rationales = synthesize_rationales(records(8), lm, cache, batch=2)
+    assert len(calls) == 6 + 4 and set(rationales) == {str(i) for i in range(8)}
+    assert rationales["3"] == "Because the tower says so."
+    assert "Answer: in 1803" in calls[3] and "Tower 3 was built" in calls[3]
+    assert synthesize_rationales(records(8), lm, cache) == rationales and len(calls) == 10
+
+
+# --- examples -------------------------------------------------------------------------------------------
+
+
+def test_examples_show_what_drafts_will_see():
+    rounds = made(60, variants=4, mixture=Mixture(unanswerable=0.3, gold_alone=0.1, wide=0.1))
+    assert len(rounds) == 4 and [len(part) for part in rounds] == [60] * 4
+    examples = [e for part in rounds for e in part]
+    unanswerable = [e for e in examples if not e.answerable]
+    assert 0.2 < len(unanswerable) / len(examples) < 0.4
+    for e in examples:
+        asked = re.search(r"\d+", e.question).group()
+        gold = [p for p in e.passages if p.title == f"Tower {asked}"]
+        assert bool(gold) == e.answerable and len({p.text for p in e.passages}) == len(e.passages)
+        if e.answerable:
+            assert e.answer == f"in {1800 + int(asked)}" and e.answer in e.rationale
+        else:
+            assert Prompts().is_abstention(e.answer) and len(e.passages) == 2
+    assert {len(e.passages) for e in examples if e.answerable} == {1, 2, 3, 4}
+    first = [
+        e.passages[0].title == f"Tower {re.search(r'[0-9]+', e.question).group()}" for e in examples if e.answerable
+    ]
+    assert 0.3 < sum(first) / len(first) < 0.8  # gold first or last
+    assert rounds[0] != rounds[1] and made(60, variants=4)[0] == made(60, variants=1)[0]
+
+
+def test_a_part_of_a_multi_hop_question_does_not_answer_it():
+    hops = [
+        Question(
+            str(i),
+            f"who {i}",
+            ("Ann",),
+            (Passage(f"Ann wrote book {i}."), Passage(f"Book {i} won."), Passage(f"Other {i}.")),
+            (0, 1),
+        )
+        for i in range(40)
+    ]
+    for e in make_examples(hops, HashEmbedder(), mixture=Mixture(unanswerable=0.5, gold_alone=0, wide=0))[0]:
+        i = e.question.split()[1]
+        gold = {p.text for p in e.passages} & {f"Ann wrote book {i}.", f"Book {i} won."}
+        assert len(gold) == 2 if e.answerable else len(gold) < 2
+
+
+def test_useless_records_are_refused():
+    with pytest.raises(InvalidInputError, match="none of the 1 records can be used"):
+        make_examples([Question("1", "q", ("x",), (Passage("no"),), (0,))], HashEmbedder())
+    with pytest.raises(InvalidInputError, match="need at least 3"):
+        made(2)
+    with pytest.raises(InvalidInputError, match="sum to at most 1"):
+        Mixture(unanswerable=0.9, wide=0.2)
+
+
+def test_an_example_has_exactly_the_tokens_of_a_draft(smollm2):
+    """What the model would generate token by token from the same prompt, if it wrote the example's draft."""
+    example = made()[0][1]
+    drafter = Drafter(smollm2)
+    end = smollm2.tokenizer.eos_token_id
+    encoded = encode_example(example, drafter, smollm2.encoder, end)
+    prompt = smollm2.encoder.encode_generation(drafter.request(example.question, example.passages))
+    assert encoded.ids[: len(prompt)] == prompt and set(encoded.labels[: len(prompt)]) == {IGNORED}
+    decode = smollm2.tokenizer.decode
+    assert decode(encoded.ids[len(prompt) :]) == f" {example.rationale}\nAnswer: {example.answer}{decode([end])}"
+    counted = [token for token in encoded.labels if token != IGNORED]
+    assert decode(counted) == f" {example.rationale}\n {example.answer}{decode([end])}"
+    assert encoded.completion == len(encoded.ids) - len(prompt)
+
+
+def test_batches_hold_like_lengths_and_every_example_once(smollm2):
+    drafter = Drafter(smollm2)
+    encoded = [[encode_example(e, drafter, smollm2.encoder, 0) for e in part] for part in made(24, variants=2)]
+    ordered = in_batches(encoded, 4, seed=1)
+    assert sorted(map(str, ordered)) == sorted(str(e) for part in encoded for e in part)
+    spread = [
+        max(len(e.ids) for e in b) - min(len(e.ids) for e in b) for b in (ordered[i : i + 4] for i in range(0, 48, 4))
+    ]
+    whole = max(len(e.ids) for e in ordered) - min(len(e.ids) for e in ordered)
+    assert sorted(spread)[len(spread) // 2] < whole / 2
+    assert in_batches(encoded, 4, seed=1) == ordered != in_batches(encoded, 4, seed=2)
+
+
+# --- training -------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "rank": 4,
+    "alpha": 8,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "checkpoint_steps": 4,
+    "precision": "float32",
+}
+
+
+def tiny(smollm2) -> TransformersLM:
+    return TransformersLM(tiny_llama(len(smollm2.tokenizer), initializer_range=0.02), smollm2.tokenizer)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_loss_falls_and_the_result_loads(smollm2, tmp_path, method):
+    lm, losses = tiny(smollm2), []
+    settings = TrainingSettings(method=method, learning_rate=1e-2, **SETTINGS)
+    out = train(
+        lm,
+        made(24, variants=4),
+        tmp_path / "out",
+        settings=settings,
+        held=made(4)[0],
+        card={"data": "towers"},
+        progress=lambda step, steps, logged: losses.append(logged["loss"]) if "loss" in logged else None,
+    )
+    assert losses[-1] < 0.7 * losses[0]
+    card = (out / "README.md").read_text()
+    assert "towers" in card and "held part" in card and "Made by" in card
+    assert json.loads((out / "training.json").read_text())["examples"] == 96
+    if method == "lora":
+        base = tiny(smollm2)
+        read = TransformersLM(base.model, base.tokenizer, adapter=out)
+    else:
+        read = TransformersLM(out)
+    conversation = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        trained, loaded = lm.model(conversation).logits, read.model(conversation).logits
+    assert torch.allclose(trained, loaded, atol=2e-2)
+    assert not torch.allclose(loaded, tiny(smollm2).model(conversation).logits, atol=2e-2)
+
+
+_KILLED = """
+import os, sys
+import tests.test_training as t
+from tests.conftest import tiny_llama
+from specrag.models import TransformersLM, bundled
+smollm2 = bundled("smollm2")
+def progress(step, steps, logged):
+    if step == 10:
+        os._exit(9)  # as a kill does: nothing is put in order
+t.train(t.tiny(smollm2), t.made(24, variants=3), sys.argv[1], settings=t.TrainingSettings(**t.SETTINGS), progress=progress)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_end(smollm2, tmp_path):
+    whole = train(tiny(smollm2), made(24, variants=3), tmp_path / "whole", settings=TrainingSettings(**SETTINGS))
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tmp_path / "killed")], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 9, done.stderr
+    assert not (tmp_path / "killed" / "adapter_model.safetensors").exists()
+    steps = []
+    again = train(
+        tiny(smollm2),
+        made(24, variants=3),
+        tmp_path / "killed",
+        settings=TrainingSettings(**SETTINGS),
+        progress=lambda step, *_: steps.append(step),
+    )
+    assert min(steps) == 9 and max(steps) == 18  # from the checkpoint of step 8
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (whole, again))
+    assert all(torch.equal(a[name], b[name]) for name in a) and len(a) == len(b) == 28
+    with pytest.raises(InvalidInputError, match="run with other examples or settings"):
+        train(tiny(smollm2), made(24), tmp_path / "killed", settings=TrainingSettings(**SETTINGS))
+
+
+def test_settings_are_checked_at_the_door(smollm2, tmp_path):
+    for wrong, said in [
+        ({"method": "qlora"}, "method must be"),
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"batch_size": 3, "micro_batch_size": 2}, "multiple of micro_batch_size"),
+    ]:
+        with pytest.raises(InvalidInputError, match=said):
+            TrainingSettings(**wrong)
+    with pytest.raises(InvalidInputError, match="at most max_tokens=3"):
+        train(tiny(smollm2), made(4), tmp_path, settings=TrainingSettings(max_tokens=3))
+
+
+# --- adapters without peft ------------------------------------------------------------------------------
+
+
+def test_an_adapter_of_another_model_changes_nothing(smollm2, tmp_path):
+    lm = tiny(smollm2)
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    with pytest.raises(InvalidInputError, match="made for another model"):
+        TransformersLM(lm.model, lm.tokenizer, adapter=adapter_folder("smollm2-rag-drafter"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in lm.model.state_dict().items())
+    with pytest.raises(ModelNotFoundError, match="no LoRA adapter"):
+        TransformersLM(lm.model, lm.tokenizer, adapter=tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "use_dora": True}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(
+        (adapter_folder("smollm2-rag-drafter") / "adapter_model.safetensors").read_bytes()
+    )
+    with pytest.raises(InvalidInputError, match="no plain LoRA"):
+        TransformersLM(lm.model, lm.tokenizer, adapter=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_shipped_drafter_is_small_and_drafts(questions, smollm2):
+    file = adapter_folder("smollm2-rag-drafter") / "adapter_model.safetensors"
+    assert file.stat().st_size < 20e6
+    shown = make_examples([q for q in questions if q.answers], HashEmbedder(), mixture=Mixture(unanswerable=0))[0]
+    trained, untrained = evaluate_drafter(bundled("smollm2-rag-drafter"), shown), evaluate_drafter(smollm2, shown)
+    assert trained.right > untrained.right and trained.right >= 0.5, (trained, untrained)
