@@ -31,15 +31,15 @@ class Scoring:
 
     Args:
         scores: Any of ``"draft"`` (ρ_draft), ``"self_contain"`` (ρ_SC), ``"self_reflect"`` (ρ_SR).
-        normalization: ``"sum"`` over tokens, as in the paper, or ``"mean"`` a token, which does not
-            favour short drafts.
+        normalization: ``"mean"`` a token, which measures better (docs/benchmarks.md), or ``"sum"`` over tokens, as in
+            the paper, which favours short drafts.
         evidence: What the verifier sees beside the answer: the rationale, the passages in its place
             (paper, Table 8), or both.
         threshold: Abstain when no draft's log-score is above it. Its scale depends on the other three.
     """
 
     scores: tuple[ScoreName, ...] = ALL_SCORES
-    normalization: Normalization = "sum"
+    normalization: Normalization = "mean"
     evidence: Evidence = "rationale"
     threshold: float | None = None
 
