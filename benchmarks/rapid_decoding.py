@@ -25,11 +25,13 @@ from specrag.rapid.session import QUERY
 
 ROWS = {
     "plain (ours)": {"candidates": 0},
-    "rapid none": {"transfer": "none"},
-    "rapid rapid": {"transfer": "rapid"},
-    "rapid augmented": {"transfer": "augmented"},
-    "rapid rapid, int8 drafter": {"transfer": "rapid", "int8": True},
-    "rapid none, int8 drafter": {"transfer": "none", "int8": True},
+    "none": {"transfer": "none", "candidates": 10},
+    "rapid": {"transfer": "rapid", "candidates": 10},
+    "augmented": {"transfer": "augmented", "candidates": 10},
+    "none, auto": {"transfer": "none"},
+    "rapid, auto": {"transfer": "rapid"},
+    "none, int8 drafter": {"transfer": "none", "candidates": 10, "int8": True},
+    "rapid, int8 drafter": {"transfer": "rapid", "candidates": 10, "int8": True},
     "match": {"proposer": "match", "transfer": "none"},
     "hybrid": {"proposer": "hybrid", "transfer": "none"},
 }
@@ -92,7 +94,7 @@ def main() -> None:
             session.retrieve(asked)
             cache = stock_cache(session, lm.model.config)
             costs.append(step_costs(lm, session, cache))
-            tail = lm.encoder.encode_text(session._tail.replace(QUERY, asked))
+            tail = lm.encoder.encode_text(session.tail.replace(QUERY, asked))
             ids = torch.tensor([[*session._head, *session._context, *tail]])
             names = args.rows[i % len(args.rows) :] + args.rows[: i % len(args.rows)]
             for name in names:

@@ -34,7 +34,7 @@ def main() -> None:
         out = session.ask(question.question, max_new_tokens=args.tokens)
         accepted += out.stats.accepted
         ours = lm.encoder.encode_text(out.text)
-        tail = lm.encoder.encode_text(session._tail.replace(QUERY, question.question))
+        tail = lm.encoder.encode_text(session.tail.replace(QUERY, question.question))
         ids = [*session._head, *session._context, *tail]
         cache, theirs, tie = DynamicCache(config=lm.model.config), [], None
         with torch.inference_mode():

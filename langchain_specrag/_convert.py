@@ -14,7 +14,7 @@ from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 
-from specrag.embeddings import Embedder
+from specrag.embeddings import Embedder, unit_vectors
 from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
@@ -113,15 +113,10 @@ class LangChainEmbedder(Embedder):
         self.name = type(embeddings).__name__
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        return _unit(self._embeddings.embed_documents(list(texts)))
+        return unit_vectors(self._embeddings.embed_documents(list(texts)))
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
-        return _unit(await self._embeddings.aembed_documents(list(texts)))
-
-
-def _unit(vectors: Sequence[Sequence[float]]) -> np.ndarray:
-    array = np.asarray(vectors, dtype=np.float32).reshape(len(vectors), -1)
-    return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+        return unit_vectors(await self._embeddings.aembed_documents(list(texts)))
 
 
 class LangChainLM(ChatLM):
@@ -184,28 +179,17 @@ class LangChainLM(ChatLM):
 
 def draft_row(verdict: Verdict) -> dict[str, Any]:
     """A draft and its scores as plain values; ``documents`` are positions in the context."""
-    return {
-        "answer": verdict.draft.text,
-        "rationale": verdict.draft.rationale,
-        "abstained": verdict.draft.abstained,
-        "documents": list(verdict.draft.subset),
-        "score": verdict.log_score,
-        "log_draft": verdict.log_draft,
-        "log_self_contain": verdict.log_self_contain,
-        "log_self_reflect": verdict.log_self_reflect,
-    }
+    row = verdict.to_row()
+    return {"documents": row.pop("subset"), **row}
 
 
 def result_of(answer: SpeculativeAnswer, documents: Sequence[Document]) -> dict[str, Any]:
     """What the chain adds to its input, but for the answer's text."""
-    chosen = answer.verdicts[0].draft.subset if answer.verdicts and not answer.abstained else ()
-    details = answer.to_dict()
-    kept = ("scores_used", "embedding_source", "timings", "drafter_usage", "verifier_usage", "notes", "failures")
     return {
         "rationale": answer.rationale,
         "drafts": [draft_row(verdict) for verdict in answer.verdicts],
-        "citations": [documents[i] for i in chosen],
+        "citations": [documents[i] for i in answer.subset],
         "abstained": answer.abstained,
         "reason": answer.reason,
-        "details": {name: details[name] for name in kept},
+        "details": answer.details(),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -184,7 +183,7 @@ class SpeculativeRAG(RunnableSerializable[dict[str, Any], dict[str, Any]]):
         yield AddableDict(inputs)
         async for event in self._events(inputs, config):
             if isinstance(event, AnswerReady):
-                for piece in re.findall(r"\s*\S+\s*$|\s*\S+", event.answer.text) or [""]:
+                for piece in event.answer.pieces:
                     yield AddableDict(answer=piece)
                 yield AddableDict(result_of(event.answer, inputs["context"]))
 

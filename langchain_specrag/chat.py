@@ -60,27 +60,15 @@ class _Rapid(BaseModel):
     def model_post_init(self, context: Any, /) -> None:
         """Load the models, unless a generator is given."""
         super().model_post_init(context)
-        rapid = self.rapid
-        if rapid is None:
-            if self.model is None:
-                raise InvalidInputError("give model= (a folder or hub id) or rapid= (a RapidGenerator)")
-            from specrag.models import TransformersLM
-
-            rapid = RapidGenerator(
-                TransformersLM(self.model, quantization=self.quantization),
-                TransformersLM(self.drafter, quantization=self.quantization) if self.drafter else None,
-                candidates=self.candidates,
-                transfer=self.transfer,
-                transfer_strength=self.transfer_strength,
-                temperature=self.temperature,
-                seed=self.seed,
-                proposer=self.proposer,
-            )
-        else:
-            self.model = self.model or rapid.target.name
-            if "temperature" not in self.model_fields_set:
-                self.temperature = rapid.settings.temperature
-        self._chat = RapidChat(rapid, max_sessions=self.max_sessions)
+        if self.rapid is None:
+            names = ("candidates", "transfer", "transfer_strength", "temperature", "seed", "proposer")
+            settings = {name: getattr(self, name) for name in ("quantization", "max_sessions", *names)}
+            self._chat = RapidChat.load(self.model, self.drafter, **settings)
+            return
+        self.model = self.model or self.rapid.target.name
+        if "temperature" not in self.model_fields_set:
+            self.temperature = self.rapid.settings.temperature
+        self._chat = RapidChat(self.rapid, self.max_sessions)
 
     @property
     def sessions(self) -> list[Any]:
@@ -88,20 +76,10 @@ class _Rapid(BaseModel):
         return self._chat.sessions
 
     def _options(self, stop: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-        unknown = set(given) - {"max_tokens", "temperature", "seed", "documents", "tools"}
-        if unknown:
-            raise InvalidInputError(
-                f"unknown options {', '.join(sorted(unknown))}: a call takes stop, max_tokens, temperature, seed and documents"
-            )
+        own = {name: getattr(self, name) for name in ("stop", "max_tokens", "temperature", "seed")}
         documents: Documents = given.get("documents") or ()
-        return {
-            "documents": [d.page_content if isinstance(d, Document) else str(d) for d in documents],
-            "tools": given.get("tools") or (),
-            "stop": stop if stop is not None else self.stop or (),
-            "max_new_tokens": given.get("max_tokens") or self.max_tokens,
-            "temperature": self.temperature if given.get("temperature") is None else given["temperature"],
-            "seed": self.seed if given.get("seed") is None else given["seed"],
-        }
+        texts = [d.page_content if isinstance(d, Document) else str(d) for d in documents]
+        return RapidChat.options(own, {**given, "stop": stop, "documents": texts})
 
     def _token_ids(self, text: str) -> list[int]:
         return self._chat.rapid.target.encoder.encode_text(text)
@@ -360,14 +338,5 @@ def _metadata(model: str | None, stats: RapidStats) -> dict[str, Any]:
         "model_name": model,
         "model_provider": "specrag",
         "finish_reason": stats.finish,
-        "rapid": {
-            "schedule": stats.schedule,
-            "candidates": stats.candidates,
-            "accepted": stats.accepted,
-            "acceptance": stats.acceptance,
-            "prefill_seconds": stats.prefill_seconds,
-            "decode_seconds": stats.decode_seconds,
-            "tokens_per_second": stats.tokens_per_second,
-            "notes": stats.notes,
-        },
+        "rapid": stats.to_dict(),
     }

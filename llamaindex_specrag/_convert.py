@@ -13,7 +13,7 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LogProb
 from llama_index.core.schema import MetadataMode, NodeWithScore
 from llama_index_instrumentation.span import active_span_id
 
-from specrag.embeddings import Embedder
+from specrag.embeddings import Embedder, unit_vectors
 from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
@@ -78,15 +78,10 @@ class LlamaIndexEmbedder(Embedder):
         self.name = model.model_name
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        return _unit(self._model.get_text_embedding_batch(list(texts)))
+        return unit_vectors(self._model.get_text_embedding_batch(list(texts)))
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
-        return _unit(await self._model.aget_text_embedding_batch(list(texts)))
-
-
-def _unit(vectors: Sequence[Sequence[float]]) -> np.ndarray:
-    array = np.asarray(vectors, dtype=np.float32).reshape(len(vectors), -1)
-    return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+        return unit_vectors(await self._model.aget_text_embedding_batch(list(texts)))
 
 
 class LlamaIndexLM(ChatLM):
@@ -170,19 +165,15 @@ def _bytes(token: LogProb) -> bytes:
 
 def metadata_of(answer: SpeculativeAnswer) -> dict[str, Any]:
     """What a response's metadata says: plain values."""
-    details = answer.to_dict()
-    drafts = [
-        {
-            "answer": verdict.draft.text,
-            "rationale": verdict.draft.rationale,
-            "abstained": verdict.draft.abstained,
-            "nodes": [passage.id for passage in verdict.draft.passages],
-            "score": verdict.log_score,
-            "log_draft": verdict.log_draft,
-            "log_self_contain": verdict.log_self_contain,
-            "log_self_reflect": verdict.log_self_reflect,
-        }
-        for verdict in answer.verdicts
-    ]
-    left_out = ("question", "text", "passages", "verdicts")  # they are the response itself
-    return {"drafts": drafts, **{name: value for name, value in details.items() if name not in left_out}}
+    drafts = []
+    for verdict in answer.verdicts:
+        row = verdict.to_row()
+        row["nodes"] = [passage.id for passage in verdict.draft.passages]
+        drafts.append(row)
+    return {
+        "rationale": answer.rationale,
+        "drafts": drafts,
+        "abstained": answer.abstained,
+        "reason": answer.reason,
+        **answer.details(),
+    }

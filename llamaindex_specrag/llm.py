@@ -23,7 +23,7 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
 from specrag.errors import InvalidInputError
-from specrag.rapid import Message, RapidChat, RapidGenerator
+from specrag.rapid import Message, RapidChat
 from specrag.rapid.decoding import RapidStats
 
 T = TypeVar("T")
@@ -68,27 +68,15 @@ class RapidLLM(CustomLLM):
 
     def __init__(self, **data: Any) -> None:
         super().__init__(**data)
-        rapid = self.rapid
-        if rapid is None:
-            if self.model is None:
-                raise InvalidInputError("give model= (a folder or hub id) or rapid= (a RapidGenerator)")
-            from specrag.models import TransformersLM
-
-            rapid = RapidGenerator(
-                TransformersLM(self.model, quantization=self.quantization),
-                TransformersLM(self.drafter, quantization=self.quantization) if self.drafter else None,
-                candidates=self.candidates,
-                transfer=self.transfer,
-                transfer_strength=self.transfer_strength,
-                temperature=self.temperature,
-                seed=self.seed,
-                proposer=self.proposer,
-            )
-        else:
-            self.model = self.model or rapid.target.name
-            if "temperature" not in data:
-                self.temperature = rapid.settings.temperature
-        self._chat = RapidChat(rapid, max_sessions=self.max_sessions)
+        if self.rapid is None:
+            names = ("candidates", "transfer", "transfer_strength", "temperature", "seed", "proposer")
+            settings = {name: getattr(self, name) for name in ("quantization", "max_sessions", *names)}
+            self._chat = RapidChat.load(self.model, self.drafter, **settings)
+            return
+        self.model = self.model or self.rapid.target.name
+        if "temperature" not in data:
+            self.temperature = self.rapid.settings.temperature
+        self._chat = RapidChat(self.rapid, self.max_sessions)
 
     @classmethod
     def class_name(cls) -> str:
@@ -165,23 +153,9 @@ class RapidLLM(CustomLLM):
         yield text, "", stats  # what the whole took
 
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
-        unknown = set(given) - {"stop", "max_tokens", "temperature", "seed", "documents"}
-        if unknown:
-            raise InvalidInputError(
-                f"unknown options {', '.join(sorted(unknown))}: a call takes stop, max_tokens, temperature, seed, documents"
-            )
-
-        def chosen(name: str) -> Any:
-            return getattr(self, name) if given.get(name) is None else given[name]
-
-        stop = chosen("stop") or ()
-        return {
-            "documents": [getattr(d, "text", d) for d in given.get("documents") or ()],
-            "stop": [stop] if isinstance(stop, str) else stop,
-            "max_new_tokens": chosen("max_tokens"),
-            "temperature": chosen("temperature"),
-            "seed": chosen("seed"),
-        }
+        own = {name: getattr(self, name) for name in ("stop", "max_tokens", "temperature", "seed")}
+        texts = [getattr(document, "text", document) for document in given.get("documents") or ()]
+        return RapidChat.options(own, {**given, "documents": texts})
 
 
 def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -207,13 +181,12 @@ def _chat_response(text: str, stats: RapidStats, delta: str | None = None) -> Ch
 
 
 def _told(stats: RapidStats) -> dict[str, Any]:
-    names = ("schedule", "candidates", "accepted", "acceptance", "prefill_seconds", "decode_seconds")
     return {
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.tokens,
         "total_tokens": stats.prompt_tokens + stats.tokens,
         "finish_reason": stats.finish,
-        "rapid": {name: getattr(stats, name) for name in (*names, "tokens_per_second", "notes")},
+        "rapid": stats.to_dict(),
     }
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -135,12 +134,12 @@ class SpeculativeSynthesizer(BaseSynthesizer):
     def get_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> Any:
         """The answer's text from bare texts."""
         answer = _blocking.run(self._answer(query_str, _bare(text_chunks)))
-        return _pieces(self._shown(answer)) if self._streaming else self._shown(answer)
+        return _each(self._pieces(answer)) if self._streaming else self._shown(answer)
 
     async def aget_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> Any:
         """``get_response``, awaited."""
         answer = await self._answer(query_str, _bare(text_chunks))
-        return _awaited(self._shown(answer)) if self._streaming else self._shown(answer)
+        return _awaited(self._pieces(answer)) if self._streaming else self._shown(answer)
 
     async def _answer(self, question: str, nodes: Sequence[NodeWithScore]) -> SpeculativeAnswer:
         """The core's answer, with its spans and events."""
@@ -164,6 +163,9 @@ class SpeculativeSynthesizer(BaseSynthesizer):
     def _shown(self, answer: SpeculativeAnswer) -> str:
         return self._empty_response if answer.abstained else answer.text
 
+    def _pieces(self, answer: SpeculativeAnswer) -> list[str]:
+        return [self._empty_response] if answer.abstained else answer.pieces
+
     def _response(
         self,
         answer: SpeculativeAnswer,
@@ -172,14 +174,13 @@ class SpeculativeSynthesizer(BaseSynthesizer):
         *,
         awaited: bool,
     ) -> RESPONSE_TYPE:
-        chosen = answer.verdicts[0].draft.subset if answer.verdicts and not answer.abstained else ()
-        sources = [*(nodes[i] for i in chosen), *(additional or ())]
-        metadata, text = metadata_of(answer), self._shown(answer)
+        sources = [*(nodes[i] for i in answer.subset), *(additional or ())]
+        metadata = metadata_of(answer)
         if not self._streaming:
-            return Response(text, source_nodes=sources, metadata=metadata)
+            return Response(self._shown(answer), source_nodes=sources, metadata=metadata)
         if awaited:
-            return AsyncStreamingResponse(_awaited(text), source_nodes=sources, metadata=metadata)
-        return StreamingResponse(iter(_pieces(text)), source_nodes=sources, metadata=metadata)  # type: ignore[arg-type]
+            return AsyncStreamingResponse(_awaited(self._pieces(answer)), source_nodes=sources, metadata=metadata)
+        return StreamingResponse(_each(self._pieces(answer)), source_nodes=sources, metadata=metadata)
 
 
 class SpeculativeRAGQueryEngine(RetrieverQueryEngine):
@@ -251,10 +252,10 @@ def _bare(texts: Sequence[str]) -> list[NodeWithScore]:
     return [NodeWithScore(node=TextNode(text=text)) for text in texts]
 
 
-def _pieces(text: str) -> list[str]:
-    return re.findall(r"\s*\S+\s*$|\s*\S+", text) or [text]
+def _each(pieces: list[str]) -> Generator[str, None, None]:
+    yield from pieces
 
 
-async def _awaited(text: str) -> AsyncGenerator[str, None]:
-    for piece in _pieces(text):
+async def _awaited(pieces: list[str]) -> AsyncGenerator[str, None]:
+    for piece in pieces:
         yield piece

@@ -92,11 +92,11 @@ def faiss(minilm, questions):
 
 
 @pytest.mark.slow
-def test_questions_are_answered_from_a_real_index(faiss, smollm2, questions):
+def test_questions_are_answered_from_a_real_index(faiss, quick_smollm2, questions):
     store, embeddings = faiss
     chain = create_speculative_rag_chain(
         store.as_retriever(search_kwargs={"k": 6}),
-        smollm2,
+        quick_smollm2,
         drafts=3,
         prompts=Prompts.for_small_models(),
         max_rationale_tokens=12,
@@ -190,7 +190,7 @@ def test_it_retries_and_falls_back_as_any_runnable():
     fallback = RunnableLambda(lambda given: {**given, "answer": "from the fallback"})
     assert failing.with_fallbacks([fallback]).invoke(inputs)["answer"] == "from the fallback"
     calls.clear()
-    assert failing.with_retry(stop_after_attempt=9).invoke(inputs)["answer"] == "a"
+    assert failing.with_retry(stop_after_attempt=9, wait_exponential_jitter=False).invoke(inputs)["answer"] == "a"
 
 
 # --- models ---------------------------------------------------------------------------------------------

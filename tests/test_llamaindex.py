@@ -116,7 +116,8 @@ def index(minilm, questions):
 
 
 @pytest.mark.slow
-async def test_questions_are_answered_from_a_real_index(index, smollm2, minilm, questions):
+async def test_questions_are_answered_from_a_real_index(index, quick_smollm2, minilm, questions):
+    smollm2 = quick_smollm2
     made, embedding = index
     retriever = made.as_retriever(similarity_top_k=6)
     short = {"max_rationale_tokens": 12, "max_answer_tokens": 8}
@@ -183,12 +184,12 @@ def test_a_router_has_the_engine_as_a_tool():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("with_embeddings", [True, False])
-def test_core_langchain_and_llamaindex_give_the_same_answer(smollm2, minilm, questions, with_embeddings):
+def test_core_langchain_and_llamaindex_give_the_same_answer(quick_smollm2, minilm, questions, with_embeddings):
     from langchain_core.documents import Document as LangChainDocument
 
     from langchain_specrag import SpeculativeRAG
 
-    question = questions[1]
+    question, smollm2 = questions[1], quick_smollm2
     vectors = minilm.embed([p.text for p in question.passages]) if with_embeddings else [None] * 10
     settings = {
         "drafts": 3,

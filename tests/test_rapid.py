@@ -361,7 +361,7 @@ def test_a_session_of_another_model_version_or_none_at_all_is_refused(tiny, othe
 def test_retrieved_chunks_stand_in_document_order_within_the_budget(smollm2, minilm, questions):
     passages = [p.text for q in questions for p in q.passages]
     rapid = RapidGenerator(smollm2, embedder=minilm, retrieval_budget=700)
-    session = LongContext._of.__func__(LongContext, rapid, "", " ".join(passages[:3]), "\ue0f2")
+    session = LongContext.unread(rapid, "", " ".join(passages[:3]), "\ue0f2")
     session._context = smollm2.encoder.encode_text("\n\n".join(passages))  # retrieval alone: no need to read it all
     gold = questions[3].passages[questions[3].gold[0]].text
     tokens, confidence = session.retrieve(questions[3].question)

@@ -36,6 +36,12 @@ class Embedder(ABC):
         return [self.template.format(question=question, passage=passage) for passage in passages]
 
 
+def unit_vectors(vectors: Sequence[Sequence[float]]) -> np.ndarray:  # [texts, dim], float32
+    """Any library's vectors as an ``Embedder`` returns them."""
+    array = np.asarray(vectors, dtype=np.float32).reshape(len(vectors), -1)
+    return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+
+
 class TransformersEmbedder(Embedder):
     """A sentence embedder of transformers (BERT-like), with masked mean or first-token pooling.
 

@@ -6,6 +6,7 @@ Log-probabilities are natural logarithms (nats) of the models' own distributions
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -104,6 +105,19 @@ class Verdict:
     log_self_reflect: float | None = None
     log_score: float | None = None
 
+    def to_row(self) -> dict[str, Any]:
+        """The draft and its scores as plain values, without its passages."""
+        return {
+            "answer": self.draft.text,
+            "rationale": self.draft.rationale,
+            "abstained": self.draft.abstained,
+            "subset": list(self.draft.subset),
+            "score": self.log_score,
+            "log_draft": self.log_draft,
+            "log_self_contain": self.log_self_contain,
+            "log_self_reflect": self.log_self_reflect,
+        }
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -151,6 +165,21 @@ class SpeculativeAnswer:
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain JSON values, without embeddings."""
         return _plain(self)
+
+    def details(self) -> dict[str, Any]:
+        """How it was made, as plain JSON values: everything but the answer itself, its passages and drafts."""
+        left_out = ("question", "text", "rationale", "passages", "abstained", "reason", "verdicts")
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
+
+    @property
+    def subset(self) -> tuple[int, ...]:
+        """Positions of ``passages`` in the caller's list; empty when ``abstained``."""
+        return self.verdicts[0].draft.subset if self.verdicts and not self.abstained else ()
+
+    @property
+    def pieces(self) -> list[str]:
+        """The text in words, for whoever streams it; at least one piece."""
+        return re.findall(r"\s*\S+\s*$|\s*\S+", self.text) or [self.text]
 
 
 def _plain(value: Any) -> Any:

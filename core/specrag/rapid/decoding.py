@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,10 @@ class RapidStats:
     def tokens_per_second(self) -> float:
         """Of decoding, prefill not counted."""
         return self.tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a framework's metadata."""
+        return {**asdict(self), "acceptance": self.acceptance, "tokens_per_second": self.tokens_per_second}
 
 
 def decode(

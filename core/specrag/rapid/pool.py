@@ -11,11 +11,12 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from specrag.errors import InvalidInputError
 from specrag.models.base import GenerationRequest, Turn
 from specrag.models.tokenization import ConversationEncoder
+from specrag.models.transformers import TransformersLM
 from specrag.rapid.decoding import RapidStats
 from specrag.rapid.session import QUERY, LongContext, RapidGenerator
 
@@ -74,6 +75,54 @@ class RapidChat:
     def __post_init__(self) -> None:
         if self.max_sessions < 0 or self.max_bytes < 0:
             raise InvalidInputError("max_sessions and max_bytes must be 0 or more")
+
+    @classmethod
+    def load(
+        cls,
+        model: str | None,
+        drafter: str | None = None,
+        *,
+        quantization: Literal["int8"] | None = None,
+        max_sessions: int = 4,
+        **settings: Any,
+    ) -> RapidChat:
+        """With models from folders or hub ids; ``settings`` are the ``RapidGenerator``'s.
+
+        Raises:
+            InvalidInputError: There is no model.
+            ModelNotFoundError: One cannot be loaded.
+        """
+        if model is None:
+            raise InvalidInputError("give model= (a folder or hub id) or rapid= (a RapidGenerator)")
+        target = TransformersLM(model, quantization=quantization)
+        helper = TransformersLM(drafter, quantization=quantization) if drafter else None
+        return cls(RapidGenerator(target, helper, **settings), max_sessions)
+
+    @staticmethod
+    def options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of ``stream`` from an adapter's own settings and what a call gives.
+
+        Args:
+            defaults, given: Of ``stop``, ``max_tokens``, ``temperature``, ``seed``; ``given`` also of ``documents`` (texts)
+                and ``tools``. ``None`` stands for "not given".
+
+        Raises:
+            InvalidInputError: ``given`` has something else.
+        """
+        if unknown := set(given) - {"stop", "max_tokens", "temperature", "seed", "documents", "tools"}:
+            raise InvalidInputError(
+                f"unknown options {', '.join(sorted(unknown))}: a call takes stop, max_tokens, temperature, seed and documents"
+            )
+        merged = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+        stop = merged.get("stop") or ()
+        return {
+            "documents": merged.get("documents") or (),
+            "tools": merged.get("tools") or (),
+            "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+            "max_new_tokens": merged["max_tokens"],
+            "temperature": merged["temperature"],
+            "seed": merged["seed"],
+        }
 
     @property
     def sessions(self) -> list[LongContext]:

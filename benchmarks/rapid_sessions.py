@@ -1,0 +1,84 @@
+"""What a session saves, and what it takes: time to first token of the second question, and peak memory.
+
+    python benchmarks/rapid_sessions.py [--first-token 8192] [--memory 16384]
+
+First token: a document that fills the given tokens with question and answer; the first question pays for reading it, the next ones
+(medians of five) for themselves. Memory: peak resident set during prefill and decoding, from after the weights' load on, less
+what the process had after its imports, over the bytes of weights, target cache and drafter cache (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import psutil
+from _long_context import long_documents, stretched_smollm2
+from _timing import machine, median
+
+from specrag.models import bundled
+from specrag.rapid import LongContext, RapidGenerator, RapidStats
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first-token", type=int, default=8192)
+    parser.add_argument("--memory", type=int, default=16384)
+    args = parser.parse_args()
+    print(machine())
+    embedder = bundled("minilm")
+    before = psutil.Process().memory_info().rss
+    lm = stretched_smollm2(max(args.first_token, args.memory))
+    rapid = RapidGenerator(lm, temperature=0.0, transfer="none", candidates=4, embedder=embedder)
+
+    if args.first_token:
+        ((question, text),) = long_documents(lm, args.first_token, 1, reserve=192)
+        start = time.perf_counter()
+        session = LongContext(text, rapid)
+        first_piece(session, question.question)
+        first = time.perf_counter() - start
+        later = []
+        for other in ("what is this about", "who wrote it", "when was it", "where was it", "why"):
+            start = time.perf_counter()
+            first_piece(session, other)
+            later.append(time.perf_counter() - start)
+        print(
+            f"first token at {session.tokens} tokens: {first:.2f} s, next questions {median(later):.3f} s, {first / median(later):.0f}x"
+        )
+        del session
+
+    if args.memory:
+        ((question, text),) = long_documents(lm, args.memory, 1)
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: the load's
+        session = LongContext(text, rapid)
+        caches = [session.nbytes]
+        stats = RapidStats()
+        make = session._proposer
+
+        def watched(*given):
+            proposer, strength = make(*given)
+            caches.append(proposer.model.cache.nbytes)
+            return proposer, strength
+
+        session._proposer = watched  # type: ignore[method-assign]
+        "".join(session.stream(question.question, max_new_tokens=32, stats=stats))
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+        weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+        wanted = weights + sum(caches)
+        print(
+            f"memory at {session.tokens} tokens: peak {(peak - before) / 2**20:.0f} MiB over the imports; weights {weights / 2**20:.0f}, "
+            f"target cache {caches[0] / 2**20:.0f}, drafter cache {sum(caches[1:]) / 2**20:.0f} MiB: {(peak - before) / wanted:.2f}x"
+        )
+
+
+def first_piece(session: LongContext, question: str) -> None:
+    """Up to the first token; leaving the stream ends the generation."""
+    stream = session.stream(question, max_new_tokens=8)
+    next(stream)
+    stream.close()
+
+
+if __name__ == "__main__":
+    main()
