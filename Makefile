@@ -14,7 +14,7 @@ demo: $(VENV)/.runtime
 
 test: lint $(VENV)/.dev
 	$(BIN)/specrag models fetch
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --benchmark-disable
 
 test-servers: $(VENV)/.dev
 	$(BIN)/specrag models fetch

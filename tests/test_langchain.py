@@ -97,7 +97,7 @@ def test_questions_are_answered_from_a_real_index(faiss, quick_smollm2, question
     chain = create_speculative_rag_chain(
         store.as_retriever(search_kwargs={"k": 6}),
         quick_smollm2,
-        drafts=3,
+        drafts=2,
         prompts=Prompts.for_small_models(),
         max_rationale_tokens=12,
         max_answer_tokens=8,
@@ -108,7 +108,7 @@ def test_questions_are_answered_from_a_real_index(faiss, quick_smollm2, question
     assert embeddings.texts == [questions[0].question]  # the documents' vectors came from the store
     assert result["details"]["embedding_source"] == "passages"
     assert set(result) >= {"input", "context", "answer", "rationale", "drafts", "abstained"}
-    assert len(result["context"]) == 6 and len(result["drafts"]) == 3
+    assert len(result["context"]) == 6 and len(result["drafts"]) == 2
     assert result["answer"] and not result["abstained"]
     assert result["citations"] == [result["context"][i] for i in result["drafts"][0]["documents"]]
 
