@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import (
     DynamicCache,
@@ -21,6 +21,7 @@ from transformers import (
 from specrag.errors import InvalidInputError
 from specrag.models import TransformersLM
 from specrag.models.kv_cache import RollbackCache, rollback_cache
+from specrag.rapid import attention
 from specrag.rapid.attention import MAX_PACKED_QUERIES, check_supported, packed_attention
 from tests.test_transformers_lm import CONVERSATIONS
 
@@ -69,10 +70,21 @@ def stock(model, ids):
 STEPS = st.lists(st.tuples(st.integers(1, 90), st.floats(0, 1)), min_size=1, max_size=5)
 
 
+# By the length from which on the tiles are used, and whether torch has the kernel: the short cases below take each way.
+WAYS = {"packed": {}, "tiled": {"MIN_TILED_LENGTH": 0}, "without the kernel": {"_flash": None}}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    for name, value in WAYS[request.param].items():
+        monkeypatch.setattr(attention, name, value)
+    return request.param
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, seed=st.integers(0, 1000), capacity=st.integers(1, 300))
-def test_logits_equal_stock_transformers_after_any_append_verify_and_rollback(name, steps, seed, capacity):
+def test_logits_equal_stock_transformers_after_any_append_verify_and_rollback(way, name, steps, seed, capacity):
     model = model_of(name)
     generator = torch.Generator().manual_seed(seed)
     cache = rollback_cache(model.config, capacity)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specrag.errors import InvalidInputError, ModelNotFoundError
-from specrag.models import GenerationRequest, Sampling, Segment, Stage, TransformersLM, Turn
+from specrag.models import GenerationRequest, Sampling, Segment, Stage, TransformersLM, Turn, linear
 from tests.conftest import tiny_llama
 
 FAMILIES = ["smollm2", "wordpiece_lm", "unigram_lm"]
@@ -274,3 +274,28 @@ def test_a_conversation_beyond_the_window_is_refused_with_the_numbers(wordpiece_
 def test_nothing_to_do_is_done(smollm2):
     assert smollm2.generate([]) == []
     assert smollm2.score([]) == []
+
+
+def test_linear_layers_multiply_with_onednn_and_stay_what_they_are(smollm2):
+    if not linear.available():
+        pytest.skip("no oneDNN product here")
+    model = tiny_llama(61)
+    expected = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        before = model(expected).logits
+    weights = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
+    lm = TransformersLM(model, smollm2.tokenizer)
+    layers = [m for m in lm.model.modules() if isinstance(m, torch.nn.Linear)]
+    assert layers and all(type(m) is linear.OneDNNLinear for m in layers)
+    assert {name: tensor.data_ptr() for name, tensor in model.named_parameters()} == weights  # nothing copied
+    with torch.inference_mode():
+        assert torch.allclose(lm.model(expected).logits, before, atol=1e-4)
+    layer = torch.nn.Linear(6, 4)
+    x = torch.randn(2, 3, 6)
+    want, own = layer(x), layer.weight
+    linear.use_onednn(layer)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), want, atol=1e-6)  # with a bias, and more than two dimensions
+    layer(x).sum().backward()  # gradients still flow
+    assert layer.weight is own and own.grad is not None
+    assert layer.double()(x.double()).dtype == torch.float64

@@ -185,6 +185,9 @@ def train(
     ],
     output: Annotated[Path, typer.Option("--out", help="Where the adapter (or model) goes; checkpoints beside it.")],
     base: Annotated[str, typer.Option(help="Model to tune: folder, .gguf file, hub id, or smollm2.")] = "smollm2",
+    adapter: Annotated[
+        str | None, typer.Option(help="LoRA of the base to go on from: folder, or smollm2-rag-drafter.")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Rounds over the data, each with other distractors.")] = 2,
     full: Annotated[bool, typer.Option("--full", help="Tune all weights, not a LoRA.")] = False,
     rank: Annotated[int, typer.Option(min=1, help="Of the LoRA.")] = 32,
@@ -206,6 +209,7 @@ def train(
     with failures_reported():
         from specrag.evaluation.data import load_questions
         from specrag.models import TransformersLM, bundled
+        from specrag.models.bundled import ADAPTERS, adapter_folder
 
         try:
             from specrag.training import TrainingSettings, make_examples, synthesize_rationales
@@ -248,6 +252,7 @@ def train(
                 output,
                 settings=settings,
                 held=examined,
+                adapter=adapter_folder(adapter) if adapter in ADAPTERS else adapter,
                 card={"data": source or data.name, "licence of the data": licence or "not given"},
                 progress=report,
             )

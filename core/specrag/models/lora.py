@@ -20,7 +20,14 @@ _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(?:
 
 
 def merge_lora(model: nn.Module, folder: str | Path) -> None:
-    """Add the adapter in ``folder`` to the weights of ``model``, in place.
+    """Add the adapter in ``folder`` to the weights of ``model``, in place. Raises what ``read_lora`` raises."""
+    with torch.no_grad():
+        for weight, delta in read_lora(model, folder):
+            weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
+
+
+def read_lora(model: nn.Module, folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The weights of ``model`` that the adapter in ``folder`` changes, each with what is to be added; all checked.
 
     Raises:
         ModelNotFoundError: There is no adapter, or it cannot be read.
@@ -50,7 +57,7 @@ def merge_lora(model: nn.Module, folder: str | Path) -> None:
         factors.setdefault(match["module"], {})[match["factor"]] = tensor
     modules = dict(model.named_modules())
     updates: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for name, pair in factors.items():  # everything is checked before anything is changed
+    for name, pair in factors.items():
         weight = getattr(modules.get(name), "weight", None)
         if weight is None or set(pair) != {"A", "B"}:
             raise InvalidInputError(f"the adapter in {folder} was made for another model: it changes {name}")
@@ -64,6 +71,4 @@ def merge_lora(model: nn.Module, folder: str | Path) -> None:
             )
         delta = scale * pair["B"].float() @ pair["A"].float()
         updates.append((weight, delta.T if config.get("fan_in_fan_out") else delta))
-    with torch.no_grad():
-        for weight, delta in updates:
-            weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
+    return updates

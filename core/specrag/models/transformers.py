@@ -39,6 +39,7 @@ from specrag.models.base import (
     Turn,
 )
 from specrag.models.kv_cache import rollback_cache
+from specrag.models.linear import use_onednn
 from specrag.models.lora import merge_lora
 from specrag.models.quantization import quantize_int8
 from specrag.models.sampling import draw, to_probabilities
@@ -114,6 +115,7 @@ class TransformersLM(LanguageModel):
             self.name = f"{self.name}+{Path(adapter).name}"
         if quantization == "int8":
             quantize_int8(self.model)
+        use_onednn(self.model)
         self.model.eval()
         self.quantization = quantization
         self.tokenizer: Any = tokenizer

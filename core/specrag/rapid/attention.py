@@ -2,7 +2,9 @@
 
 Stock attention expands every key/value head to the number of query heads and copies the whole context to do
 so. With the query heads of a group and the candidate tokens packed into the rows of one matrix product, the
-cache is read once and as it lies. Prefill chunks go to SDPA with the groups as a stride-0 view: no copy either.
+cache is read once and as it lies. Over a long cache the same rows go through SDPA's CPU kernel piece by piece: the keys
+that every query sees need no mask, several pieces keep all cores busy, and the pieces' results are joined by their
+log-sum-exps (flash-decoding; Dao et al., arXiv 2205.14135, section 3.1). Prefill chunks go the same way.
 
 The function is registered under one name in transformers' two registries and switched on for the duration of
 a forward pass of ours (``packed_attention``), so that other users of the same model object never meet it. Any
@@ -26,8 +28,12 @@ from specrag.errors import InvalidInputError
 
 NAME = "specrag_packed"
 
-# Up to so many queries the scores of all of them fit beside the cache; from there on SDPA's tiles are faster.
+# Up to so many queries over less than so many keys, one matrix product is faster than SDPA's tiles.
 MAX_PACKED_QUERIES = 64
+MIN_TILED_LENGTH = 4096
+
+# What SDPA runs on a CPU, which also returns the log-sum-exps. torch's private; without it SDPA itself serves.
+_flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def packed_attention_forward(
@@ -54,8 +60,10 @@ def packed_attention_forward(
     hidden = _hidden(queries, length, sliding_window, query.device)
     if query.device.type == "cuda":
         out = _sdpa_cuda(query, key, value, hidden, scale)
-    elif queries <= MAX_PACKED_QUERIES:
+    elif queries <= MAX_PACKED_QUERIES and (length < MIN_TILED_LENGTH or _flash is None):
         out = _packed(query, key, value, hidden, scale)
+    elif _flash is not None and key.shape[-1] == value.shape[-1]:
+        out = _tiled(query, key, value, hidden, scale)
     else:
         out = _sdpa_grouped(query, key, value, hidden, scale)
     return out.transpose(1, 2).contiguous(), None
@@ -86,6 +94,40 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, sc
         by_query[..., length - hidden.shape[1] :].masked_fill_(hidden, float("-inf"))
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     return torch.matmul(weights, value).reshape(1, heads, queries, size)
+
+
+def _tiled(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+    """The packed rows over the keys that all of them see, in pieces, and over the rest under its mask; joined."""
+    _, heads, queries, size = query.shape
+    kv_heads, length = key.shape[1], key.shape[2]
+    group = heads // kv_heads
+    rows = query.reshape(1, kv_heads, group * queries, size)
+    free = length - (0 if hidden is None else hidden.shape[1])
+    # A prefill chunk has rows enough for every core; a few queries have a tile a head.
+    pieces = 1 if queries > MAX_PACKED_QUERIES else max(1, -(-2 * torch.get_num_threads() // kv_heads))
+    piece = free // pieces
+    begin = piece * pieces
+    found: list[tuple[Tensor, Tensor]] = []
+    if piece:
+        shape = (kv_heads, pieces, piece)
+        found.append(
+            _flash(
+                rows.expand(pieces, -1, -1, -1),
+                key[0, :, :begin].unflatten(1, shape[1:]).transpose(0, 1),
+                value[0, :, :begin].unflatten(1, shape[1:]).transpose(0, 1),
+                scale=scale,
+            )
+        )
+    if begin < length:
+        mask = None
+        if hidden is not None:
+            mask = torch.zeros(queries, length - begin, dtype=query.dtype)
+            mask[:, free - begin :].masked_fill_(hidden, float("-inf"))
+            mask = mask.repeat(group, 1)
+        found.append(_flash(rows, key[:, :, begin:], value[:, :, begin:], attn_mask=mask, scale=scale))
+    outs, sums = (torch.cat(parts) for parts in zip(*found, strict=True))  # [pieces, kv_heads, rows, (size)]
+    out = (outs * sums.softmax(0).to(outs.dtype)[..., None]).sum(0) if len(outs) > 1 else outs[0]
+    return out.reshape(1, heads, queries, size)
 
 
 def _sdpa_grouped(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:

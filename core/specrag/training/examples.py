@@ -51,8 +51,8 @@ class Mixture:
             comes from farther away.
     """
 
-    unanswerable: float = 0.25
-    gold_alone: float = 0.05
+    unanswerable: float = 0.22
+    gold_alone: float = 0.18
     wide: float = 0.08
     negatives: int = 10
 

@@ -24,6 +24,7 @@ from specrag.drafting import Drafter
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.evaluation.metrics import contains_answer, wilson_interval
 from specrag.models.base import LanguageModel
+from specrag.models.lora import read_lora
 from specrag.models.transformers import TransformersLM
 from specrag.prompts import Prompts
 from specrag.training.examples import IGNORED, EncodedExample, Example, encode_example, in_batches
@@ -127,6 +128,7 @@ def train(
     *,
     settings: TrainingSettings = TrainingSettings(),
     held: Sequence[Example] = (),
+    adapter: str | Path | None = None,
     prompts: Prompts = Prompts(),
     card: Mapping[str, str] | None = None,
     progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
@@ -140,15 +142,20 @@ def train(
         base: In float32 or bfloat16, not quantized. It is changed in place.
         rounds: Examples by epoch (``make_examples``).
         held: Examples to evaluate on, not trained on.
+        adapter: Folder of a LoRA of ``base`` to go on from, with its rank and alpha; by default a new one.
         card: Added to the model card: data, licence.
         progress: Called with (step, steps, what was logged).
 
     Raises:
-        InvalidInputError: No example fits, or the checkpoints are another run's.
+        InvalidInputError: No example fits, the checkpoints are another run's, or the adapter is another model's.
         SpecRAGError: peft is not installed.
     """
     if base.quantization:
         raise InvalidInputError(f"a quantized model cannot be trained: load {base.name} without quantization")
+    if adapter is not None and settings.method != "lora":
+        raise InvalidInputError(
+            "an adapter is trained on as a LoRA: leave method='full', or merge it into the base first"
+        )
     output = Path(output)
     drafter = Drafter(base, prompts)
     end = _end_token(base)
@@ -159,9 +166,9 @@ def train(
     if not data:
         raise InvalidInputError(f"no example has at most max_tokens={settings.max_tokens} tokens")
     checkpoints = output / "checkpoints"
-    resumed = _claim(checkpoints, _digest(data, settings))
+    resumed = _claim(checkpoints, _digest(data, settings, adapter))
     torch.manual_seed(settings.seed)
-    model = _with_lora(base.model, settings) if settings.method == "lora" else base.model
+    model = _with_lora(base.model, settings, adapter) if settings.method == "lora" else base.model
     base.model.train()
     base.model.config.use_cache = False
     trainer = _Trainer(
@@ -272,11 +279,14 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self._progress(state.global_step, state.max_steps, quality)
 
 
-def _with_lora(model: Any, settings: TrainingSettings) -> Any:
+def _with_lora(model: Any, settings: TrainingSettings, adapter: str | Path | None) -> Any:
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, PeftModel, get_peft_model
     except ImportError as error:
         raise SpecRAGError("training a LoRA needs peft: pip install 'specrag[train]'") from error
+    if adapter is not None:
+        read_lora(model, adapter)  # refuses another model's before peft wraps anything
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -321,9 +331,11 @@ def _arguments(folder: Path, settings: TrainingSettings, device: torch.device) -
     )
 
 
-def _digest(data: Sequence[EncodedExample], settings: TrainingSettings) -> str:
-    content = json.dumps([dataclasses.asdict(settings), [e.ids for e in data]], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+def _digest(data: Sequence[EncodedExample], settings: TrainingSettings, adapter: str | Path | None) -> str:
+    content = json.dumps([dataclasses.asdict(settings), [e.ids for e in data]], sort_keys=True).encode()
+    if adapter is not None:
+        content += (Path(adapter) / "adapter_model.safetensors").read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _claim(checkpoints: Path, digest: str) -> str | None:
