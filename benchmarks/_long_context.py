@@ -7,14 +7,16 @@ from pathlib import Path
 from specrag.evaluation.data import Question, load_questions
 from specrag.models import TransformersLM
 from specrag.models.bundled import located
+from specrag.models.linear import unpack, use_onednn
 from specrag.prompts import passage_text
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
 
 
-def stretched_smollm2(positions: int, **options) -> TransformersLM:
-    """SmolLM2-135M with YaRN beyond its 8,192 positions: quality is not the point there, the shapes are."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def stock_smollm2(positions: int):
+    """SmolLM2-135M as transformers loads it, with YaRN beyond its 8,192 positions: quality is not the point there, the
+    shapes are."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = located("smollm2")
     config = AutoConfig.from_pretrained(folder)
@@ -27,14 +29,37 @@ def stretched_smollm2(positions: int, **options) -> TransformersLM:
             "original_max_position_embeddings": original,
         }
         config.max_position_embeddings = positions
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype="float32")
-    lm = TransformersLM(model, AutoTokenizer.from_pretrained(folder))
-    if options.get("quantization") == "int8":
-        from specrag.models.quantization import quantize_int8
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype="float32").eval()
 
-        quantize_int8(lm.model)
-        lm.quantization = "int8"
+
+def stretched_smollm2(positions: int, **options) -> TransformersLM:
+    """The same as our model, with its weights laid out as those of a model that we load ourselves."""
+    from transformers import AutoTokenizer
+
+    lm = TransformersLM(stock_smollm2(positions), AutoTokenizer.from_pretrained(located("smollm2")), **options)
+    unpack(lm.model)
+    use_onednn(lm.model, pack=True)
     return lm
+
+
+def long_document(lm: TransformersLM, tokens: int, count: int, reserve: int = 320) -> tuple[list[Question], str]:
+    """``count`` questions, and one document of about ``tokens - reserve`` tokens that holds all their gold passages."""
+    questions = load_questions(DATA)
+    asked = questions[:count]
+    golds = [passage_text(q.passages[q.gold[0]]) for q in asked]
+    known = {*golds}
+    parts: list[str] = []
+    size = sum(lm.count_tokens(text) + 2 for text in golds)
+    for text in dict.fromkeys(passage_text(p) for q in questions for p in q.passages):
+        if text in known:
+            continue
+        size += lm.count_tokens(text) + 2
+        if size > tokens - reserve:
+            break
+        parts.append(text)
+    for i, text in enumerate(golds):
+        parts.insert((i + 1) * len(parts) // (count + 1), text)
+    return asked, "\n\n".join(parts)
 
 
 def long_documents(lm: TransformersLM, tokens: int, count: int, reserve: int = 320) -> list[tuple[Question, str]]:

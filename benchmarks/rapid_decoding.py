@@ -1,9 +1,10 @@
 """RAPID against plain decoding: tokens per second, acceptance, answers, and what one step costs.
 
-    python benchmarks/rapid_decoding.py [--lengths 4096 8192 16384] [--prompts 3] [--tokens 128] [--json FILE]
+    python benchmarks/rapid_decoding.py [--lengths 4096 8192 16384 32768] [--prompts 3] [--tokens 128] [--quote] [--json FILE]
 
-One run, same float32 weights everywhere (an int8 drafter is a row of its own): transformers' `generate`, our plain decoding, RAPID self-speculation with each transfer, suffix match and hybrid.
-Every row continues the same prefilled document; decoding alone is timed, and the rows take turns prompt by prompt.
+One run, the same float32 weights in every row but those of an int8 drafter. transformers' rows run its own model object, with its own
+cache and linear layers. One document a length, read once; every row and question continues it. Decoding alone is timed, from the
+first token on, and the rows take turns question by question. Every row writes all its tokens. Right: the text holds an answer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from _long_context import long_documents, stretched_smollm2
+from _long_context import long_document, stock_smollm2, stretched_smollm2
 from _timing import machine, median
 from transformers import DynamicCache
 
@@ -25,17 +26,21 @@ from specrag.rapid.session import QUERY
 
 ROWS = {
     "plain (ours)": {"candidates": 0},
-    "none": {"transfer": "none", "candidates": 10},
-    "rapid": {"transfer": "rapid", "candidates": 10},
-    "augmented": {"transfer": "augmented", "candidates": 10},
+    "none, 5": {"transfer": "none", "candidates": 5},
+    "rapid, 5": {"transfer": "rapid", "candidates": 5},
+    "augmented, 5": {"transfer": "augmented", "candidates": 5},
+    "rapid, 10": {"transfer": "rapid", "candidates": 10},
     "none, auto": {"transfer": "none"},
     "rapid, auto": {"transfer": "rapid"},
-    "none, int8 drafter": {"transfer": "none", "candidates": 10, "int8": True},
-    "rapid, int8 drafter": {"transfer": "rapid", "candidates": 10, "int8": True},
-    "match": {"proposer": "match", "transfer": "none"},
-    "hybrid": {"proposer": "hybrid", "transfer": "none"},
+    "none, int8 drafter, 5": {"transfer": "none", "candidates": 5, "int8": True},
+    "rapid, int8 drafter, 5": {"transfer": "rapid", "candidates": 5, "int8": True},
+    "rapid, int8 drafter, auto": {"transfer": "rapid", "int8": True},
+    "match, auto": {"proposer": "match", "transfer": "none"},
+    "hybrid, auto": {"proposer": "hybrid", "transfer": "none"},
 }
-STOCK = {"transformers generate": {}}
+STOCK = ("generate", "generate, prompt lookup", "generate, assistant")
+ASKED = "{} Explain your answer in detail, with everything that the text says about it."
+QUOTED = "Quote the passage that answers this, word for word: {}"
 
 
 def stock_cache(session: LongContext, config) -> DynamicCache:
@@ -47,7 +52,46 @@ def stock_cache(session: LongContext, config) -> DynamicCache:
     return cache
 
 
-def step_costs(lm, session: LongContext, cache: DynamicCache, repeats: int = 5) -> dict[str, float]:
+def stock_row(name: str, model, assistant, ids: torch.Tensor, caches: list[DynamicCache], tokens: int, read: int):
+    """(seconds a token after the first, share accepted, ids) of transformers' own decoding."""
+    marks: list[tuple[float, int]] = []
+
+    class Clock:
+        def put(self, value):
+            marks.append((time.perf_counter(), value.numel()))
+
+        def end(self):
+            pass
+
+    extra: dict = {}
+    if name == "generate, prompt lookup":
+        extra = {"prompt_lookup_num_tokens": 10, "max_matching_ngram_size": 3}
+    elif name == "generate, assistant":
+        extra = {"assistant_model": assistant}
+        make = model._get_candidate_generator
+
+        def with_cache(*args, **kwargs):
+            generator = make(*args, **kwargs)
+            generator.assistant_kwargs["past_key_values"] = caches[1]  # it has read the document too
+            return generator
+
+        model._get_candidate_generator = with_cache
+    with torch.inference_mode():
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), past_key_values=caches[0], do_sample=False, streamer=Clock(),
+            max_new_tokens=tokens, pad_token_id=0, eos_token_id=[], **extra,
+        )  # fmt: skip
+    model.__dict__.pop("_get_candidate_generator", None)
+    for cache in caches:
+        cache.crop(-(cache.get_seq_length() - read))
+    marks = marks[1:]  # the prompt
+    after = sum(n for _, n in marks[1:])
+    rounds = len(marks)
+    accepted = (sum(n for _, n in marks) - rounds) / rounds  # a round
+    return (marks[-1][0] - marks[0][0]) / after, accepted, made[0, ids.shape[1] :]
+
+
+def step_costs(model, session: LongContext, cache: DynamicCache, repeats: int = 5) -> dict[str, float]:
     """Milliseconds of one forward pass over 1 and 11 tokens, ours and stock, taking turns."""
     times: dict[str, list[float]] = {f"{side} {n}": [] for side in ("stock", "ours") for n in (1, 11)}
     session._target.rollback_to(session.tokens)
@@ -56,7 +100,7 @@ def step_costs(lm, session: LongContext, cache: DynamicCache, repeats: int = 5) 
             ids = list(range(100, 100 + n))
             with torch.inference_mode():
                 start = time.perf_counter()
-                lm.model(torch.tensor([ids]), past_key_values=cache)
+                model(torch.tensor([ids]), past_key_values=cache)
                 times[f"stock {n}"].append(time.perf_counter() - start)
             cache.crop(-n)
             start = time.perf_counter()
@@ -68,7 +112,7 @@ def step_costs(lm, session: LongContext, cache: DynamicCache, repeats: int = 5) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--quote", action="store_true", help="ask for quotations")
@@ -79,72 +123,74 @@ def main() -> None:
     print(machine())
     for length in args.lengths:
         lm = stretched_smollm2(max(length, 8192))
-        small = stretched_smollm2(max(length, 8192), quantization="int8")
+        small = (
+            stretched_smollm2(max(length, 8192), quantization="int8") if any("int8" in r for r in args.rows) else None
+        )
+        stock, assistant = stock_smollm2(max(length, 8192)), stock_smollm2(max(length, 8192))
         speeds: dict[str, list[float]] = {row: [] for row in args.rows}
-        notes: dict[str, list[tuple]] = {row: [] for row in args.rows}
-        costs = []
-        for i, (question, text) in enumerate(long_documents(lm, length, args.prompts)):
-            asked = question.question
-            if args.quote:
-                asked = f"Quote the passage that answers this, word for word: {asked}"
-            base = RapidGenerator(lm, embedder=embedder, temperature=0.0)
-            start = time.perf_counter()
-            session = LongContext(text, base)
-            print(f"{length}: {session.tokens} tokens read in {time.perf_counter() - start:.1f} s", flush=True)
+        notes: dict[str, list[dict]] = {row: [] for row in args.rows}
+        questions, text = long_document(lm, length, args.prompts)
+        base = RapidGenerator(lm, embedder=embedder, temperature=0.0)
+        generators = {
+            name: RapidGenerator(
+                lm, small if "int8 drafter" in name else None, embedder=embedder, temperature=0.0,
+                **{key: value for key, value in ROWS[name].items() if key != "int8"},
+            )
+            for name in args.rows if name in ROWS
+        }  # fmt: skip
+        start = time.perf_counter()
+        session = LongContext(text, base)
+        print(f"\n{length}: {session.tokens} tokens read in {time.perf_counter() - start:.1f} s", flush=True)
+        caches = [stock_cache(session, stock.config)]
+        caches += [stock_cache(session, stock.config)] if "generate, assistant" in args.rows else []
+        cost = step_costs(stock, session, caches[0])
+        print(f"  step ms: {', '.join(f'{key} {value:.0f}' for key, value in cost.items())}", flush=True)
+        for i, question in enumerate(questions):
+            asked = (QUOTED if args.quote else ASKED).format(question.question)
             session.retrieve(asked)
-            cache = stock_cache(session, lm.model.config)
-            costs.append(step_costs(lm, session, cache))
             tail = lm.encoder.encode_text(session.tail.replace(QUERY, asked))
             ids = torch.tensor([[*session._head, *session._context, *tail]])
-            names = args.rows[i % len(args.rows) :] + args.rows[: i % len(args.rows)]
-            for name in names:
+            for name in args.rows[i % len(args.rows) :] + args.rows[: i % len(args.rows)]:
                 if name in STOCK:
-                    marks = []
-
-                    class Clock:
-                        def put(self, value, marks=marks):
-                            marks.append((time.perf_counter(), value.numel()))
-
-                        def end(self):
-                            pass
-
-                    options = {"streamer": Clock()}
-                    start = time.perf_counter()
-                    with torch.inference_mode():
-                        made = lm.model.generate(
-                            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, do_sample=False,
-                            max_new_tokens=args.tokens, pad_token_id=0, eos_token_id=[], **options,
-                        )  # fmt: skip
-                    seconds = time.perf_counter() - (marks[1][0] if len(marks) > 1 else start)
-                    cache.crop(-(cache.get_seq_length() - session.tokens))
-                    reply = lm.tokenizer.decode(made[0, ids.shape[1] :])
-                    speeds[name].append(args.tokens / seconds)
-                    notes[name].append((0.0, 0.0, contains_answer(reply, question.answers)))
+                    seconds, accepted, made = stock_row(
+                        name, stock, assistant, ids, caches, args.tokens, session.tokens
+                    )
+                    speeds[name].append(1 / seconds)
+                    reply = lm.tokenizer.decode(made)
+                    notes[name].append({"a round": accepted, "right": contains_answer(reply, question.answers)})
                     continue
-                settings = dict(ROWS[name])
-                drafter = small if settings.pop("int8", False) else None
-                session.rapid = RapidGenerator(lm, drafter, embedder=embedder, temperature=0.0, **settings)
-                session.rapid.target.__dict__["end_tokens"] = frozenset()  # every row writes all its tokens
+                session.rapid = generators[name]
+                session._estimates = generators[name].estimates  # what a row learned in its last question
+                lm.__dict__["end_tokens"] = frozenset()  # every row writes all its tokens
                 out = session.ask(asked, max_new_tokens=args.tokens)
+                del lm.__dict__["end_tokens"]
                 s = out.stats
-                speeds[name].append(s.tokens / s.decode_seconds)
-                outside = 1 - s.forward_seconds / s.decode_seconds
-                notes[name].append((s.acceptance, outside, contains_answer(out.text, question.answers)))
-                del session.rapid.target.__dict__["end_tokens"]
-            del session, cache
-        cost = {key: median([c[key] for c in costs]) for key in costs[0]}
-        print(f"  step ms: {', '.join(f'{key} {value:.0f}' for key, value in cost.items())}")
-        reference = speeds.get("transformers generate")
+                speeds[name].append((s.tokens - 1) / s.decode_seconds)
+                notes[name].append(
+                    {
+                        "accepted": s.acceptance,
+                        "a round": s.accepted / max(len(s.schedule), 1),
+                        "outside": 1 - s.forward_seconds / s.decode_seconds,
+                        "right": contains_answer(out.text, question.answers),
+                        "schedule": s.schedule,
+                        "startup": s.startup_seconds,
+                    }
+                )
+        reference = speeds.get("generate")
         for name in args.rows:
             ratio = median([a / b for a, b in zip(speeds[name], reference, strict=True)]) if reference else float("nan")
-            accepted = median([n[0] for n in notes[name]])
-            outside = median([n[1] for n in notes[name]])
-            right = sum(n[2] for n in notes[name])
-            print(f"  {name:28s}{median(speeds[name]):7.2f} tokens/s  {ratio:5.2f} x generate  accepted {accepted:.2f}  "
-                  f"outside forwards {100 * outside:4.1f} %  right {right}/{args.prompts}", flush=True)  # fmt: skip
+            shown = f"{median([n['a round'] for n in notes[name]]):4.1f} accepted a round"
+            if name in ROWS:
+                shown += f", {median([n['accepted'] for n in notes[name]]):4.0%} of the candidates"
+                shown += f", outside forwards {median([n['outside'] for n in notes[name]]):4.1%}"
+            right = sum(n["right"] for n in notes[name])
+            each = " ".join(f"{a / b:.2f}" for a, b in zip(speeds[name], reference, strict=True)) if reference else ""
+            print(f"  {name:26s}{median(speeds[name]):7.2f} tokens/s  {ratio:5.2f} x generate ({each})  {shown}, "
+                  f"right {right}/{args.prompts}", flush=True)  # fmt: skip
         results.append({"length": length, "speeds": speeds, "notes": notes, "step_ms": cost})
         if args.json:
             args.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
+        del session, caches
 
 
 if __name__ == "__main__":

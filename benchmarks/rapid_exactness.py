@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from _long_context import long_documents, stretched_smollm2
+from _long_context import long_documents, stock_smollm2, stretched_smollm2
 from transformers import DynamicCache
 
 from specrag.models import bundled
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=48)
     args = parser.parse_args()
-    lm = stretched_smollm2(8192)
+    lm, stock = stretched_smollm2(8192), stock_smollm2(8192)
     rapid = RapidGenerator(lm, embedder=bundled("minilm"), transfer="none", temperature=0.0, candidates=5)
     equal = ties = accepted = 0
     for i in range(args.prompts):
@@ -36,11 +36,11 @@ def main() -> None:
         ours = lm.encoder.encode_text(out.text)
         tail = lm.encoder.encode_text(session.tail.replace(QUERY, question.question))
         ids = [*session._head, *session._context, *tail]
-        cache, theirs, tie = DynamicCache(config=lm.model.config), [], None
+        cache, theirs, tie = DynamicCache(config=stock.config), [], None
         with torch.inference_mode():
             for at in range(0, len(ids), 512):
                 chunk = torch.tensor([ids[at : at + 512]])
-                logits = lm.model(chunk, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+                logits = stock(chunk, past_key_values=cache, logits_to_keep=1).logits[0, -1]
             while len(theirs) < args.tokens:
                 top = logits.topk(2).values
                 if tie is None and float(top[0] - top[1]) < 1e-3:
@@ -49,7 +49,7 @@ def main() -> None:
                 theirs.append(token)
                 if token in lm.end_tokens:
                     break
-                logits = lm.model(torch.tensor([[token]]), past_key_values=cache).logits[0, -1]
+                logits = stock(torch.tensor([[token]]), past_key_values=cache).logits[0, -1]
         upto = len(theirs) if tie is None else tie
         same = lm.tokenizer.decode(theirs[:upto], skip_special_tokens=True)
         good = out.text == same if tie is None else out.text.startswith(same)

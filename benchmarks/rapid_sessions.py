@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import psutil
-from _long_context import long_documents, stretched_smollm2
+from _long_context import long_documents, stock_smollm2, stretched_smollm2
 from _timing import machine, median
 
 from specrag.models import bundled
@@ -65,7 +65,7 @@ def main() -> None:
         "".join(session.stream(question.question, max_new_tokens=32, stats=stats))
         status = Path("/proc/self/status").read_text()
         peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-        weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+        weights = sum(p.nbytes for p in stock_smollm2(8192).parameters())
         wanted = weights + sum(caches)
         print(
             f"memory at {session.tokens} tokens: peak {(peak - before) / 2**20:.0f} MiB over the imports; weights {weights / 2**20:.0f}, "

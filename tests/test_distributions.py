@@ -80,16 +80,23 @@ def test_rapid_emits_more_than_the_target_exactly_where_drafter_and_augmented_ta
 
 
 def draws_of(p, q, p_hat, transfer, count=20_000, seed=0, wrong=None):
-    """``count`` emitted tokens of the real sampler, one candidate each."""
+    """``count`` emitted tokens of the real sampler, in rounds of eight candidates; bonus tokens are not counted.
+
+    Every emitted token follows the closed form whether a round ends with it or not, so they are independent draws.
+    """
     generator = torch.Generator().manual_seed(seed)
-    candidates = torch.multinomial(q, count, replacement=True, generator=generator)
-    rows = torch.stack([p, p])
-    counts = torch.zeros(len(p))
     if wrong is None:
-        for candidate in candidates:
-            accepted, following = verify(rows, q[None], p_hat[None], candidate[None], transfer, generator=generator)
-            counts[candidate if accepted else following] += 1
-        return counts
+        emitted: list[int] = []
+        while len(emitted) < count:
+            candidates = torch.multinomial(q, 8, replacement=True, generator=generator)
+            accepted, following = verify(
+                p.expand(9, -1), q.expand(8, -1), p_hat.expand(8, -1), candidates, transfer, generator=generator
+            )
+            emitted += candidates[: int(accepted)].tolist()
+            if accepted < 8:
+                emitted.append(int(following))
+        return torch.bincount(torch.tensor(emitted[:count]), minlength=len(p)).float()
+    candidates = torch.multinomial(q, count, replacement=True, generator=generator)
     kept = torch.rand(count, generator=generator) < acceptance(p_hat.expand(count, -1), q.expand(count, -1), candidates)
     following = torch.multinomial(wrong, count, replacement=True, generator=generator)
     return torch.bincount(torch.where(kept, candidates, following), minlength=len(p)).float()

@@ -299,3 +299,27 @@ def test_linear_layers_multiply_with_onednn_and_stay_what_they_are(smollm2):
     layer(x).sum().backward()  # gradients still flow
     assert layer.weight is own and own.grad is not None
     assert layer.double()(x.double()).dtype == torch.float64
+
+
+def test_packed_weights_give_the_same_and_come_back(smollm2):
+    if not linear.available():
+        pytest.skip("no oneDNN product here")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for tied in (True, False):
+        model = tiny_llama(61, tie_word_embeddings=tied, attention_bias=True)
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with torch.inference_mode():
+            before = model(ids).logits
+        linear.use_onednn(model, pack=True)
+        assert type(model.lm_head) is (
+            linear.OneDNNLinear if tied else linear.PackedLinear
+        )  # the embedding needs its weights
+        assert sum(type(m) is linear.PackedLinear for m in model.modules()) == 2 * 7 + (not tied)
+        with torch.inference_mode():
+            assert torch.allclose(model(ids).logits, before, atol=1e-4)
+        packed = model.state_dict()
+        assert packed.keys() == state.keys() and all(torch.equal(packed[name], state[name]) for name in state)
+        linear.unpack(model)
+        assert all(type(m) is torch.nn.Linear for m in model.modules() if isinstance(m, torch.nn.Linear))
+        model(ids).logits.sum().backward()
+        assert model.model.layers[0].self_attn.q_proj.weight.grad is not None

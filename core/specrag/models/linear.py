@@ -1,17 +1,20 @@
-"""Linear layers whose product of a few rows is bound by reading the weights, as it should be, on x86 CPUs.
+"""Linear layers for a few rows at a time on x86 CPUs: float32, exact to the order of sums, and fast.
 
-Decoding multiplies each weight matrix with one row, verification with about ten. torch hands float32 products to MKL, which takes
-1.5 times as long as oneDNN for one row and twice as long for eleven, and reads the weights at a fraction of the memory's speed
-(``benchmarks/linear.py``; AMD EPYC). oneDNN's product is what torch's own compiler emits for the CPU.
+Decoding multiplies each weight matrix with one row, drafting and verification with five to ten. torch hands such products to
+MKL, which takes up to four times as long for them as oneDNN does (``benchmarks/linear.py``). oneDNN's product is what torch's own
+compiler emits for the CPU; it is faster still over weights in oneDNN's blocked layout.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-# torch's private; without it nothing is replaced.
-_product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+# torch's private; without them nothing is replaced.
+_product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_pack: Any = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 
 
 class OneDNNLinear(nn.Linear):
@@ -19,30 +22,75 @@ class OneDNNLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        if (
-            x.dtype != torch.float32
-            or weight.dtype != torch.float32
-            or x.device.type != "cpu"
-            or torch.is_grad_enabled()
-        ):
+        plain = x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu"
+        if plain or torch.is_grad_enabled():
             return super().forward(x)
-        assert _product is not None
         return _product(x, weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weights lie in oneDNN's blocked layout, and only there. For inference on the CPU."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.packed = _pack(linear.weight.detach())  # opaque: no parameter, no buffer
+        self.bias = linear.bias
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, packed"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _product(x.detach(), self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+    def unpacked(self) -> nn.Linear:
+        """The plain layer again."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.packed.to_dense())
+        linear.bias = self.bias  # type: ignore[assignment]
+        return linear
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.packed.to_dense()
 
 
 def available() -> bool:
     """Whether this machine and this torch have the product."""
-    return (
-        _product is not None
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    )
+    capable = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return capable and _product is not None and _pack is not None
 
 
-def use_onednn(model: nn.Module) -> None:
-    """Make every plain linear layer of ``model`` a ``OneDNNLinear``, in place, where that is available."""
+def use_onednn(model: nn.Module, *, pack: bool = False) -> None:
+    """Make every plain linear layer of ``model`` multiply with oneDNN, in place, where that is available.
+
+    Args:
+        pack: Also lay the weights out for it, those that no other module shares. Nobody else may need them as they were:
+            gradients, and other devices, want ``unpack`` first.
+    """
     if not available():
         return
+    shared: dict[int, int] = {}
     for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = OneDNNLinear
+        for parameter in module.parameters(recurse=False):
+            shared[id(parameter)] = shared.get(id(parameter), 0) + 1
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is not nn.Linear:
+                continue
+            if pack and child.weight.dtype == torch.float32 and child.weight.is_cpu and shared[id(child.weight)] == 1:
+                setattr(parent, name, PackedLinear(child))
+            else:
+                child.__class__ = OneDNNLinear
+
+
+def unpack(model: nn.Module) -> None:
+    """Undo what ``use_onednn`` did."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, PackedLinear):
+                setattr(parent, name, child.unpacked())
+            elif type(child) is OneDNNLinear:
+                child.__class__ = nn.Linear  # type: ignore[assignment]

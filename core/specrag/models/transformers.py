@@ -115,7 +115,7 @@ class TransformersLM(LanguageModel):
             self.name = f"{self.name}+{Path(adapter).name}"
         if quantization == "int8":
             quantize_int8(self.model)
-        use_onednn(self.model)
+        use_onednn(self.model, pack=not isinstance(model, PreTrainedModel))  # a caller's own stays as it lies
         self.model.eval()
         self.quantization = quantization
         self.tokenizer: Any = tokenizer

@@ -24,6 +24,7 @@ from specrag.drafting import Drafter
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.evaluation.metrics import contains_answer, wilson_interval
 from specrag.models.base import LanguageModel
+from specrag.models.linear import unpack
 from specrag.models.lora import read_lora
 from specrag.models.transformers import TransformersLM
 from specrag.prompts import Prompts
@@ -165,6 +166,7 @@ def train(
     data = in_batches(fitting, settings.micro_batch_size, settings.seed)
     if not data:
         raise InvalidInputError(f"no example has at most max_tokens={settings.max_tokens} tokens")
+    unpack(base.model)
     checkpoints = output / "checkpoints"
     resumed = _claim(checkpoints, _digest(data, settings, adapter))
     torch.manual_seed(settings.seed)
