@@ -35,6 +35,11 @@ ROWS = {
     "none, int8 drafter, 5": {"transfer": "none", "candidates": 5, "int8": True},
     "rapid, int8 drafter, 5": {"transfer": "rapid", "candidates": 5, "int8": True},
     "rapid, int8 drafter, auto": {"transfer": "rapid", "int8": True},
+    "none, sparse, 5": {"transfer": "none", "proposer": "sparse", "candidates": 5},
+    "none, sparse, auto": {"transfer": "none", "proposer": "sparse"},
+    "none, sparse int8 drafter, 5": {"transfer": "none", "proposer": "sparse", "candidates": 5, "int8": True},
+    "none, sparse int8 drafter, auto": {"transfer": "none", "proposer": "sparse", "int8": True},
+    "rapid, sparse int8 drafter, auto": {"transfer": "rapid", "proposer": "sparse", "int8": True},
     "match, auto": {"proposer": "match", "transfer": "none"},
     "hybrid, auto": {"proposer": "hybrid", "transfer": "none"},
 }
@@ -133,7 +138,7 @@ def main() -> None:
         base = RapidGenerator(lm, embedder=embedder, temperature=0.0)
         generators = {
             name: RapidGenerator(
-                lm, small if "int8 drafter" in name else None, embedder=embedder, temperature=0.0,
+                lm, small if "int8" in name else None, embedder=embedder, temperature=0.0,
                 **{key: value for key, value in ROWS[name].items() if key != "int8"},
             )
             for name in args.rows if name in ROWS
@@ -185,7 +190,7 @@ def main() -> None:
                 shown += f", outside forwards {median([n['outside'] for n in notes[name]]):4.1%}"
             right = sum(n["right"] for n in notes[name])
             each = " ".join(f"{a / b:.2f}" for a, b in zip(speeds[name], reference, strict=True)) if reference else ""
-            print(f"  {name:26s}{median(speeds[name]):7.2f} tokens/s  {ratio:5.2f} x generate ({each})  {shown}, "
+            print(f"  {name:33s}{median(speeds[name]):7.2f} tokens/s  {ratio:5.2f} x generate ({each})  {shown}, "
                   f"right {right}/{args.prompts}", flush=True)  # fmt: skip
         results.append({"length": length, "speeds": speeds, "notes": notes, "step_ms": cost})
         if args.json:

@@ -17,7 +17,7 @@ from tests.conftest import tiny_llama
 from tests.fakes import HashEmbedder
 from tests.test_distributions import p_value
 
-PROPOSERS = ["rag", "naive", "window", "match", "hybrid"]
+PROPOSERS = ["rag", "sparse", "naive", "window", "match", "hybrid"]
 # A word salad with repetitions: something to retrieve, and something to copy.
 DOCUMENT = " ".join(
     f"Note {i}: the {word} of room {i % 7} is kept by keeper {i % 5}."
@@ -35,6 +35,13 @@ def tiny(smollm2) -> TransformersLM:
 def other(smollm2) -> TransformersLM:
     """A drafter that mostly disagrees, with a padded vocabulary."""
     size = smollm2.model.config.vocab_size + 64
+    return TransformersLM(tiny_llama(size, seed=5, max_position_embeddings=8192), smollm2.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def twin(smollm2) -> TransformersLM:
+    """The target's shape with other weights: keys and values that mean nothing to it."""
+    size = smollm2.model.config.vocab_size
     return TransformersLM(tiny_llama(size, seed=5, max_position_embeddings=8192), smollm2.tokenizer)
 
 
@@ -59,8 +66,8 @@ def plain_greedy(lm: TransformersLM, session: LongContext, question: str, count:
 
 @pytest.mark.parametrize("proposer", PROPOSERS)
 @pytest.mark.parametrize("candidates", [1, 5, "auto"])
-def test_without_transfer_greedy_output_is_the_targets_own(tiny, other, proposer, candidates):
-    for drafter in (None, other):
+def test_without_transfer_greedy_output_is_the_targets_own(tiny, other, twin, proposer, candidates):
+    for drafter in (None, twin if proposer == "sparse" else other):
         rapid = generator(tiny, drafter, transfer="none", proposer=proposer, candidates=candidates)
         session = LongContext(DOCUMENT, rapid)
         out = session.ask("who keeps the bell?", max_new_tokens=16)
@@ -231,10 +238,21 @@ def test_suffix_match_finds_the_longest_and_then_the_latest():
 
 
 def test_a_window_keeps_the_sinks_and_the_end():
-    assert sinks_and_window(list(range(10)), 2, 3) == [0, 1, 7, 8, 9]
-    assert sinks_and_window([1, 2], 2, 3) == [1, 2]
+    assert sinks_and_window(10, 2, 3) == [0, 1, 7, 8, 9]
+    assert sinks_and_window(2, 2, 3) == [0, 1]
     with pytest.raises(InvalidInputError, match="window at least 1"):
-        sinks_and_window([1], 2, 0)
+        sinks_and_window(1, 2, 0)
+
+
+def test_drafting_on_the_targets_own_keys_reads_nothing_and_with_all_of_them_is_the_target(tiny, other, forward_passes):
+    rapid = generator(tiny, transfer="none", proposer="sparse", candidates=3, retrieval_budget=10_000)
+    session = LongContext(DOCUMENT, rapid)
+    counts = forward_passes(tiny.model)
+    out = session.ask("zzz", max_new_tokens=12)  # nothing is near: head and tail of the document, here all of it
+    assert out.stats.acceptance == 1.0  # the same keys at the same positions: q is p
+    assert max(counts[1:]) <= 4  # after the question only candidates are fed
+    with pytest.raises(InvalidInputError, match="drafts on the target's own keys"):
+        generator(tiny, other, proposer="sparse")
 
 
 def run_controller(draft, plain, extra, accept, rounds=400):

@@ -206,6 +206,18 @@ def test_the_loss_falls_and_the_result_loads(smollm2, tmp_path, method):
     if method == "lora":
         base = tiny(smollm2)
         read = TransformersLM(base.model, base.tokenizer, adapter=out)
+        more = train(tiny(smollm2), made(24), tmp_path / "more", settings=settings, adapter=out)
+        assert json.loads((more / "training.json").read_text())["training"]["train_loss"] < losses[0] - 0.2
+        with pytest.raises(InvalidInputError, match="made for another model"):
+            train(
+                tiny(smollm2),
+                made(4),
+                tmp_path / "no",
+                settings=settings,
+                adapter=adapter_folder("smollm2-rag-drafter"),
+            )
+        with pytest.raises(InvalidInputError, match="leave method='full'"):
+            train(tiny(smollm2), made(4), tmp_path / "no", settings=TrainingSettings(method="full"), adapter=out)
     else:
         read = TransformersLM(out)
     conversation = torch.tensor([[5, 6, 7, 8]])

@@ -305,21 +305,27 @@ def test_packed_weights_give_the_same_and_come_back(smollm2):
     if not linear.available():
         pytest.skip("no oneDNN product here")
     ids = torch.tensor([[5, 6, 7, 8]])
+
+    def kinds(model):
+        return [type(m) for m in model.modules()]
+
     for tied in (True, False):
         model = tiny_llama(61, tie_word_embeddings=tied, attention_bias=True)
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with torch.inference_mode():
             before = model(ids).logits
         linear.use_onednn(model, pack=True)
-        assert type(model.lm_head) is (
-            linear.OneDNNLinear if tied else linear.PackedLinear
-        )  # the embedding needs its weights
-        assert sum(type(m) is linear.PackedLinear for m in model.modules()) == 2 * 7 + (not tied)
+        assert kinds(model).count(linear.PackedLinear) == 2 * 7 + (
+            not tied
+        )  # the embedding needs tied weights as they are
         with torch.inference_mode():
             assert torch.allclose(model(ids).logits, before, atol=1e-4)
         packed = model.state_dict()
         assert packed.keys() == state.keys() and all(torch.equal(packed[name], state[name]) for name in state)
+        TransformersLM(model, smollm2.tokenizer, dtype=torch.float64)  # who changes the weights finds them as they were
+        assert linear.PackedLinear not in kinds(model) and model.lm_head.weight.dtype == torch.float64
+        linear.use_onednn(model.float(), pack=True)
         linear.unpack(model)
-        assert all(type(m) is torch.nn.Linear for m in model.modules() if isinstance(m, torch.nn.Linear))
+        assert not {linear.PackedLinear, linear.OneDNNLinear} & {*kinds(model)}
         model(ids).logits.sum().backward()
         assert model.model.layers[0].self_attn.q_proj.weight.grad is not None

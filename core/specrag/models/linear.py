@@ -78,7 +78,7 @@ def use_onednn(model: nn.Module, *, pack: bool = False) -> None:
             shared[id(parameter)] = shared.get(id(parameter), 0) + 1
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is not nn.Linear:
+            if not isinstance(child, nn.Linear) or type(child) not in (nn.Linear, OneDNNLinear):
                 continue
             if pack and child.weight.dtype == torch.float32 and child.weight.is_cpu and shared[id(child.weight)] == 1:
                 setattr(parent, name, PackedLinear(child))

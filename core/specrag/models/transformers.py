@@ -39,7 +39,7 @@ from specrag.models.base import (
     Turn,
 )
 from specrag.models.kv_cache import rollback_cache
-from specrag.models.linear import use_onednn
+from specrag.models.linear import unpack, use_onednn
 from specrag.models.lora import merge_lora
 from specrag.models.quantization import quantize_int8
 from specrag.models.sampling import draw, to_probabilities
@@ -100,6 +100,8 @@ class TransformersLM(LanguageModel):
             if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 raise InvalidInputError("a loaded model needs its tokenizer: TransformersLM(model, tokenizer)")
             self.model, self.name = model, str(getattr(model, "name_or_path", "") or type(model).__name__)
+            if any(change is not None for change in (dtype, device, adapter, quantization)):
+                unpack(self.model)
             if dtype is not None or device is not None:
                 self.model = self.model.to(device=device, dtype=dtype)
         else:

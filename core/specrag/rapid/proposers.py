@@ -40,6 +40,7 @@ class CachedModel:
         check_supported(lm.model.config)
         self.lm, self.vocabulary = lm, vocabulary
         self.cache = rollback_cache(lm.model.config, capacity)
+        self.skipped = 0  # tokens before the next one that the cache leaves out
         self.forward_seconds = 0.0
 
     @property
@@ -70,6 +71,16 @@ class CachedModel:
             raise
         return None if logits is None else logits[-1, : self.vocabulary]
 
+    def keep(self, other: CachedModel, positions: Sequence[int], end: int) -> None:
+        """Begin with what ``other`` holds at ``positions``, as it holds it; what is fed next stands at position ``end``.
+
+        ``other`` is the same model, or a copy with weights of less precision.
+        """
+        for own, its in zip(self.cache.layers, other.cache.layers, strict=True):
+            kept = torch.tensor(positions, device=its.key_buffer.device)
+            own.update(*(b[:, :, kept].to(self.lm.device, self.lm.dtype) for b in (its.key_buffer, its.value_buffer)))
+        self.skipped = end - len(positions)
+
     def rollback_to(self, length: int) -> None:
         """Forget everything behind the first ``length`` tokens."""
         self.cache.rollback_to(length)
@@ -78,7 +89,11 @@ class CachedModel:
         model: nn.Module = self.lm.model
         with self.lm.lock, torch.inference_mode(), packed_attention(model):
             start = time.perf_counter()
-            logits = model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=keep).logits[0]
+            first = self.length + self.skipped
+            at = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+            logits = model(
+                input_ids=ids, position_ids=at, past_key_values=self.cache, use_cache=True, logits_to_keep=keep
+            ).logits[0]
             if logits.device.type == "cuda":
                 torch.cuda.synchronize(logits.device)
             self.forward_seconds += time.perf_counter() - start
@@ -203,17 +218,11 @@ class ModelProposer(Proposer):
         return Proposal(candidates, torch.stack(rows), (True,) * count)
 
 
-def sinks_and_window(prompt: Sequence[int], sinks: int = 4, window: int = 512) -> list[int]:
-    """The prompt of a streaming drafter (attention sinks and a window: StreamingLLM, MagicDec).
-
-    The first ``sinks`` and the last ``window`` tokens, at consecutive positions. They are read anew rather than kept
-    from the long context's cache, so the drafter has not seen what lies between.
-    """
+def sinks_and_window(length: int, sinks: int = 4, window: int = 512) -> list[int]:
+    """The positions that a streaming drafter sees of a context: the first and the last (StreamingLLM, MagicDec)."""
     if sinks < 0 or window < 1:
         raise InvalidInputError(f"sinks must be at least 0 and window at least 1, got {sinks} and {window}")
-    if len(prompt) <= sinks + window:
-        return list(prompt)
-    return [*prompt[:sinks], *prompt[-window:]]
+    return list(range(length)) if length <= sinks + window else [*range(sinks), *range(length - window, length)]
 
 
 class SuffixMatchProposer(Proposer):

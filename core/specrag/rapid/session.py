@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -41,10 +41,11 @@ CHUNK_TOKENS = 512
 COSINE_THRESHOLD = 0.3
 # Room behind the document for a question and its answer, before the cache has to grow.
 _SPARE_TOKENS = 1024
+_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
 # An embedder reads less than a chunk at once: a chunk is as near as its nearest piece.
 _PIECE_TOKENS = 176
 
-ProposerName = Literal["rag", "naive", "window", "match", "hybrid"]
+ProposerName = Literal["rag", "sparse", "naive", "window", "match", "hybrid"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ class RapidGenerator:
         transfer, tail: See ``specrag.rapid.distributions``.
         temperature, top_k, top_p: Of target and drafter alike.
         seed: Of every draw. ``None``: a new one each time.
-        proposer: ``"rag"`` (RAPID), ``"naive"`` (the drafter on the whole context), ``"window"`` (attention sinks and
-            the last tokens), ``"match"`` (suffix match in the document, no model), ``"hybrid"`` (match, else rag).
+        proposer: ``"rag"`` (RAPID: the drafter reads the retrieved chunks), ``"sparse"`` (self-speculation on the target's
+            own keys and values of the retrieved chunks: nothing is read again; TriForce, arXiv 2404.11912, section 4.1),
+            ``"window"`` (attention sinks and the last tokens: MagicDec; of the target's keys in self-speculation),
+            ``"naive"`` (the drafter on the whole context), ``"match"`` (suffix match in the document, no model),
+            ``"hybrid"`` (match, else rag).
         embedder: For retrieval; by default the bundled MiniLM.
         retrieval_budget: Tokens of retrieved context; by default max(512, |C|/16) below 32k tokens or on the CPU, else
             max(|C|/24, min(4096, |C|)).
@@ -110,9 +114,14 @@ class RapidGenerator:
         Controller(candidates)  # validates
         self.candidates = candidates
         self.seed = seed
-        if proposer not in ("rag", "naive", "window", "match", "hybrid"):
-            raise InvalidInputError(f"proposer must be rag, naive, window, match or hybrid, got {proposer!r}")
+        if proposer not in get_args(ProposerName):
+            raise InvalidInputError(f"proposer must be one of {', '.join(get_args(ProposerName))}, got {proposer!r}")
         self.proposer: ProposerName = proposer
+        self.self_speculation = same_shape(self.target, self.drafter)
+        if proposer == "sparse" and not self.self_speculation:
+            raise InvalidInputError(
+                "proposer='sparse' drafts on the target's own keys and values: leave drafter out, or give a quantized copy of the target"
+            )
         if retrieval_budget is not None and retrieval_budget < 1:
             raise InvalidInputError(f"retrieval_budget must be at least 1 token, got {retrieval_budget}")
         self.retrieval_budget = retrieval_budget
@@ -335,9 +344,11 @@ class LongContext:
 
     def _startup_seconds(self) -> float:
         """What a token of its own prompt costs the drafter, guessed from what the context cost the target."""
-        rapid = self.rapid
-        sizes = [sum(p.numel() for p in lm.model.parameters()) for lm in (rapid.drafter, rapid.target)]
-        return self._read_seconds_a_token * (1.0 if rapid.drafter is rapid.target else sizes[0] / max(sizes[1], 1))
+        sizes = []
+        for lm in (self.rapid.drafter, self.rapid.target):
+            text = lm.model.config.get_text_config()
+            sizes.append(text.num_hidden_layers * text.hidden_size * (text.hidden_size + text.intermediate_size))
+        return self._read_seconds_a_token * sizes[0] / sizes[1]
 
     def _proposer(self, question: str, tail: Sequence[int], stats: RapidStats) -> tuple[Proposer | None, float]:
         rapid = self.rapid
@@ -347,20 +358,26 @@ class LongContext:
         if rapid.proposer == "match":
             return SuffixMatchProposer(self._context, rapid.vocabulary), strength
         if rapid.proposer == "naive":
-            short: Sequence[int] = self._context
+            shown: Sequence[int] = range(len(self._context))
         elif rapid.proposer == "window":
-            short = sinks_and_window(self._context)
+            shown = sinks_and_window(len(self._context))
         else:
-            short, confidence = self.retrieve(question, stats)
-            if rapid.candidates == "auto" and rapid.drafter is rapid.target and len(short) > 0.75 * len(self._context):
+            shown, confidence = self._retrieved(question, stats)
+            if rapid.candidates == "auto" and rapid.self_speculation and len(shown) > 0.75 * len(self._context):
                 stats.notes.append("the retrieved context is most of the context: the target decodes alone")
                 if rapid.proposer == "hybrid":
                     return SuffixMatchProposer(self._context, rapid.vocabulary), strength
                 return None, strength
             if rapid.adaptive_strength:
                 strength *= confidence
-        prompt = [*self._head, *short, *tail]
+        prompt = [*self._head, *(self._context[i] for i in shown), *tail]
         drafter = CachedModel(rapid.drafter, len(prompt) + _SPARE_TOKENS // 4, rapid.vocabulary)
+        if rapid.proposer == "sparse" or (rapid.proposer == "window" and rapid.self_speculation):
+            assert self._target is not None
+            end = self._target.length - 1  # the last token is fed with the first proposal
+            before = len(self._head)
+            kept = [*range(before), *(before + i for i in shown), *range(self._prompt_tokens, end)]
+            drafter.keep(self._target, kept, end)
         model = ModelProposer(drafter, prompt)
         if rapid.proposer == "hybrid":
             return HybridProposer(SuffixMatchProposer(self._context, rapid.vocabulary), model), strength
@@ -374,25 +391,27 @@ class LongContext:
         Chunks of 512 tokens with a cosine above 0.3, best first, within the budget; the last one is cut to fill it.
         When none is near enough: the beginning and the end of the document, half the budget each.
         """
-        budget = self.rapid.budget(len(self._context))
-        chunks = [self._context[at : at + CHUNK_TOKENS] for at in range(0, len(self._context), CHUNK_TOKENS)]
-        similar = self._similarities(question, len(chunks))
+        shown, confidence = self._retrieved(question, stats)
+        return [self._context[i] for i in shown], confidence
+
+    def _retrieved(self, question: str, stats: RapidStats | None) -> tuple[list[int], float]:
+        """The positions in the context, ascending, and the confidence."""
+        length, budget = len(self._context), self.rapid.budget(len(self._context))
+        similar = self._similarities(question, -(-length // CHUNK_TOKENS))
         order = [int(i) for i in np.argsort(-similar) if similar[i] > COSINE_THRESHOLD]
         if not order:
             if stats is not None:
                 stats.notes.append("nothing retrieved: the drafter reads the beginning and the end of the context")
-            if len(self._context) <= budget:
-                return list(self._context), 0.0
+            if length <= budget:
+                return list(range(length)), 0.0
             half = budget // 2
-            return [*self._context[: budget - half], *self._context[len(self._context) - half :]], 0.0
-        taken: dict[int, list[int]] = {}
+            return [*range(budget - half), *range(length - half, length)], 0.0
+        taken: list[int] = []
         for i in order:
-            room = budget - sum(map(len, taken.values()))
-            if room <= 0:
-                break
-            taken[i] = chunks[i][:room]
+            chunk = range(i * CHUNK_TOKENS, min((i + 1) * CHUNK_TOKENS, length))
+            taken += chunk[: budget - len(taken)]
         confidence = float(np.clip((similar[order[0]] - COSINE_THRESHOLD) / (0.7 - COSINE_THRESHOLD), 0, 1))
-        return [token for i in sorted(taken) for token in taken[i]], confidence
+        return sorted(taken), confidence
 
     def _similarities(self, question: str, chunks: int) -> np.ndarray:  # [chunks]
         per_chunk = -(-CHUNK_TOKENS // _PIECE_TOKENS)
@@ -518,18 +537,18 @@ def shared_vocabulary(target: TransformersLM, drafter: TransformersLM) -> int:
     return int(min(*sizes))
 
 
+def same_shape(target: TransformersLM, drafter: TransformersLM) -> bool:
+    """Whether the drafter can continue the target's keys and values: it is the target, or a copy of it."""
+    if target is drafter:
+        return True
+    a, b = (lm.model.config.get_text_config().to_dict() for lm in (target, drafter))
+    return all(a.get(key) == b.get(key) for key in (*_SHAPE, "intermediate_size", "head_dim", "rope_parameters"))
+
+
 def fingerprint(lm: TransformersLM) -> str:
     """A digest of a model's architecture and of samples of all its weights."""
     config = lm.model.config.get_text_config()
-    keys = (
-        "model_type",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "vocab_size",
-    )
-    digest = hashlib.sha256(json.dumps([str(getattr(config, key, None)) for key in keys]).encode())
+    digest = hashlib.sha256(json.dumps([str(getattr(config, key, None)) for key in _SHAPE]).encode())
     digest.update(f"{lm.dtype} {lm.quantization}".encode())
     for name, tensor in sorted(lm.model.state_dict().items()):
         flat = tensor.reshape(-1)
