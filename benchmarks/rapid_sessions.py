@@ -52,17 +52,18 @@ def main() -> None:
         ((question, text),) = long_documents(lm, args.memory, 1)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: the load's
         session = LongContext(text, rapid)
-        caches = [session.nbytes]
+        caches, proposers = [session.nbytes], []
         stats = RapidStats()
         make = session._proposer
 
         def watched(*given):
             proposer, strength = make(*given)
-            caches.append(proposer.model.cache.nbytes)
+            proposers.append(proposer)
             return proposer, strength
 
         session._proposer = watched  # type: ignore[method-assign]
         "".join(session.stream(question.question, max_new_tokens=32, stats=stats))
+        caches += [proposer.model.cache.nbytes for proposer in proposers]
         status = Path("/proc/self/status").read_text()
         peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
         weights = sum(p.nbytes for p in stock_smollm2(8192).parameters())

@@ -255,6 +255,24 @@ def test_drafting_on_the_targets_own_keys_reads_nothing_and_with_all_of_them_is_
         generator(tiny, other, proposer="sparse")
 
 
+def test_kept_keys_stay_at_their_positions(tiny):
+    """Against stock transformers with a mask over everything that is left out."""
+    ids = torch.randint(1000, (1, 40), generator=torch.Generator().manual_seed(0))
+    whole = CachedModel(tiny, 64, 1000)
+    whole.prefill(ids[0, :38].tolist())
+    kept = [*range(3), *range(10, 20), *range(35, 38)]
+    some = CachedModel(tiny, 64, 1000)
+    some.keep(whole, kept, 38)
+    made = some.feed(ids[0, 38:])
+    causal = torch.ones(40, 40, dtype=torch.bool).tril()
+    hidden = [i for i in range(38) if i not in kept]
+    causal[38:, hidden] = False
+    with torch.inference_mode():
+        stock = tiny.model(ids, attention_mask=causal[None, None]).logits[0, 38:, :1000]
+    assert torch.allclose(made, stock, atol=1e-3)
+    assert (some.length, some.skipped) == (18, 22)
+
+
 def run_controller(draft, plain, extra, accept, rounds=400):
     """(mean γ, tokens per second over those of plain decoding) of a decoder with these costs."""
     controller, chosen, tokens, seconds = Controller("auto"), [], 0, 0.0

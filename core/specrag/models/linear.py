@@ -84,6 +84,9 @@ def use_onednn(model: nn.Module, *, pack: bool = False) -> None:
                 setattr(parent, name, PackedLinear(child))
             else:
                 child.__class__ = OneDNNLinear
+    if pack:  # what is left of a checkpoint would keep all of it mapped
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
 
 
 def unpack(model: nn.Module) -> None:

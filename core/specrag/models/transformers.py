@@ -59,6 +59,9 @@ _PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0
 class TransformersLM(LanguageModel):
     """A causal LM of transformers, for drafting, verifying, or both.
 
+    On x86 CPUs float32 linear layers multiply with oneDNN, and a model that is loaded here has its weights laid out for it
+    (``specrag.models.linear``: ``unpack`` undoes that for those who train ``.model``).
+
     Args:
         model: A folder, a ``.gguf`` file, a hub id, or a loaded model (then ``tokenizer`` is needed).
         tokenizer: A folder, hub id or fast tokenizer; by default the model's own.

@@ -17,7 +17,10 @@ _EXTRA_GUESS = 0.1
 _WEIGHT = 0.25
 # Probing may cost this share of the time, no more.
 _PROBE_SHARE = 0.03
-_FIRST_GUESS = 4
+# Candidates of the first rounds with any, and how many such rounds before they are judged: a first round is slow for
+# reasons of its own (kernels are made for its shape).
+_FIRST_GUESS = 2
+_TRIALS = 3
 
 
 @dataclass
@@ -31,10 +34,12 @@ class Estimates:
     startup: float | None = None  # a token of the drafter's own prompt, prefilled
     tokens: float | None = None  # of an answer
     undrafted: float = 0.0  # decoding time since a drafter was last tried
+    plain_rounds: int = 0  # on this context
+    drafted_rounds: int = 0
 
     def for_another_context(self) -> Estimates:
         """What is known of the models, without what depends on the context's length."""
-        return replace(self, plain=None, extra=None)
+        return replace(self, plain=None, extra=None, plain_rounds=0, drafted_rounds=0)
 
 
 class Controller:
@@ -75,9 +80,9 @@ class Controller:
         """γ of the coming round."""
         if self._schedule is not None:
             return self._schedule[min(self._round, len(self._schedule) - 1)]
-        if self.known.plain is None:
+        if self.known.plain_rounds < 2:
             return 0  # what a plain step costs is what everything is compared with
-        if self.known.acceptance is None:
+        if self.known.acceptance is None or 0 < self.known.drafted_rounds < _TRIALS:
             return _FIRST_GUESS
         best = self._best()
         if best == 0 and self._since_probe * _PROBE_SHARE >= self._loss(1):
@@ -121,13 +126,16 @@ class Controller:
         self._round += 1
         known = self.known
         if candidates == 0:
-            known.plain = _blend(known.plain, verify_seconds)
+            known.plain_rounds += 1
+            known.plain = _settled(known.plain, verify_seconds, known.plain_rounds)
             known.undrafted += verify_seconds
             self._since_probe += verify_seconds
             return
-        known.draft = _blend(known.draft, draft_seconds / candidates)
+        known.drafted_rounds += 1
+        known.draft = _settled(known.draft, draft_seconds / candidates, known.drafted_rounds)
         if known.plain is not None:
-            known.extra = _blend(known.extra, max(0.0, verify_seconds - known.plain) / candidates)
+            extra = max(0.0, verify_seconds - known.plain) / candidates
+            known.extra = _settled(known.extra, extra, known.drafted_rounds)
         tried = min(accepted + 1, candidates)  # candidates behind the first rejection say nothing
         for i in range(tried):
             known.acceptance = _blend(known.acceptance, float(i < accepted), 0.1)
@@ -151,3 +159,8 @@ class Controller:
 
 def _blend(old: float | None, new: float, weight: float = _WEIGHT) -> float:
     return new if old is None else old + weight * (new - old)
+
+
+def _settled(old: float | None, new: float, rounds: int) -> float:
+    """The best of the first rounds, then the running mean."""
+    return min(old if old is not None else new, new) if rounds <= _TRIALS else _blend(old, new)
