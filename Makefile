@@ -30,6 +30,9 @@ bench: $(VENV)/.dev
 	$(BIN)/specrag models fetch
 	$(BIN)/python benchmarks/perspectives.py
 	$(BIN)/python benchmarks/verification.py
+	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/rapid_decoding.py --lengths 4096
+	$(BIN)/python benchmarks/rapid_sessions.py
 	$(BIN)/python benchmarks/speculative_rag.py --verifier $(or $(VERIFIER),$(error give VERIFIER=path/to/model))
 
 $(VENV)/.runtime: pyproject.toml constraints.txt

@@ -11,6 +11,8 @@ from specrag.errors import InvalidInputError
 MAX_CANDIDATES = 12
 # What a drafter's own prefill may cost of the decoding time before anything is known of its acceptance.
 _START_SHARE = 0.04
+# The acceptance that is believed in before any candidate was verified: a few unlucky ones shall not end drafting for good.
+_PRIOR = 0.7
 # What a verified candidate adds to a step, as a share of the step, until it is measured.
 _EXTRA_GUESS = 0.1
 # The newest measurement's weight in the running estimates.
@@ -20,7 +22,7 @@ _PROBE_SHARE = 0.03
 # Candidates of the first rounds with any, and how many such rounds before they are judged: a first round is slow for
 # reasons of its own (kernels are made for its shape).
 _FIRST_GUESS = 2
-_TRIALS = 3
+_TRIALS = 2
 
 
 @dataclass
@@ -138,7 +140,9 @@ class Controller:
             known.extra = _settled(known.extra, extra, known.drafted_rounds)
         tried = min(accepted + 1, candidates)  # candidates behind the first rejection say nothing
         for i in range(tried):
-            known.acceptance = _blend(known.acceptance, float(i < accepted), 0.1)
+            known.acceptance = _blend(
+                _PRIOR if known.acceptance is None else known.acceptance, float(i < accepted), 0.1
+            )
 
     def _seconds(self, count: int) -> float:
         plain = self.known.plain or 0.0
