@@ -296,6 +296,12 @@ def test_linear_layers_multiply_with_onednn_and_stay_what_they_are(smollm2):
     linear.use_onednn(layer)
     with torch.no_grad():
         assert torch.allclose(layer(x), want, atol=1e-6)  # with a bias, and more than two dimensions
+        for count in (1, 16, 17, 64, 513, 1100):  # rounded up, and in parts
+            many = torch.randn(count, 6)
+            made = layer(many)
+            assert made.shape == (count, 4) and torch.allclose(
+                made, torch.nn.functional.linear(many, own, layer.bias), atol=1e-5
+            )
     layer(x).sum().backward()  # gradients still flow
     assert layer.weight is own and own.grad is not None
     assert layer.double()(x.double()).dtype == torch.float64

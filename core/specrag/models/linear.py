@@ -16,6 +16,21 @@ from torch import Tensor, nn
 _product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _pack: Any = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 
+# oneDNN makes, and keeps, a kernel for every number of rows (0.6 MB each): from so many on they are rounded up.
+_EXACT_ROWS, _ROUNDED_TO, _MOST_ROWS = 16, 32, 512
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # [..., in] -> [..., out]
+    rows = x.reshape(-1, x.shape[-1])
+    count = len(rows)
+    if count <= _EXACT_ROWS or (count <= _MOST_ROWS and count % _ROUNDED_TO == 0):
+        return _product(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    made = []
+    for part in rows.split(_MOST_ROWS):
+        padded = nn.functional.pad(part, (0, 0, 0, -len(part) % _ROUNDED_TO))
+        made.append(_product(padded, weight, bias, "none", [], "")[: len(part)])
+    return (torch.cat(made) if len(made) > 1 else made[0]).view(*x.shape[:-1], -1)
+
 
 class OneDNNLinear(nn.Linear):
     """A linear layer that multiplies with oneDNN wherever no gradient is asked for. Same parameters, nothing copied."""
@@ -25,7 +40,7 @@ class OneDNNLinear(nn.Linear):
         plain = x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu"
         if plain or torch.is_grad_enabled():
             return super().forward(x)
-        return _product(x, weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+        return _multiply(x, weight, self.bias)
 
 
 class PackedLinear(nn.Module):
@@ -43,7 +58,7 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, packed"
 
     def forward(self, x: Tensor) -> Tensor:
-        return _product(x.detach(), self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+        return _multiply(x.detach(), self.packed, self.bias)
 
     def unpacked(self) -> nn.Linear:
         """The plain layer again."""
