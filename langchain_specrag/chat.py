@@ -61,9 +61,7 @@ class _Rapid(BaseModel):
         """Load the models, unless a generator is given."""
         super().model_post_init(context)
         if self.rapid is None:
-            names = ("candidates", "transfer", "transfer_strength", "temperature", "seed", "proposer")
-            settings = {name: getattr(self, name) for name in ("quantization", "max_sessions", *names)}
-            self._chat = RapidChat.load(self.model, self.drafter, **settings)
+            self._chat = RapidChat.of_fields(self)
             return
         self.model = self.model or self.rapid.target.name
         if "temperature" not in self.model_fields_set:

@@ -69,9 +69,7 @@ class RapidLLM(CustomLLM):
     def __init__(self, **data: Any) -> None:
         super().__init__(**data)
         if self.rapid is None:
-            names = ("candidates", "transfer", "transfer_strength", "temperature", "seed", "proposer")
-            settings = {name: getattr(self, name) for name in ("quantization", "max_sessions", *names)}
-            self._chat = RapidChat.load(self.model, self.drafter, **settings)
+            self._chat = RapidChat.of_fields(self)
             return
         self.model = self.model or self.rapid.target.name
         if "temperature" not in data:

@@ -81,25 +81,31 @@ def available() -> bool:
 def use_onednn(model: nn.Module, *, pack: bool = False) -> None:
     """Make every plain linear layer of ``model`` multiply with oneDNN, in place, where that is available.
 
+    Weights of other types, and on other devices, stay as they are.
+
     Args:
         pack: Also lay the weights out for it, those that no other module shares. Nobody else may need them as they were:
             gradients, and other devices, want ``unpack`` first.
     """
     if not available():
         return
-    shared: dict[int, int] = {}
+    uses: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            shared[id(parameter)] = shared.get(id(parameter), 0) + 1
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    packed = False
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if not isinstance(child, nn.Linear) or type(child) not in (nn.Linear, OneDNNLinear):
                 continue
-            if pack and child.weight.dtype == torch.float32 and child.weight.is_cpu and shared[id(child.weight)] == 1:
+            if child.weight.dtype != torch.float32 or not child.weight.is_cpu:
+                continue
+            if pack and uses[id(child.weight)] == 1:
                 setattr(parent, name, PackedLinear(child))
+                packed = True
             else:
                 child.__class__ = OneDNNLinear
-    if pack:  # what is left of a checkpoint would keep all of it mapped
+    if packed:  # what is left of a checkpoint would keep all of it mapped
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
 

@@ -120,7 +120,8 @@ class TransformersLM(LanguageModel):
             self.name = f"{self.name}+{Path(adapter).name}"
         if quantization == "int8":
             quantize_int8(self.model)
-        use_onednn(self.model, pack=not isinstance(model, PreTrainedModel))  # a caller's own stays as it lies
+        # A caller's own model stays as it lies, and one that accelerate dispatched keeps its modules (and their hooks).
+        use_onednn(self.model, pack=not isinstance(model, PreTrainedModel) and device_map is None)
         self.model.eval()
         self.quantization = quantization
         self.tokenizer: Any = tokenizer

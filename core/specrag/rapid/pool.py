@@ -98,6 +98,15 @@ class RapidChat:
         helper = TransformersLM(drafter, quantization=quantization) if drafter else None
         return cls(RapidGenerator(target, helper, **settings), max_sessions)
 
+    @classmethod
+    def of_fields(cls, adapter: Any) -> RapidChat:
+        """From an adapter's fields, which have the names of ``load``'s arguments and of the ``RapidGenerator``'s."""
+        names = (
+            *("model", "drafter", "quantization", "max_sessions"),
+            *("candidates", "transfer", "transfer_strength", "temperature", "seed", "proposer"),
+        )
+        return cls.load(**{name: getattr(adapter, name) for name in names})
+
     @staticmethod
     def options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """The options of ``stream`` from an adapter's own settings and what a call gives.

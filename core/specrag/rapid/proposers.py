@@ -76,8 +76,9 @@ class CachedModel:
 
         ``other`` is the same model, or a copy with weights of less precision.
         """
+        kept = torch.tensor(positions)
         for own, its in zip(self.cache.layers, other.cache.layers, strict=True):
-            kept = torch.tensor(positions, device=its.key_buffer.device)
+            kept = kept.to(its.key_buffer.device)
             own.update(*(b[:, :, kept].to(self.lm.device, self.lm.dtype) for b in (its.key_buffer, its.value_buffer)))
         self.skipped = end - len(positions)
 

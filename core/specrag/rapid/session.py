@@ -117,8 +117,7 @@ class RapidGenerator:
         if proposer not in get_args(ProposerName):
             raise InvalidInputError(f"proposer must be one of {', '.join(get_args(ProposerName))}, got {proposer!r}")
         self.proposer: ProposerName = proposer
-        self.self_speculation = same_shape(self.target, self.drafter)
-        if proposer == "sparse" and not self.self_speculation:
+        if proposer == "sparse" and not same_shape(self.target, self.drafter):
             raise InvalidInputError(
                 "proposer='sparse' drafts on the target's own keys and values: leave drafter out, or give a quantized copy of the target"
             )
@@ -363,7 +362,7 @@ class LongContext:
             shown = sinks_and_window(len(self._context))
         else:
             shown, confidence = self._retrieved(question, stats)
-            if rapid.candidates == "auto" and rapid.self_speculation and len(shown) > 0.75 * len(self._context):
+            if rapid.candidates == "auto" and rapid.drafter is rapid.target and len(shown) > 0.75 * len(self._context):
                 stats.notes.append("the retrieved context is most of the context: the target decodes alone")
                 if rapid.proposer == "hybrid":
                     return SuffixMatchProposer(self._context, rapid.vocabulary), strength
@@ -372,7 +371,7 @@ class LongContext:
                 strength *= confidence
         prompt = [*self._head, *(self._context[i] for i in shown), *tail]
         drafter = CachedModel(rapid.drafter, len(prompt) + _SPARE_TOKENS // 4, rapid.vocabulary)
-        if rapid.proposer == "sparse" or (rapid.proposer == "window" and rapid.self_speculation):
+        if rapid.proposer == "sparse" or (rapid.proposer == "window" and rapid.drafter is rapid.target):
             assert self._target is not None
             end = self._target.length - 1  # the last token is fed with the first proposal
             before = len(self._head)
@@ -538,7 +537,7 @@ def shared_vocabulary(target: TransformersLM, drafter: TransformersLM) -> int:
 
 
 def same_shape(target: TransformersLM, drafter: TransformersLM) -> bool:
-    """Whether the drafter can continue the target's keys and values: it is the target, or a copy of it."""
+    """Whether the drafter can continue the target's keys and values, as the target itself or a copy of it can."""
     if target is drafter:
         return True
     a, b = (lm.model.config.get_text_config().to_dict() for lm in (target, drafter))
