@@ -72,7 +72,7 @@ class RapidGenerator:
         seed: Of every draw. ``None``: a new one each time.
         proposer: ``"rag"`` (RAPID: the drafter reads the retrieved chunks), ``"sparse"`` (self-speculation on the target's
             own keys and values of the retrieved chunks: nothing is read again; TriForce, arXiv 2404.11912),
-            ``"window"`` (attention sinks and the last tokens: MagicDec; of the target's keys in self-speculation),
+            ``"window"`` (attention sinks and the last tokens: MagicDec; of the target's keys without a drafter),
             ``"naive"`` (the drafter on the whole context), ``"match"`` (suffix match in the document, no model),
             ``"hybrid"`` (match, else rag).
         embedder: For retrieval; by default the bundled MiniLM.
