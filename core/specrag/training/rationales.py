@@ -21,6 +21,10 @@ from specrag.verification import normalize_answer
 MAX_WORDS = 26
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|\n+")
 _WORD = re.compile(r"\w+")
+# No phrase ends with one of these.
+_DANGLING = re.compile(
+    "a|an|and|as|at|but|by|for|from|her|his|in|is|its|of|on|or|that|the|their|to|was|were|which|who|with", re.IGNORECASE
+)
 
 
 def answer_in(passage: Passage, answers: Sequence[str]) -> str | None:
@@ -39,7 +43,7 @@ def extractive_rationale(question: str, answer: str, passage: Passage, max_words
     A long sentence is cut to ``max_words`` words around the answer. ``None``: no sentence holds the answer.
     """
     asked = set(normalize_answer(question).split())
-    holding = [s.strip() for s in _SENTENCE.split(passage.text) if answer.casefold() in s.casefold()]
+    holding = [s.strip() for s in _SENTENCE.split(passage.text) if _found(answer, s) >= 0]
     if not holding:
         return None
     best = max(holding, key=lambda s: len(asked & set(normalize_answer(s).split())))
@@ -47,16 +51,49 @@ def extractive_rationale(question: str, answer: str, passage: Passage, max_words
     return f"{passage.title}: {best}" if passage.title else best
 
 
+def _found(answer: str, text: str) -> int:
+    """Where ``answer`` stands in ``text`` as whole words; -1: nowhere."""
+    pattern = r"\s+".join(map(re.escape, answer.split()))
+    found = re.search(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)
+    return found.start() if found else -1
+
+
 def _around(sentence: str, answer: str, max_words: int) -> str:
     words = sentence.split()
     if len(words) <= max_words:
         return sentence
-    before = len(sentence[: sentence.casefold().find(answer.casefold())].split())
+    before = len(sentence[: max(_found(answer, sentence), 0)].split())
     end = min(len(words), before + len(answer.split()) + 4)
     begin = max(0, min(before, end - max_words))
     if begin == 0:
         end = min(len(words), max(end, max_words))
     return " ".join(words[begin:end])
+
+
+def answer_phrase(answer: str, sentence: str, max_words: int) -> str:
+    """``answer`` with the words around it in ``sentence``: at most ``max_words``, of one clause where that gives half as many.
+
+    ``answer`` itself, where the sentence does not hold it or it is as long.
+    """
+    at = _found(answer, sentence)
+    words = sentence.split()
+    begin, end = len(re.findall(r"\S+\s+", sentence[:at])), len(sentence[: at + len(answer)].split())
+    if at < 0 or end - begin >= max_words:
+        return answer
+    answered = end
+    for across, wanted in ((False, max_words), (True, max_words // 2)):
+        while end - begin < wanted:
+            left = begin > 0 and (across or words[begin - 1][-1] not in ",;:")
+            right = end < len(words) and (across or words[end - 1][-1] not in ",;:")
+            if not (left or right):
+                break
+            if left and (not right or (end - begin) % 2):
+                begin -= 1
+            else:
+                end += 1
+    while end > answered and end < len(words) and _DANGLING.fullmatch(words[end - 1]):
+        end -= 1
+    return " ".join(words[begin:end]).strip(" ,;:")
 
 
 def synthesize_rationales(

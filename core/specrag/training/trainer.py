@@ -95,7 +95,7 @@ class DraftingQuality:
 def evaluate_drafter(lm: LanguageModel, examples: Sequence[Example], prompts: Prompts = Prompts()) -> DraftingQuality:
     """Draft every example greedily, as the pipeline would, and count.
 
-    Right: the answer holds the example's answer (containment on the answer's text alone).
+    Right: the answer holds one of the example's right answers (containment on the answer's text alone).
     """
     drafter = Drafter(lm, prompts)
     right = lost = kept = 0
@@ -107,7 +107,7 @@ def evaluate_drafter(lm: LanguageModel, examples: Sequence[Example], prompts: Pr
             text = completion.parts[-1].text
             abstained = prompts.is_abstention(text)
             if example.answerable:
-                right += not abstained and contains_answer(text, [example.answer])
+                right += not abstained and contains_answer(text, example.right or [example.answer])
                 lost += abstained
             else:
                 kept += abstained
