@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from statistics import median
 import torch
 import transformers
 from torch import nn
+
+from specrag.models import decoder
 
 
 @dataclass
@@ -20,18 +23,25 @@ class Forwards:
     tokens: list[int] = field(default_factory=list)
 
     def attach(self, model: nn.Module) -> Forwards:
-        def before(module, args, kwargs):
-            ids = kwargs.get("input_ids", args[0] if args else None)
-            self.tokens.append(ids.numel())
-            self._start = time.perf_counter()
+        """By the class, as hooks on a model keep it from our own forward pass; which is watched too."""
 
-        def after(module, args, kwargs, output):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds.append(time.perf_counter() - self._start)
+        def watched(forward):
+            @functools.wraps(forward)
+            def timed(own, *args, **kwargs):
+                if own is not model:
+                    return forward(own, *args, **kwargs)
+                start = time.perf_counter()
+                out = forward(own, *args, **kwargs)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                self.seconds.append(time.perf_counter() - start)
+                self.tokens.append((args[0] if args else kwargs["input_ids"]).numel())
+                return out
 
-        model.register_forward_pre_hook(before, with_kwargs=True)
-        model.register_forward_hook(after, with_kwargs=True)
+            return timed
+
+        type(model).forward = watched(type(model).forward)
+        decoder.decoder_forward = watched(decoder.decoder_forward)
         return self
 
     def take(self) -> tuple[list[float], list[int]]:

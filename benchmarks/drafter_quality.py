@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from _timing import machine, median
 
 from specrag import Prompts
@@ -36,11 +37,11 @@ DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
 
 @dataclass
 class Drafted:
-    """One question: its drafts with what the verifier said of them, and seconds."""
+    """One question: its drafts with what each verifier said of them, and seconds until the last of them had."""
 
     question: Question
     drafts: list[Draft]
-    raw: list[RawScores]
+    raw: dict[str, list[RawScores]]
     seconds: float
 
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-rag-drafter", help="bundled name, or a model folder")
     parser.add_argument("--adapter", type=Path, help="a LoRA adapter on top of it")
     parser.add_argument("--verifier", help="model folder; by default the drafter itself")
+    parser.add_argument("--verifier-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--untrained-prompts", action="store_true", help="Prompts.for_small_models()")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--quantization", choices=["int8"])
@@ -58,9 +60,12 @@ def main() -> None:
     bundles = ("smollm2", "smollm2-rag-drafter")
     options = {"quantization": args.quantization} | ({"adapter": args.adapter} if args.adapter else {})
     lm = bundled(args.model, **options) if args.model in bundles else TransformersLM(args.model, **options)
-    judge = TransformersLM(args.verifier) if args.verifier else lm
+    judge = TransformersLM(args.verifier, dtype=getattr(torch, args.verifier_dtype)) if args.verifier else lm
     prompts = Prompts.for_small_models() if args.untrained_prompts else Prompts()
-    drafter, verifier, embedder = Drafter(lm, prompts), Verifier(judge, prompts), bundled("minilm")
+    drafter, embedder = Drafter(lm, prompts), bundled("minilm")
+    verifiers = {"the drafter itself": Verifier(lm, prompts)}
+    if args.verifier:
+        verifiers[judge.name] = Verifier(judge, prompts)
     questions = load_questions(DATA)[: args.questions]
     print(machine(), f"; {lm.name}, {len(questions)} questions", sep="")
 
@@ -83,10 +88,13 @@ def main() -> None:
         completions = lm.generate([drafter.request(q.question, passages) for passages in chosen])
         drafts = [drafter.read(c, s, p, 0.0) for c, s, p in zip(completions, subsets, chosen, strict=True)]
         contest = [d for d in drafts if not d.abstained]
-        raw = asyncio.run(verifier.raw_scores(q.question, contest)) if contest else []
-        by_draft = dict(zip(map(id, contest), raw, strict=True))
-        scores = [by_draft.get(id(d), RawScores()) for d in drafts]
-        done.append(Drafted(q, drafts, scores, time.perf_counter() - start))
+        drafted, scores = time.perf_counter() - start, {}
+        for name, verifier in verifiers.items():
+            start = time.perf_counter()
+            raw = asyncio.run(verifier.raw_scores(q.question, contest)) if contest else []
+            by_draft = dict(zip(map(id, contest), raw, strict=True))
+            scores[name] = [by_draft.get(id(d), RawScores()) for d in drafts]
+        done.append(Drafted(q, drafts, scores, drafted + time.perf_counter() - start))
         if len(done) % 20 == 0:
             print(f"  {len(done)} of {len(questions)}", flush=True)
 
@@ -110,37 +118,8 @@ def main() -> None:
             f"latency: standard {median([s for _, s in standard]):.1f} s, speculative {median([d.seconds for d in done]):.1f} s"
         )
 
-    print("\nscores that count                  norm  right            EM     F1     abstains  efficiency")
-    best: tuple[float, str, list[tuple[float, bool]]] | None = None
-    for kind in ("sum", "mean"):
-        v = Verifier(judge, prompts, replace(verifier.scoring, normalization=kind))
-        for names in itertools.chain.from_iterable(itertools.combinations(ALL_SCORES, n) for n in (1, 2, 3)):
-            answers, ranked = [], []
-            for d in done:
-                verdicts: list[Verdict] = [v.verdict(x, r) for x, r in zip(d.drafts, d.raw, strict=True)]
-                top = next((x for x in rank(verdicts, names)[0] if not x.draft.abstained), None)
-                answers.append("" if top is None else top.draft.text)
-                if top is not None and top.log_score is not None:
-                    ranked.append((top.log_score, contains_answer(top.draft.text, d.question.answers)))
-            hits = [contains_answer(a, d.question.answers) for a, d in zip(answers, done, strict=True)]
-            low, high = wilson_interval(sum(hits), len(hits))
-            exact = sum(exact_match(a, d.question.answers) for a, d in zip(answers, done, strict=True)) / len(done)
-            overlap = sum(f1(a, d.question.answers) for a, d in zip(answers, done, strict=True)) / len(done)
-            share = sum(hits) / len(hits)
-            print(
-                f"{' + '.join(names):34} {kind:5} {share:5.1%} ({low:.0%}-{high:.0%})  {exact:5.1%}  {overlap:.3f}  "
-                f"{sum(not a for a in answers) / len(answers):5.1%}     {share / max(sum(coverage) / len(coverage), 1e-9):.2f}"
-            )
-            if best is None or share > best[0]:
-                best = (share, f"{' + '.join(names)}, {kind}", ranked)
-    assert best is not None
-    print(f"\nselective accuracy of {best[1]}:")
-    ordered = sorted(best[2], reverse=True)
-    for answered in (0.25, 0.5, 0.75, 1.0):
-        taken = ordered[: max(1, int(answered * len(ordered)))]
-        print(
-            f"  best {len(taken):3} answers: {sum(r for _, r in taken) / len(taken):5.1%} right, score above {taken[-1][0]:.2f}"
-        )
+    for name, verifier in verifiers.items():
+        report_scores(name, verifier, done, sum(coverage) / len(coverage))
     if args.json:
         rows = [
             {
@@ -154,6 +133,42 @@ def main() -> None:
             for d in done
         ]  # fmt: skip
         args.json.write_text(json.dumps(rows, indent=1))
+
+
+def report_scores(name: str, verifier: Verifier, done: list[Drafted], coverage: float) -> None:
+    """The pipeline's answer under every combination of scores, and what a threshold on the best one buys."""
+    print(f"\nverified by {name}")
+    print("scores that count                  norm  right            EM     F1     abstains  efficiency")
+    best: tuple[float, str, list[tuple[float, bool]]] | None = None
+    for kind in ("sum", "mean"):
+        v = Verifier(verifier.lm, verifier.prompts, replace(verifier.scoring, normalization=kind))
+        for names in itertools.chain.from_iterable(itertools.combinations(ALL_SCORES, n) for n in (1, 2, 3)):
+            answers, ranked = [], []
+            for d in done:
+                verdicts: list[Verdict] = [v.verdict(x, r) for x, r in zip(d.drafts, d.raw[name], strict=True)]
+                top = next((x for x in rank(verdicts, names)[0] if not x.draft.abstained), None)
+                answers.append("" if top is None else top.draft.text)
+                if top is not None and top.log_score is not None:
+                    ranked.append((top.log_score, contains_answer(top.draft.text, d.question.answers)))
+            hits = [contains_answer(a, d.question.answers) for a, d in zip(answers, done, strict=True)]
+            low, high = wilson_interval(sum(hits), len(hits))
+            exact = sum(exact_match(a, d.question.answers) for a, d in zip(answers, done, strict=True)) / len(done)
+            overlap = sum(f1(a, d.question.answers) for a, d in zip(answers, done, strict=True)) / len(done)
+            share = sum(hits) / len(hits)
+            print(
+                f"{' + '.join(names):34} {kind:5} {share:5.1%} ({low:.0%}-{high:.0%})  {exact:5.1%}  {overlap:.3f}  "
+                f"{sum(not a for a in answers) / len(answers):5.1%}     {share / max(coverage, 1e-9):.2f}"
+            )
+            if best is None or share > best[0]:
+                best = (share, f"{' + '.join(names)}, {kind}", ranked)
+    assert best is not None
+    print(f"\nselective accuracy of {best[1]}:")
+    ordered = sorted(best[2], reverse=True)
+    for answered in (0.25, 0.5, 0.75, 1.0):
+        taken = ordered[: max(1, int(answered * len(ordered)))]
+        print(
+            f"  best {len(taken):3} answers: {sum(r for _, r in taken) / len(taken):5.1%} right, score above {taken[-1][0]:.2f}"
+        )
 
 
 def answered_by_standard(lm: TransformersLM, prompts: Prompts, q: Question) -> tuple[str, float]:

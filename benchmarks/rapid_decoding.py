@@ -37,6 +37,8 @@ ROWS = {
     "rapid, int8 drafter, auto": {"transfer": "rapid", "int8": True},
     "none, sparse, 5": {"transfer": "none", "proposer": "sparse", "candidates": 5},
     "none, sparse, auto": {"transfer": "none", "proposer": "sparse"},
+    "rapid, sparse, 5": {"transfer": "rapid", "proposer": "sparse", "candidates": 5},
+    "rapid, sparse, auto": {"transfer": "rapid", "proposer": "sparse"},
     "none, sparse int8 drafter, 5": {"transfer": "none", "proposer": "sparse", "candidates": 5, "int8": True},
     "none, sparse int8 drafter, auto": {"transfer": "none", "proposer": "sparse", "int8": True},
     "rapid, sparse int8 drafter, auto": {"transfer": "rapid", "proposer": "sparse", "int8": True},

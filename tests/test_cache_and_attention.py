@@ -1,5 +1,7 @@
 """The rollback cache and the packed attention against stock transformers, for every supported architecture."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,8 +21,9 @@ from transformers import (
 )
 
 from specrag.errors import InvalidInputError
-from specrag.models import TransformersLM
+from specrag.models import TransformersLM, decoder
 from specrag.models.kv_cache import RollbackCache, rollback_cache
+from specrag.models.linear import use_onednn
 from specrag.rapid import attention
 from specrag.rapid.attention import MAX_PACKED_QUERIES, check_supported, packed_attention
 from tests.test_transformers_lm import CONVERSATIONS
@@ -100,6 +103,52 @@ def test_logits_equal_stock_transformers_after_any_append_verify_and_rollback(wa
         cache.rollback(back)
         held = held[: len(held) - back]
         assert cache.length == len(held)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("prepared", ["as loaded", "onednn", "packed"])
+@settings(max_examples=5, deadline=None)
+@given(steps=STEPS, seed=st.integers(0, 1000))
+def test_the_light_forward_pass_equals_stock_transformers(name, prepared, steps, seed):
+    model = copy.deepcopy(model_of(name))
+    if prepared != "as loaded":
+        use_onednn(model, pack=prepared == "packed")
+    assert decoder.supports(model)
+    generator = torch.Generator().manual_seed(seed)
+    cache, held = rollback_cache(model.config, 300), [1, 2, 3]
+    with torch.inference_mode():
+        model(torch.tensor([held]), past_key_values=cache)
+        for count, undone in steps:
+            new = torch.randint(97, (min(count, decoder.MAX_TOKENS),), generator=generator).tolist()
+            positions = torch.arange(len(held), len(held) + len(new))[None]
+            logits = decoder.decoder_forward(model, torch.tensor([new]), positions, cache, attention.attend)[0]
+            expected = stock(model_of(name), held + new)[len(held) :]
+            assert torch.allclose(logits, expected, atol=1e-3), (logits - expected).abs().max()
+            back = int(undone * len(new))
+            cache.rollback(back)
+            held = (held + new)[: len(held) + len(new) - back]
+
+
+def test_the_light_forward_pass_is_for_what_it_computes_alone():
+    assert not any(decoder.supports(model_of(name)) for name in ("mistral-sliding", "gemma3"))
+    assert not decoder.supports(copy.deepcopy(model_of("llama")).to(torch.bfloat16))
+    gelu = LlamaForCausalLM(LlamaConfig(**SHAPE, hidden_act="gelu"))
+    hooked, patched, mine = (copy.deepcopy(model_of("llama")) for _ in range(3))
+    hooked.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    patched.model.norm.forward = lambda x: x
+    mine.__class__ = type("Mine", (LlamaForCausalLM,), {})
+    assert not any(decoder.supports(model) for model in (gelu, hooked, patched, mine))
+
+
+def test_one_query_a_row_attends_as_sdpa_does():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, heads, n, 8, generator=generator) for heads, n in ((6, 1), (2, 20), (2, 20)))
+    seen = torch.rand(3, 1, 1, 20, generator=generator) > 0.4
+    hidden = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, seen, scale=0.3, enable_gqa=True)
+    assert torch.allclose(
+        decoder.one_query_attention(query, key, value, 0.3, hidden), expected.transpose(1, 2), atol=1e-5
+    )
 
 
 def test_both_ways_of_attending_were_taken():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -29,7 +30,7 @@ from specrag.training import (
     train,
 )
 from specrag.training.examples import IGNORED, encode_example, in_batches
-from specrag.training.rationales import MAX_WORDS, answer_in, answer_phrase
+from specrag.training.rationales import MAX_WORDS, answer_in
 from tests.conftest import tiny_llama
 from tests.fakes import HashEmbedder, ScriptedLM
 
@@ -70,18 +71,6 @@ def test_the_rationale_is_the_sentence_with_the_answer_under_its_title():
     assert answer_in(Passage("category"), ["cat"]) is None
     scattered = Passage("It was 28% in 2008. Later it fell to 20 of 100.")
     assert extractive_rationale("how much", "20", scattered) == "Later it fell to 20 of 100."
-
-
-def test_a_phrase_is_the_answer_with_the_words_around_it():
-    sentence = (
-        "In season seven, the team finds Prentiss alive in Paris, and Morgan captures Doyle with the help of Tsia."
-    )
-    assert answer_phrase("Prentiss", sentence, 4) == "team finds Prentiss alive"
-    assert answer_phrase("Prentiss", sentence, 14) == "the team finds Prentiss alive in Paris"  # its clause, whole
-    assert answer_phrase("Doyle", sentence, 5) == "Morgan captures Doyle"  # nothing dangles
-    assert answer_phrase("the team finds Prentiss alive", sentence, 4) == "the team finds Prentiss alive"
-    assert answer_phrase("Oslo", sentence, 8) == "Oslo"
-    assert answer_phrase("pren", sentence, 8) == "pren"  # whole words only
 
 
 def test_written_rationales_are_kept_as_they_come(tmp_path):
@@ -130,17 +119,11 @@ def test_examples_show_what_drafts_will_see():
     assert rounds[0] != rounds[1] and made(60, variants=4)[0] == made(60, variants=1)[0]
 
 
-def test_answers_can_be_phrases_and_are_examined_by_the_answer_in_them():
-    alone = Mixture(unanswerable=0, gold_alone=1, wide=0)
-    plain, phrased = (made(24, mixture=alone, answer_words=words)[0] for words in (0, 6))
-    for a, b in zip(plain, phrased, strict=True):
-        assert a.answer in b.answer and b.answer in b.rationale and len(a.answer.split()) < len(b.answer.split()) <= 6
-        assert a.right == b.right == (a.answer,)
-
-    for written, right in ((plain[0].answer, 1.0), ("in 1700", 0.0)):
-        assert evaluate_drafter(ScriptedLM(lambda prompt, w=written: ("why", w)), phrased[:1]).right == right
-    with pytest.raises(InvalidInputError, match="answer_words must be at least 0"):
-        made(24, answer_words=-1)
+def test_an_example_is_examined_by_any_of_its_right_answers():
+    example = made(24, mixture=Mixture(unanswerable=0))[0][0]
+    example = dataclasses.replace(example, right=(*example.right, "the year three"))
+    for written, right in ((example.answer, 1.0), ("It was the year three.", 1.0), ("in 1700", 0.0)):
+        assert evaluate_drafter(ScriptedLM(lambda prompt, w=written: ("why", w)), [example]).right == right
 
 
 def test_a_part_of_a_multi_hop_question_does_not_answer_it():

@@ -200,9 +200,6 @@ def train(
     rationales: Annotated[
         str | None, typer.Option(help="Model that writes them; by default the passage's own.")
     ] = None,
-    answer_words: Annotated[
-        int, typer.Option(min=0, help="0: answers as the data gives them; else phrases of at most so many words.")
-    ] = 0,
     source: Annotated[str, typer.Option(help="Named in the model card.")] = "",
     licence: Annotated[str, typer.Option(help="Of the data; named in the model card.")] = "",
     seed: Annotated[int, typer.Option()] = 0,
@@ -244,9 +241,7 @@ def train(
                 cache = output / "rationales.jsonl"
                 written = synthesize_rationales(used, TransformersLM(rationales), cache, progress=update)
         with working("making examples"):
-            rounds = make_examples(
-                used, embedder, variants=epochs, rationales=written, answer_words=answer_words, seed=seed
-            )
+            rounds = make_examples(used, embedder, variants=epochs, rationales=written, seed=seed)
             others = [passage for record in used for passage in record.passages]
             examined = make_examples(kept, embedder, corpus=others, seed=seed + 1)[0] if kept else []
             lm = bundled("smollm2", folder=models) if base == "smollm2" else TransformersLM(base)

@@ -72,6 +72,22 @@ class PackedLinear(nn.Module):
         destination[f"{prefix}weight"] = self.packed.to_dense()
 
 
+def product(
+    layer: nn.Module, x: Tensor, *, silu: bool = False, add: Tensor | None = None, times: Tensor | None = None
+) -> Tensor:  # [..., in] -> [..., out]
+    """``layer(x)``, under SiLU, plus ``add`` or times ``times`` (one of them): in one pass over the output where oneDNN can."""
+    plain = x.dtype != torch.float32 or x.shape[:-1].numel() > _EXACT_ROWS or torch.is_grad_enabled()
+    if plain or type(layer) not in (PackedLinear, OneDNNLinear):
+        out: Tensor = layer(x)
+        out = nn.functional.silu(out) if silu else out
+        return out + add if add is not None else out * times if times is not None else out
+    weight, bias = layer.packed if type(layer) is PackedLinear else layer.weight, layer.bias
+    if add is None and times is None:
+        return _product(x, weight, bias, "swish" if silu else "none", [], "")  # type: ignore[no-any-return]
+    other = times if add is None else add
+    return _product.binary(x, other, weight, bias, "mul" if add is None else "add")  # type: ignore[no-any-return]
+
+
 def available() -> bool:
     """Whether this machine and this torch have the product."""
     capable = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")

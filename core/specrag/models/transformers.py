@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
+from specrag.models import decoder
 from specrag.models.base import (
     Capabilities,
     Completion,
@@ -38,7 +39,7 @@ from specrag.models.base import (
     Score,
     Turn,
 )
-from specrag.models.kv_cache import rollback_cache
+from specrag.models.kv_cache import RollbackCache, rollback_cache
 from specrag.models.linear import unpack, use_onednn
 from specrag.models.lora import merge_lora
 from specrag.models.quantization import quantize_int8
@@ -200,16 +201,21 @@ class TransformersLM(LanguageModel):
             self.model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache.batch_repeat_interleave(len(prompts))
             mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=-1)
-        active = rows
+        active, light = rows, isinstance(cache, RollbackCache) and decoder.supports(self.model)
         while True:
-            logits = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            if light and ids.shape[1] == 1:
+                hidden = torch.zeros(mask.shape).masked_fill_(mask == 0, float("-inf"))[:, None, None]
+                attend = partial(decoder.one_query_attention, hidden=hidden)
+                logits = decoder.decoder_forward(self.model, ids, positions, cache, attend)[:, -1]
+            else:
+                logits = self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).logits[:, -1]
             inputs = _next_inputs(active, logits, sampling)
             going = [i for i, token in enumerate(inputs) if token is not None]
             if not going:

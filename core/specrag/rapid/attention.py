@@ -53,7 +53,18 @@ def packed_attention_forward(
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window), None
+
+
+def attend(
+    query: Tensor,  # [1, heads, queries, head_dim]
+    key: Tensor,  # [1, kv_heads, length, head_dim]; the last `queries` of them are the queries' own
+    value: Tensor,  # [1, kv_heads, length, head_dim]
+    scale: float,
+    sliding_window: int | None = None,
+) -> Tensor:  # [1, queries, heads, head_dim]
+    """Causal attention of the last ``queries`` tokens over all ``length``, or over a window of them."""
+    queries, length = query.shape[2], key.shape[2]
     if sliding_window is not None and length > sliding_window + queries - 1:
         first = length - (sliding_window + queries - 1)  # what no query sees is not even read
         key, value, length = key[:, :, first:], value[:, :, first:], length - first
@@ -66,7 +77,7 @@ def packed_attention_forward(
         out = _tiled(query, key, value, hidden, scale)
     else:
         out = _sdpa_grouped(query, key, value, hidden, scale)
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous()
 
 
 def _hidden(queries: int, length: int, window: int | None, device: torch.device) -> Tensor | None:

@@ -5,14 +5,13 @@ Training needs the extra ``train``; using its result does not.
 """
 
 from specrag.training.examples import Example, Mixture, make_examples
-from specrag.training.rationales import answer_phrase, extractive_rationale, synthesize_rationales
+from specrag.training.rationales import extractive_rationale, synthesize_rationales
 from specrag.training.trainer import TrainingSettings, evaluate_drafter, train
 
 __all__ = [
     "Example",
     "Mixture",
     "TrainingSettings",
-    "answer_phrase",
     "evaluate_drafter",
     "extractive_rationale",
     "make_examples",

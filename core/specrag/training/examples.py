@@ -19,7 +19,7 @@ from specrag.models.base import GenerationRequest
 from specrag.models.tokenization import ConversationEncoder
 from specrag.prompts import Prompts, passage_text
 from specrag.schema import Passage
-from specrag.training.rationales import answer_in, answer_phrase, extractive_rationale
+from specrag.training.rationales import answer_in, extractive_rationale
 
 #: The rationale of an example whose passages do not answer.
 NO_EVIDENCE = "The passages do not say."
@@ -77,7 +77,6 @@ def make_examples(
     mixture: Mixture = Mixture(),
     rationales: Mapping[str, str] | None = None,
     corpus: Sequence[Passage] = (),
-    answer_words: int = 0,
     prompts: Prompts = Prompts(),
     seed: int = 0,
 ) -> list[list[Example]]:
@@ -88,19 +87,13 @@ def make_examples(
 
     Args:
         rationales: By record id (``synthesize_rationales``); without one, the extractive rationale is used.
-        answer_words: 0: the drafter shall give the record's answer as it stands; otherwise the phrase of the rationale
-            around it, of at most so many words (``answer_phrase``).
 
     Raises:
-        InvalidInputError: No record can be used, or ``answer_words`` is negative.
+        InvalidInputError: No record can be used.
     """
-    if answer_words < 0:
-        raise InvalidInputError(f"answer_words must be at least 0, got {answer_words}")
     known = [p for record in records for p in record.passages]
     corpus = list({passage_text(p): p for p in (*known, *corpus)}.values())
-    usable = [
-        (record, *found) for record in records if (found := _target(record, rationales or {}, answer_words)) is not None
-    ]
+    usable = [(record, *found) for record in records if (found := _target(record, rationales or {})) is not None]
     if not usable:
         raise InvalidInputError(
             f"none of the {len(records)} records can be used: the answer must stand in a gold passage word for word, "
@@ -122,7 +115,7 @@ def make_examples(
     ]
 
 
-def _target(record: Question, rationales: Mapping[str, str], answer_words: int) -> tuple[str, str] | None:
+def _target(record: Question, rationales: Mapping[str, str]) -> tuple[str, str] | None:
     """Answer and rationale that the drafter shall write with the gold passages before it."""
     given = rationales.get(record.id)
     for i in record.gold:
@@ -131,9 +124,7 @@ def _target(record: Question, rationales: Mapping[str, str], answer_words: int) 
             continue
         rationale = given or extractive_rationale(record.question, answer, record.passages[i])
         if rationale:
-            rationale = " ".join(rationale.split())
-            evidence = rationale.removeprefix(f"{record.passages[i].title}: ")
-            return answer_phrase(answer, evidence, answer_words) if answer_words else answer, rationale
+            return answer, " ".join(rationale.split())
     return (record.answers[0], " ".join(given.split())) if given and record.gold else None
 
 

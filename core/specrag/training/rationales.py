@@ -21,10 +21,6 @@ from specrag.verification import normalize_answer
 MAX_WORDS = 26
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|\n+")
 _WORD = re.compile(r"\w+")
-# No phrase ends with one of these.
-_DANGLING = re.compile(
-    "a|an|and|as|at|but|by|for|from|her|his|in|is|its|of|on|or|that|the|their|to|was|were|which|who|with", re.IGNORECASE
-)
 
 
 def answer_in(passage: Passage, answers: Sequence[str]) -> str | None:
@@ -68,32 +64,6 @@ def _around(sentence: str, answer: str, max_words: int) -> str:
     if begin == 0:
         end = min(len(words), max(end, max_words))
     return " ".join(words[begin:end])
-
-
-def answer_phrase(answer: str, sentence: str, max_words: int) -> str:
-    """``answer`` with the words around it in ``sentence``: at most ``max_words``, of one clause where that gives half as many.
-
-    ``answer`` itself, where the sentence does not hold it or it is as long.
-    """
-    at = _found(answer, sentence)
-    words = sentence.split()
-    begin, end = len(re.findall(r"\S+\s+", sentence[:at])), len(sentence[: at + len(answer)].split())
-    if at < 0 or end - begin >= max_words:
-        return answer
-    answered = end
-    for across, wanted in ((False, max_words), (True, max_words // 2)):
-        while end - begin < wanted:
-            left = begin > 0 and (across or words[begin - 1][-1] not in ",;:")
-            right = end < len(words) and (across or words[end - 1][-1] not in ",;:")
-            if not (left or right):
-                break
-            if left and (not right or (end - begin) % 2):
-                begin -= 1
-            else:
-                end += 1
-    while end > answered and end < len(words) and _DANGLING.fullmatch(words[end - 1]):
-        end -= 1
-    return " ".join(words[begin:end]).strip(" ,;:")
 
 
 def synthesize_rationales(

@@ -1,0 +1,95 @@
+"""The forward pass of Llama-like decoders, for steps of a few tokens on the CPU.
+
+transformers' own serves every use of a model. Decoding pays for that with every token, in Python and in small operations
+(``benchmarks/decoder.py``); this one does the same arithmetic in as few as it takes, and folds activations, gates and residual
+sums into oneDNN's products. It reads the model's own modules anew in every pass, so whatever is done to them counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+from specrag.models.kv_cache import RollbackCache
+from specrag.models.linear import product
+
+#: More tokens at once spend their time in products, where there is nothing to save.
+MAX_TOKENS = 64
+
+_KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+
+# (query [batch, heads, tokens, head_dim], key, value [batch, kv_heads, length, head_dim], scale)
+# -> [batch, tokens, heads, head_dim]
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+def supports(model: nn.Module) -> bool:
+    """Whether ``decoder_forward`` computes what ``model`` does: its kind, float32 on the CPU, full attention, no hooks."""
+    if type(model) not in _KINDS:
+        return False
+    config: Any = model.config
+    if config.hidden_act != "silu" or getattr(config, "sliding_window", None) is not None:
+        return False
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return False
+    if any(p.dtype != torch.float32 or not p.is_cpu for p in model.parameters()):
+        return False
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+
+
+def decoder_forward(model: Any, ids: Tensor, positions: Tensor, cache: RollbackCache, attend: Attend) -> Tensor:
+    """The logits after each of ``ids``, which the cache then holds.
+
+    Args:
+        ids, positions: [batch, tokens].
+        attend: Causal attention of the tokens over all that the cache holds, themselves included.
+
+    Returns:
+        [batch, tokens, vocabulary].
+    """
+    body = model.model
+    x = body.embed_tokens(ids)  # [batch, tokens, hidden]
+    cos, sin = (table[:, None] for table in body.rotary_emb(x, positions))  # [batch, 1, tokens, head_dim]
+    half = sin.shape[-1] // 2
+    sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+    for layer, held in zip(body.layers, cache.layers, strict=True):
+        own, mlp = layer.self_attn, layer.mlp
+        h = _normed(layer.input_layernorm, x)
+        heads = (*h.shape[:-1], -1, own.head_dim)
+        query, key, value = (product(p, h).view(heads).transpose(1, 2) for p in (own.q_proj, own.k_proj, own.v_proj))
+        if hasattr(own, "q_norm"):
+            query, key = _normed(own.q_norm, query), _normed(own.k_norm, key)
+        query, key = (torch.addcmul(t * cos, t.roll(half, -1), sin) for t in (query, key))
+        attended = attend(query, *held.update(key, value), own.scaling)
+        x = product(own.o_proj, attended.flatten(2), add=x)
+        h = _normed(layer.post_attention_layernorm, x)
+        x = product(mlp.down_proj, product(mlp.up_proj, h, times=product(mlp.gate_proj, h, silu=True)), add=x)
+    return product(model.lm_head, _normed(body.norm, x))
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    weight = norm.weight
+    return functional.rms_norm(x, weight.shape, weight, norm.variance_epsilon)
+
+
+def one_query_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None) -> Tensor:
+    """Attention of one token a row; the query heads of a group are the rows of one product.
+
+    Args:
+        query: [batch, heads, 1, head_dim]; key and value: [batch, kv_heads, length, head_dim].
+        hidden: 0 where a row may look and -inf where not, [batch, 1, 1, length]; ``None``: everywhere.
+
+    Returns:
+        [batch, 1, heads, head_dim].
+    """
+    batch, heads, _, size = query.shape
+    kv_heads = key.shape[1]
+    scores = torch.matmul(query.reshape(batch, kv_heads, heads // kv_heads, size) * scale, key.transpose(-1, -2))
+    if hidden is not None:
+        scores += hidden
+    return torch.matmul(scores.softmax(-1), value).reshape(batch, 1, heads, size)
