@@ -65,7 +65,8 @@ def decoder_forward(model: Any, ids: Tensor, positions: Tensor, cache: RollbackC
         if hasattr(own, "q_norm"):
             query, key = _normed(own.q_norm, query), _normed(own.k_norm, key)
         query, key = (torch.addcmul(t * cos, t.roll(half, -1), sin) for t in (query, key))
-        attended = attend(query, *held.update(key, value), own.scaling)
+        keys, values = held.update(key, value)
+        attended = attend(query, keys, values, own.scaling)
         x = product(own.o_proj, attended.flatten(2), add=x)
         h = _normed(layer.post_attention_layernorm, x)
         x = product(mlp.down_proj, product(mlp.up_proj, h, times=product(mlp.gate_proj, h, silu=True)), add=x)
