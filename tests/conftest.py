@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specrag.evaluation.data import load_questions
-from specrag.models import TransformersLM, bundled
+from specrag.models import TransformersLM, bundled, decoder
 from specrag.models.bundled import located
 
 DEMO = Path(__file__).parent.parent / "core" / "specrag" / "data" / "demo.jsonl"
@@ -80,7 +80,7 @@ def unigram_lm(questions) -> TransformersLM:
 
 
 @pytest.fixture
-def forward_passes(request):
+def forward_passes(monkeypatch):
     """Counts forward passes: ``counts = forward_passes(model)``, then ``len(counts)``; entries are token counts."""
     handles = []
 
@@ -91,6 +91,14 @@ def forward_passes(request):
                 lambda _, args, kwargs: counts.append(kwargs["input_ids"].numel()), with_kwargs=True
             )
         )
+        ours = decoder.decoder_forward  # passes by a model's hooks where they came after the conversation began
+
+        def watched(own, ids, *args):
+            if own is model:
+                counts.append(ids.numel())
+            return ours(own, ids, *args)
+
+        monkeypatch.setattr(decoder, "decoder_forward", watched)
         return counts
 
     yield watch
