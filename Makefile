@@ -31,6 +31,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/perspectives.py
 	$(BIN)/python benchmarks/verification.py
 	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/decoder.py
 	$(BIN)/python benchmarks/rapid_decoding.py --lengths 4096
 	$(BIN)/python benchmarks/rapid_sessions.py
 	$(BIN)/python benchmarks/speculative_rag.py --verifier $(or $(VERIFIER),$(error give VERIFIER=path/to/model))

@@ -43,8 +43,7 @@ def main() -> None:
             # Every n-th record: no size sees one part of the data only.
             step = len(records) / size
             used = [records[int(i * step)] for i in range(size)]
-            corpus = [p for record in records for p in record.passages]
-            rounds = make_examples(used, embedder, corpus=corpus)
+            rounds = make_examples(used, embedder, corpus=[p for record in records for p in record.passages])
             train(bundled("smollm2"), rounds, adapter, settings=TrainingSettings())
         seconds = time.perf_counter() - start
         lm = bundled("smollm2", quantization="int8", **({"adapter": adapter} if size else {}))

@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 from specrag.evaluation.metrics import contains_answer
 from specrag.models import bundled
+from specrag.prompts import passage_text
 from specrag.rapid import LongContext, RapidGenerator
 from specrag.rapid.session import QUERY
 
@@ -47,7 +48,7 @@ ROWS = {
 }
 STOCK = ("generate", "generate, prompt lookup", "generate, assistant")
 ASKED = "{} Explain your answer in detail, with everything that the text says about it."
-QUOTED = "Quote the passage that answers this, word for word: {}"
+QUOTED = 'Copy the passage that begins with "{}" from the text, word for word.'
 
 
 def stock_cache(session: LongContext, config) -> DynamicCache:
@@ -153,7 +154,8 @@ def main() -> None:
         cost = step_costs(stock, session, caches[0])
         print(f"  step ms: {', '.join(f'{key} {value:.0f}' for key, value in cost.items())}", flush=True)
         for i, question in enumerate(questions):
-            asked = (QUOTED if args.quote else ASKED).format(question.question)
+            opening = passage_text(question.passages[question.gold[0]]).split()[:12]
+            asked = QUOTED.format(" ".join(opening)) if args.quote else ASKED.format(question.question)
             session.retrieve(asked)
             tail = lm.encoder.encode_text(session.tail.replace(QUERY, asked))
             ids = torch.tensor([[*session._head, *session._context, *tail]])

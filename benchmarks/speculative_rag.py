@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--max-rationale-tokens", type=int, default=48)
+    parser.add_argument("--max-rationale-tokens", type=int, default=64)
     parser.add_argument("--max-answer-tokens", type=int, default=24, help="of every side")
     parser.add_argument("--drafters", nargs="+", choices=["same", "int8"], default=["same", "int8"])
     parser.add_argument("--json", type=Path, help="write every measurement here")

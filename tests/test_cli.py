@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 import specrag.models
 from specrag import cli
 from specrag.cli import app
+from specrag.evaluation.data import load_questions
 from tests.conftest import tiny_llama
+from tests.fakes import ScriptedLM
 
 run = CliRunner().invoke
 
@@ -128,6 +130,36 @@ def test_a_file_with_the_wrong_digest_is_not_kept(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.whl") as archive, pytest.raises(SpecRAGError, match="nothing was kept"):
         _extract(archive, "model", tmp_path / "model", "0" * 64)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_writes_questions_about_documents(loaded, monkeypatch, tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for name, height in (("Alba", "3,120"), ("Borea", "2,450")):
+        (docs / f"{name}.txt").write_text(f"Mount {name} is {height} metres high.")
+    useful = True
+
+    def reply(prompt):
+        name = "Alba" if "Mount Alba" in prompt else "Borea"
+        return f"how high is mount {name}", ("3,120" if name == "Alba" else "2,450") if useful else "very"
+
+    monkeypatch.setattr(cli, "_load", lambda *options: ScriptedLM(reply))
+    made = tmp_path / "made.jsonl"
+    command = ["questions", str(docs), "--out", str(made), "--model", "some", "--per-passage", "1"]
+    result = run(app, command)
+    assert result.exit_code == 0 and "2 questions about 2 passages" in result.stdout, result.output
+    found = load_questions(made)
+    assert [(q.question, q.answers, q.passages[0].title) for q in found] == [
+        ("how high is mount Alba", ("3,120",), "Alba"),
+        ("how high is mount Borea", ("2,450",), "Borea"),
+    ]
+    # The file is of the kind that it takes: more about the same passages.
+    again = run(app, ["questions", str(made), "--out", str(tmp_path / "b.jsonl"), *command[4:], "--passages", "1"])
+    assert again.exit_code == 0 and "1 questions about 1 passages" in again.stdout, again.output
+    useful = False
+    other = run(app, [*command[:3], str(tmp_path / "none.jsonl"), *command[4:]])
+    assert other.exit_code == 1 and "stronger --model" in other.stderr and not (tmp_path / "none.jsonl").exists()
+    assert run(app, ["questions", str(tmp_path / "no"), *command[2:]]).exit_code == 1
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from specrag import Passage, Prompts
 from specrag.drafting import Drafter
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
-from specrag.evaluation.data import Question
+from specrag.evaluation.data import Question, load_questions, save_questions
 from specrag.models import Completion, TransformersLM, bundled
 from specrag.models.base import GeneratedText
 from specrag.models.bundled import adapter_folder
@@ -26,6 +26,7 @@ from specrag.training import (
     evaluate_drafter,
     extractive_rationale,
     make_examples,
+    synthesize_questions,
     synthesize_rationales,
     train,
 )
@@ -69,6 +70,10 @@ def test_the_rationale_is_the_sentence_with_the_answer_under_its_title():
         "United  States, of America"
     )
     assert answer_in(Passage("category"), ["cat"]) is None
+    initials = Passage("It rained. Toto was written by L. Frank Baum and drawn by Dr. W. W. Denslow. He barks.")
+    assert extractive_rationale("who wrote toto", "L. Frank Baum", initials) == (
+        "Toto was written by L. Frank Baum and drawn by Dr. W. W. Denslow."
+    )
     scattered = Passage("It was 28% in 2008. Later it fell to 20 of 100.")
     assert extractive_rationale("how much", "20", scattered) == "Later it fell to 20 of 100."
 
@@ -92,6 +97,70 @@ def test_written_rationales_are_kept_as_they_come(tmp_path):
     assert rationales["3"] == "Because the tower says so."
     assert "Answer: in 1803" in calls[3] and "Tower 3 was built" in calls[3]
     assert synthesize_rationales(records(8), lm, cache) == rationales and len(calls) == 10
+
+
+def written(*pairs: tuple[str, str]) -> Completion:
+    return Completion(tuple(GeneratedText(f" {text}", None, 5) for pair in pairs for text in pair))
+
+
+def test_questions_are_kept_when_their_answer_stands_in_their_own_passage(tmp_path, minilm):
+    passages = [
+        Passage("The tower was finished by Gustave Eiffel's company in March  1889.", title="Eiffel Tower"),
+        Passage("The bridge was finished in 1894 and crosses the Thames.", title="Tower Bridge"),
+        Passage("The tower was finished by Gustave Eiffel's company in March  1889.", title="Eiffel Tower"),
+    ]
+    replies = {
+        "Eiffel Tower:": written(
+            ("when was the eiffel tower finished", "march 1889."),  # kept, as the passage spells it
+            ("when was the eiffel tower finished", "1889"),  # again
+            ("when was the eiffel tower painted", "in 1968"),  # not in the passage
+            ("who is gustave eiffel of paris", "Gustave Eiffel"),  # given away
+            ("finished when", "1889"),  # too short
+            ("what does the passage say about the eiffel tower", "March 1889"),  # cannot be asked without it
+            ("which river does the tower bridge cross", "the"),  # another passage is nearer
+            (
+                "who finished the eiffel tower",
+                "The tower was finished by Gustave Eiffel's company in March",
+            ),  # too long
+            ("whose company finished the eiffel tower", "Gustave Eiffel"),  # kept
+        ),
+        "Tower Bridge:": written(*[("which river does tower bridge cross", "Thames")] * 9),
+    }
+    asked = []
+
+    def reply(prompt):
+        asked.append(prompt)
+        return next(made for title, made in replies.items() if f"[1] {title}" in prompt.split("Answer:")[-1])
+
+    lm, cache = ScriptedLM(reply), tmp_path / "kept" / "replies.jsonl"
+    for _ in range(2):
+        made = synthesize_questions(passages, lm, minilm, cache, per_passage=9)
+        assert [(q.question, q.answers, q.passages[0].title, q.gold) for q in made] == [
+            ("when was the eiffel tower finished", ("March  1889",), "Eiffel Tower", (0,)),
+            ("whose company finished the eiffel tower", ("Gustave Eiffel",), "Eiffel Tower", (0,)),
+            ("which river does tower bridge cross", ("Thames",), "Tower Bridge", (0,)),
+        ]
+        assert len({q.id for q in made}) == 3 and len(asked) == 2  # a passage is asked about once
+    save_questions(made, tmp_path / "questions.jsonl")
+    assert load_questions(tmp_path / "questions.jsonl") == made
+    for wrong in ({"passages": [], "per_passage": 1}, {"passages": passages, "per_passage": 0}):
+        with pytest.raises(InvalidInputError, match="at least one of each"):
+            synthesize_questions(wrong["passages"], lm, minilm, cache, per_passage=wrong["per_passage"])
+
+
+def test_a_model_writes_a_question_then_its_answer_line_by_line(smollm2, minilm, tmp_path):
+    texts = []
+
+    class Watched(ScriptedLM):
+        def generate(self, requests, sampling=None, *, top_log_probs=0):
+            made = smollm2.generate(requests)
+            texts.extend(part.text for completion in made for part in completion.parts)
+            return made
+
+    passage = Passage("Mount Alba is 3,120 metres high. Ada Berg climbed it first, in 1901.", title="Mount Alba")
+    synthesize_questions([passage], Watched(lambda prompt: None), minilm, tmp_path / "replies.jsonl", per_passage=2)
+    assert len(texts) == 4 and all(text.strip() and "\n" not in text.strip() for text in texts)
+    assert not any("Answer:" in text or "Question:" in text for text in texts)
 
 
 # --- examples -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The ``specrag`` command: ask, index, demo, train, models fetch.
+"""The ``specrag`` command: ask, index, demo, questions, train, models fetch.
 
 Exit codes: 0 answered or done, 1 a failure (its message on stderr), 2 wrong usage, 3 the answer abstained.
 Results go to stdout, progress and errors to stderr.
@@ -259,6 +259,53 @@ def train(
         out.print((output / "README.md").read_text(encoding="utf-8"), markup=False)
 
 
+@app.command()
+def questions(
+    docs: Annotated[
+        Path,
+        typer.Argument(help="A file or folder (txt, md, html, pdf), or a file for `specrag train`: new ones for it."),
+    ],
+    to: Annotated[Path, typer.Option("--out", help="JSON lines for `specrag train`; the model's replies beside it.")],
+    model: Annotated[
+        str, typer.Option(help="The LM that writes: folder, .gguf file, hub id, or its name on --server.")
+    ],
+    server: ServerOption = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="For --server.")
+    ] = None,
+    per_passage: Annotated[int, typer.Option(min=1, help="Asked for; fewer come through.")] = 3,
+    count: Annotated[int | None, typer.Option("--passages", min=1, help="Ask about so many passages only.")] = None,
+    words: Annotated[int, typer.Option(min=1, help="Words a passage.")] = 100,
+    models: Folder = None,
+) -> None:
+    """Have a strong LM write the questions to train on. A killed run goes on when repeated."""
+    with failures_reported():
+        from specrag.evaluation.data import load_questions, save_questions
+        from specrag.models import bundled
+        from specrag.retrieval import read_passages
+
+        try:
+            from specrag.training import synthesize_questions
+        except ImportError as error:
+            raise SpecRAGError("training needs its extra: pip install 'specrag[train]'") from error
+        _check_there(docs)
+        if docs.suffix == ".jsonl":
+            passages = [record.passages[i] for record in load_questions(docs) for i in record.gold]
+        else:
+            passages = read_passages(docs, words)
+        with working("loading models"):
+            lm, embedder = _load(model, server, api_key), bundled("minilm", folder=models)
+        chosen, replies = passages[:count], to.with_suffix(".replies.jsonl")
+        with counting("asking about passages") as progress:
+            made = synthesize_questions(chosen, lm, embedder, replies, per_passage=per_passage, progress=progress)
+        if not made:
+            raise SpecRAGError(
+                f"{model} wrote no question whose answer stands in its passage: look at {replies}, give a stronger --model"
+            )
+        save_questions(made, to)
+        out.print(f"{len(made)} questions about {len(chosen)} passages in {to}")
+
+
 @models_app.command()
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="smollm2, minilm; by default all.")] = None,
@@ -289,18 +336,11 @@ def _pipeline(
     api_key: str | None,
     models: Path | None,
 ) -> SpeculativeRAG:
-    from specrag.models import TransformersLM, bundled
+    from specrag.models import bundled
     from specrag.pipeline import SpeculativeRAG
 
     if server and drafter is None:
         raise InvalidInputError("--server needs --drafter: the model's name on the server")
-
-    def load(name: str) -> LanguageModel:
-        if server:
-            from specrag.models import OpenAILM  # needs the extra `openai`
-
-            return OpenAILM(name, server, api_key=api_key, tokenizer=tokenizer)
-        return TransformersLM(name)
 
     if drafter is None:
         # Int8 weights halve the drafting time on the CPU; a GPU has no use for it.
@@ -309,8 +349,18 @@ def _pipeline(
         options = {} if torch.cuda.is_available() else {"quantization": "int8"}
         first: LanguageModel = bundled("smollm2-rag-drafter", folder=models, **options)
     else:
-        first = load(drafter)
-    return SpeculativeRAG(drafter=first, verifier=load(verifier) if verifier else None)
+        first = _load(drafter, server, api_key, tokenizer)
+    return SpeculativeRAG(drafter=first, verifier=_load(verifier, server, api_key, tokenizer) if verifier else None)
+
+
+def _load(name: str, server: list[str] | None, api_key: str | None, tokenizer: str | None = None) -> LanguageModel:
+    if server:
+        from specrag.models import OpenAILM  # needs the extra `openai`
+
+        return OpenAILM(name, server, api_key=api_key, tokenizer=tokenizer)
+    from specrag.models import TransformersLM
+
+    return TransformersLM(name)
 
 
 def _check_there(path: Path) -> None:

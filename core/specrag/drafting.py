@@ -41,7 +41,7 @@ class Drafter:
 
     lm: LanguageModel
     prompts: Prompts = Prompts()
-    max_rationale_tokens: int = 48
+    max_rationale_tokens: int = 64
     max_answer_tokens: int = 24
     sampling: Sampling = Sampling()
 

@@ -77,7 +77,7 @@ class SpeculativeRAG:
     scoring: Scoring = field(default_factory=Scoring)
     prompts: Prompts = field(default_factory=Prompts)
     generation: Sampling = field(default_factory=Sampling)
-    max_rationale_tokens: int = 48
+    max_rationale_tokens: int = 64
     max_answer_tokens: int = 24
     reuse_embeddings: bool = True
     deadline: float | None = None

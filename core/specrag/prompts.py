@@ -39,6 +39,7 @@ class Prompts:
         affirmation: The answer to R that is scored.
         standard: Standard RAG, answer only ({passages}, {question}).
         synthesis: Asks a strong LM for the rationale of a known answer ({passages}, {question}, {answer}).
+        questions: Asks a strong LM for questions that a passage answers, with their answers ({passages}).
     """
 
     draft: str = (
@@ -60,6 +61,13 @@ class Prompts:
         "{passages}\n\nQuestion: {question}\nAnswer: {answer}\n\n"
         "Write one sentence that states the evidence in the passages for this answer."
     )
+    questions: str = (
+        "Write questions that the passage answers, as somebody types them who does not have it: each names what it is about. "
+        "Behind each stands its answer, copied from the passage: a name, a date, a number, or a few words.\n\n"
+        "[1] Eiffel Tower: The Eiffel Tower was designed by Maurice Koechlin and completed in March 1889. [/1]\n"
+        "Question: who designed the eiffel tower\nAnswer: Maurice Koechlin\n"
+        "Question: when was the eiffel tower finished\nAnswer: March 1889\n\n{passages}"
+    )
 
     def __post_init__(self) -> None:
         allowed = {
@@ -68,6 +76,7 @@ class Prompts:
             "verify_with_passages": {"passages", "question"},
             "standard": {"passages", "question"},
             "synthesis": {"passages", "question", "answer"},
+            "questions": {"passages"},
         }
         for field in fields(self):
             if field.name == "examples":
@@ -119,6 +128,9 @@ class Prompts:
 
     def synthesis_text(self, question: str, answer: str, passages: Sequence[Passage]) -> str:
         return self.synthesis.format(question=question, answer=answer, passages=format_passages(passages))
+
+    def questions_text(self, passage: Passage) -> str:
+        return self.questions.format(passages=format_passages([passage]))
 
     def is_abstention(self, answer: str) -> bool:
         """Whether ``answer`` is the abstention marker, up to case, punctuation and space around it."""

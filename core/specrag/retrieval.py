@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,18 @@ def split_passages(document: Document, words: int = 100, overlap: int = 0) -> li
         )
         for i, text in enumerate(passages)
     ]
+
+
+def read_passages(path: str | Path, words: int = 100, overlap: int = 0) -> list[Passage]:
+    """Everything readable at ``path``, split into passages.
+
+    Raises:
+        InvalidInputError: Nothing readable is there, or it holds no text.
+    """
+    passages = [p for document in read_documents(path) for p in split_passages(document, words, overlap)]
+    if not passages:
+        raise InvalidInputError(f"{path} holds no text")
+    return passages
 
 
 class PassageIndex:
@@ -283,10 +295,5 @@ def index_documents(
         InvalidInputError: Nothing readable is there, or it holds no text.
     """
     index = PassageIndex(embedder)
-    passages: Sequence[Passage] = [
-        passage for document in read_documents(path) for passage in split_passages(document, words, overlap)
-    ]
-    if not passages:
-        raise InvalidInputError(f"{path} holds no text")
-    index.add(passages, progress)
+    index.add(read_passages(path, words, overlap), progress)
     return index

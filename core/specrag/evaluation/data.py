@@ -62,6 +62,21 @@ def load_questions(path: str | Path) -> list[Question]:
     return questions
 
 
+def save_questions(questions: Sequence[Question], path: str | Path) -> None:
+    """Write what ``load_questions`` reads."""
+    rows = (
+        {
+            "id": q.id,
+            "question": q.question,
+            "answers": q.answers,
+            "gold": q.gold,
+            "passages": [{"title": p.title, "text": p.text} for p in q.passages],
+        }
+        for q in questions
+    )
+    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
 def with_distractors(
     questions: Sequence[Question], corpus: Sequence[Passage], embedder: Embedder, count: int = 10
 ) -> list[Question]:

@@ -1,11 +1,13 @@
 """Making a specialist drafter: from questions with passages to a small LM tuned to draft (paper, section 3.2).
 
-``examples`` makes the instruction-tuning data, ``rationales`` the evidence in it, ``trainer`` the model.
+``examples`` makes the instruction-tuning data, ``rationales`` the evidence in it, ``synthesis`` what a stronger LM adds to
+it, ``trainer`` the model.
 Training needs the extra ``train``; using its result does not.
 """
 
 from specrag.training.examples import Example, Mixture, make_examples
-from specrag.training.rationales import extractive_rationale, synthesize_rationales
+from specrag.training.rationales import extractive_rationale
+from specrag.training.synthesis import synthesize_questions, synthesize_rationales
 from specrag.training.trainer import TrainingSettings, evaluate_drafter, train
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "evaluate_drafter",
     "extractive_rationale",
     "make_examples",
+    "synthesize_questions",
     "synthesize_rationales",
     "train",
 ]
