@@ -1,6 +1,6 @@
 """How good a drafter is, and which score picks best among its drafts.
 
-    python benchmarks/drafter_quality.py [--model smollm2-rag-drafter] [--questions 100] [--verifier PATH]
+    python benchmarks/drafter_quality.py [--model smollm2-rag-drafter] [--questions 100] [--skip 0] [--verifier PATH]
 
 NQ dev with ten passages a question (`data/`). Right: the answer's text alone holds one of the right answers. Printed, with 95 %
 Wilson intervals: drafts from the gold passage alone; the drafts of Speculative RAG (m = 5, k = 2) whose subset holds the gold
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--verifier-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--untrained-prompts", action="store_true", help="Prompts.for_small_models()")
     parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--skip", type=int, default=0, help="begin behind so many questions, to go on with a run")
     parser.add_argument("--quantization", choices=["int8"])
     parser.add_argument("--json", type=Path, help="write every draft and score here")
     args = parser.parse_args()
@@ -66,7 +67,7 @@ def main() -> None:
     verifiers = {"the drafter itself": Verifier(lm, prompts)}
     if args.verifier:
         verifiers[judge.name] = Verifier(judge, prompts)
-    questions = load_questions(DATA)[: args.questions]
+    questions = load_questions(DATA)[args.skip :][: args.questions]
     print(machine(), f"; {lm.name}, {len(questions)} questions", sep="")
 
     gold = []

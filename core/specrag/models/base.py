@@ -51,7 +51,7 @@ class Stage:
     that cannot wait for it may return an empty part).
 
     The header is put into the model's mouth: it costs no sampling, cannot be forgotten, and its tokens
-    count for no log-probability.
+    count for no log-probability. A line break that ended the stage before is not fed: the header begins with it.
     """
 
     header: str = ""
