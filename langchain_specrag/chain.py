@@ -80,8 +80,8 @@ class SpeculativeRAG(RunnableSerializable[dict[str, Any], dict[str, Any]]):
     scoring: Scoring | Mapping[str, Any] | None = None
     prompts: Prompts | Mapping[str, Any] | None = None
     generation: Sampling | Mapping[str, Any] | None = None
-    max_rationale_tokens: int = 64
-    max_answer_tokens: int = 24
+    max_rationale_tokens: int = specrag.SpeculativeRAG.max_rationale_tokens
+    max_answer_tokens: int = specrag.SpeculativeRAG.max_answer_tokens
     reuse_embeddings: bool = True
     deadline: float | None = None
     seed: int = 0

@@ -153,6 +153,8 @@ def test_a_model_writes_a_question_then_its_answer_line_by_line(smollm2, minilm,
 
     class Watched(ScriptedLM):
         def generate(self, requests, sampling=None, *, top_log_probs=0):
+            fed = "".join(f"{stage.header} x" for stage in requests[0].stages)
+            assert fed == "Question: x\nAnswer: x\nQuestion: x\nAnswer: x"  # else the model imitates the run-on lines
             made = smollm2.generate(requests)
             texts.extend(part.text for completion in made for part in completion.parts)
             return made

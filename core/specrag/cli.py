@@ -211,11 +211,9 @@ def train(
         from specrag.models import TransformersLM, bundled
         from specrag.models.bundled import ADAPTERS, adapter_folder
 
-        try:
+        with training_extra():
             from specrag.training import TrainingSettings, make_examples, synthesize_rationales
             from specrag.training import train as run_training
-        except ImportError as error:
-            raise SpecRAGError("training needs its extra: pip install 'specrag[train]'") from error
         _check_there(data)
         settings = TrainingSettings(
             method="full" if full else "lora",
@@ -284,10 +282,8 @@ def questions(
         from specrag.models import bundled
         from specrag.retrieval import read_passages
 
-        try:
+        with training_extra():
             from specrag.training import synthesize_questions
-        except ImportError as error:
-            raise SpecRAGError("training needs its extra: pip install 'specrag[train]'") from error
         _check_there(docs)
         if docs.suffix == ".jsonl":
             passages = [record.passages[i] for record in load_questions(docs) for i in record.gold]
@@ -361,6 +357,15 @@ def _load(name: str, server: list[str] | None, api_key: str | None, tokenizer: s
     from specrag.models import TransformersLM
 
     return TransformersLM(name)
+
+
+@contextlib.contextmanager
+def training_extra() -> Iterator[None]:
+    """What is imported inside needs the extra `train`."""
+    try:
+        yield
+    except ImportError as error:
+        raise SpecRAGError("training needs its extra: pip install 'specrag[train]'") from error
 
 
 def _check_there(path: Path) -> None:

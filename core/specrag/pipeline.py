@@ -77,8 +77,8 @@ class SpeculativeRAG:
     scoring: Scoring = field(default_factory=Scoring)
     prompts: Prompts = field(default_factory=Prompts)
     generation: Sampling = field(default_factory=Sampling)
-    max_rationale_tokens: int = 64
-    max_answer_tokens: int = 24
+    max_rationale_tokens: int = Drafter.max_rationale_tokens
+    max_answer_tokens: int = Drafter.max_answer_tokens
     reuse_embeddings: bool = True
     deadline: float | None = None
     seed: int = 0
