@@ -1,8 +1,11 @@
-"""Long documents with a question each, and the bundled SmolLM2 stretched to read them."""
+"""Long documents with a question each, and the bundled SmolLM2, or another model, stretched to read them."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+
+import torch
 
 from specrag.evaluation.data import Question, load_questions
 from specrag.models import TransformersLM
@@ -11,14 +14,26 @@ from specrag.models.linear import unpack, use_onednn
 from specrag.prompts import passage_text
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
+#: Random weights of these shapes, for timing alone, where no such model is to be had.
+SHAPES = {
+    "8b": {  # Llama-3.1-8B
+        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131_072,
+    },
+}  # fmt: skip
+CUDA = torch.cuda.is_available()
 
 
-def stock_smollm2(positions: int):
-    """SmolLM2-135M as transformers loads it, with YaRN beyond its 8,192 positions: quality is not the point there, the
-    shapes are."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def stock_model(positions: int, folder: Path | None = None, shape: str | None = None):
+    """SmolLM2-135M, or what lies in ``folder``, as transformers loads it, or random weights of a shape; float32, on a GPU
+    bfloat16. With YaRN beyond its positions: quality is not the point there, the shapes are."""
+    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-    folder = located("smollm2")
+    kind = {"dtype": torch.bfloat16 if CUDA else torch.float32}
+    if shape is not None:
+        with torch.device("cuda" if CUDA else "cpu"):
+            return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]), **kind).eval()
+    folder = folder or located("smollm2")
     config = AutoConfig.from_pretrained(folder)
     if positions > config.max_position_embeddings:
         original = config.max_position_embeddings
@@ -29,16 +44,19 @@ def stock_smollm2(positions: int):
             "original_max_position_embeddings": original,
         }
         config.max_position_embeddings = positions
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype="float32").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, **kind).eval()
+    return model.to("cuda") if CUDA else model
 
 
-def stretched_smollm2(positions: int, **options) -> TransformersLM:
-    """The same as our model, with its weights laid out as those of a model that we load ourselves."""
+def stretched_model(positions: int, folder: Path | None = None, shape: str | None = None, **options) -> TransformersLM:
+    """The same as our model; on the CPU with its weights laid out as those of a model that we load ourselves."""
     from transformers import AutoTokenizer
 
-    lm = TransformersLM(stock_smollm2(positions), AutoTokenizer.from_pretrained(located("smollm2")), **options)
-    unpack(lm.model)
-    use_onednn(lm.model, pack=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder or located("smollm2"))
+    lm = TransformersLM(stock_model(positions, folder, shape), tokenizer, **options)
+    if not CUDA:
+        unpack(lm.model)
+        use_onednn(lm.model, pack=True)
     return lm
 
 
@@ -50,9 +68,8 @@ def long_document(lm: TransformersLM, tokens: int, count: int, reserve: int = 32
     known = {*golds}
     parts: list[str] = []
     size = sum(lm.count_tokens(text) + 2 for text in golds)
-    for text in dict.fromkeys(passage_text(p) for q in questions for p in q.passages):
-        if text in known:
-            continue
+    others = [t for t in dict.fromkeys(passage_text(p) for q in questions for p in q.passages) if t not in known]
+    for text in itertools.cycle(others):  # a document longer than all of them together repeats them
         size += lm.count_tokens(text) + 2
         if size > tokens - reserve:
             break

@@ -12,7 +12,7 @@ import copy
 import time
 
 import torch
-from _long_context import stock_smollm2
+from _long_context import stock_model
 from _timing import machine, median
 from torch import nn
 
@@ -27,7 +27,7 @@ def main() -> None:
     print(machine())
     if not available():
         raise SystemExit("this torch or this machine has no oneDNN product: linear layers stay as they are")
-    layers = [module for module in stock_smollm2(8192).modules() if type(module) is nn.Linear]
+    layers = [module for module in stock_model(8192).modules() if type(module) is nn.Linear]
     weights = sum(layer.weight.nbytes for layer in layers)
     plain = [copy.copy(layer) for layer in layers]
     for layer in plain:

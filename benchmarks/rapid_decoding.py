@@ -1,10 +1,14 @@
 """RAPID against plain decoding: tokens per second, acceptance, answers, and what one step costs.
 
-    python benchmarks/rapid_decoding.py [--lengths 4096 8192 16384 32768] [--prompts 3] [--tokens 128] [--quote] [--json FILE]
+    python benchmarks/rapid_decoding.py [--lengths 4096 8192 16384 32768] [--prompts 3] [--tokens 128] [--quote] [--model FOLDER]
+        [--shape 8b --acceptance 0.77] [--json FILE]
 
 One run, the same float32 weights in every row but those of an int8 drafter. transformers' rows run its own model object, with its own
 cache and linear layers. One document a length, read once; every row and question continues it. Decoding alone is timed, from the
 first token on, and the rows take turns question by question. Every row writes all its tokens. Right: the text holds an answer.
+
+On a GPU: bfloat16, no int8 rows, and both sides share one model object. `--shape` is for where no large model is to be had: random weights of
+that shape, whose text says nothing; `--acceptance` then accepts every candidate with that probability, whatever the models say (rows of ours only).
 """
 
 from __future__ import annotations
@@ -15,14 +19,14 @@ import time
 from pathlib import Path
 
 import torch
-from _long_context import long_document, stock_smollm2, stretched_smollm2
+from _long_context import CUDA, SHAPES, long_document, stock_model, stretched_model
 from _timing import machine, median
 from transformers import DynamicCache
 
 from specrag.evaluation.metrics import contains_answer
 from specrag.models import bundled
 from specrag.prompts import passage_text
-from specrag.rapid import LongContext, RapidGenerator
+from specrag.rapid import LongContext, RapidGenerator, decoding
 from specrag.rapid.session import QUERY
 
 ROWS = {
@@ -108,7 +112,7 @@ def step_costs(model, session: LongContext, cache: DynamicCache, repeats: int = 
             ids = list(range(100, 100 + n))
             with torch.inference_mode():
                 start = time.perf_counter()
-                model(torch.tensor([ids]), past_key_values=cache)
+                model(torch.tensor([ids], device=model.device), past_key_values=cache).logits[0, -1, 0].item()
                 times[f"stock {n}"].append(time.perf_counter() - start)
             cache.crop(-n)
             start = time.perf_counter()
@@ -118,23 +122,43 @@ def step_costs(model, session: LongContext, cache: DynamicCache, repeats: int = 
     return {name: 1e3 * median(values) for name, values in times.items()}
 
 
+def force_acceptance(probability: float) -> None:
+    """From here on a candidate is accepted with ``probability``; the cost of looking at it stays."""
+    random = torch.Generator().manual_seed(0)
+    judged = decoding.verify_greedy
+
+    def verify(p, hat, candidates, bonus):
+        _, following = judged(p, hat, candidates, bonus)
+        refused = (torch.rand(len(candidates), generator=random) >= probability).nonzero()
+        return torch.tensor(int(refused[0]) if len(refused) else len(candidates), device=following.device), following
+
+    decoding.verify_greedy = verify
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--quote", action="store_true", help="ask for quotations")
-    parser.add_argument("--rows", nargs="+", choices=[*STOCK, *ROWS], default=[*STOCK, *ROWS])
+    default = [*STOCK, *(name for name in ROWS if not (CUDA and "int8" in name))]
+    parser.add_argument("--rows", nargs="+", choices=[*STOCK, *ROWS], default=default)
+    parser.add_argument("--model", type=Path, help="a folder with another model; by default the bundled SmolLM2")
+    parser.add_argument("--shape", choices=[*SHAPES], help="random weights of this shape")
+    parser.add_argument("--acceptance", type=float, help="forced on every candidate")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.acceptance is not None:
+        force_acceptance(args.acceptance)
     embedder, results = bundled("minilm"), []
     print(machine())
     for length in args.lengths:
-        lm = stretched_smollm2(max(length, 8192))
-        small = (
-            stretched_smollm2(max(length, 8192), quantization="int8") if any("int8" in r for r in args.rows) else None
-        )
-        stock, assistant = stock_smollm2(max(length, 8192)), stock_smollm2(max(length, 8192))
+        positions = max(length, 8192)
+        lm = stretched_model(positions, args.model, args.shape)
+        with_int8 = any("int8" in row for row in args.rows)
+        small = stretched_model(positions, args.model, args.shape, quantization="int8") if with_int8 else None
+        stock = lm.model if CUDA else stock_model(positions, args.model, args.shape)
+        assistant = stock_model(positions, args.model, args.shape) if "generate, assistant" in args.rows else None
         speeds: dict[str, list[float]] = {row: [] for row in args.rows}
         notes: dict[str, list[dict]] = {row: [] for row in args.rows}
         questions, text = long_document(lm, length, args.prompts)
@@ -158,7 +182,7 @@ def main() -> None:
             asked = QUOTED.format(" ".join(opening)) if args.quote else ASKED.format(question.question)
             session.retrieve(asked)
             tail = lm.encoder.encode_text(session.tail.replace(QUERY, asked))
-            ids = torch.tensor([[*session._head, *session._context, *tail]])
+            ids = torch.tensor([[*session._head, *session._context, *tail]], device=lm.device)
             for name in args.rows[i % len(args.rows) :] + args.rows[: i % len(args.rows)]:
                 if name in STOCK:
                     seconds, accepted, made = stock_row(

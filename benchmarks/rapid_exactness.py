@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from _long_context import long_documents, stock_smollm2, stretched_smollm2
+from _long_context import long_documents, stock_model, stretched_model
 from transformers import DynamicCache
 
 from specrag.models import bundled
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=48)
     args = parser.parse_args()
-    lm, stock = stretched_smollm2(8192), stock_smollm2(8192)
+    lm, stock = stretched_model(8192), stock_model(8192)
     rapid = RapidGenerator(lm, embedder=bundled("minilm"), transfer="none", temperature=0.0, candidates=5)
     equal = ties = accepted = 0
     for i in range(args.prompts):

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import psutil
-from _long_context import long_documents, stock_smollm2, stretched_smollm2
+from _long_context import long_documents, stock_model, stretched_model
 from _timing import machine, median
 
 from specrag.models import bundled
@@ -29,7 +29,7 @@ def main() -> None:
     print(machine())
     embedder = bundled("minilm")
     before = psutil.Process().memory_info().rss
-    lm = stretched_smollm2(max(args.first_token, args.memory))
+    lm = stretched_model(max(args.first_token, args.memory))
     rapid = RapidGenerator(lm, temperature=0.0, transfer="none", candidates=4, embedder=embedder)
 
     if args.first_token:
@@ -66,7 +66,7 @@ def main() -> None:
         caches += [proposer.model.cache.nbytes for proposer in proposers]
         status = Path("/proc/self/status").read_text()
         peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-        weights = sum(p.nbytes for p in stock_smollm2(8192).parameters())
+        weights = sum(p.nbytes for p in stock_model(8192).parameters())
         wanted = weights + sum(caches)
         print(
             f"memory at {session.tokens} tokens: peak {(peak - before) / 2**20:.0f} MiB over the imports; weights {weights / 2**20:.0f}, "
