@@ -48,9 +48,10 @@ class Drafted:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-rag-drafter", help="bundled name, or a model folder")
-    parser.add_argument("--adapter", type=Path, help="a LoRA adapter on top of it")
+    parser.add_argument("--adapter", type=Path, help="a LoRA adapter on top of it (of --model smollm2, say)")
     parser.add_argument("--verifier", help="model folder; by default the drafter itself")
     parser.add_argument("--verifier-dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--no-standard", action="store_true", help="the verifier does not answer as standard RAG")
     parser.add_argument("--untrained-prompts", action="store_true", help="Prompts.for_small_models()")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--skip", type=int, default=0, help="begin behind so many questions, to go on with a run")
@@ -80,7 +81,7 @@ def main() -> None:
 
     done, standard = [], []
     for q in questions:
-        if args.verifier:
+        if args.verifier and not args.no_standard:
             standard.append(answered_by_standard(judge, prompts, q))
         start = time.perf_counter()
         texts = embedder.given_question(q.question, [passage_text(p) for p in q.passages])

@@ -50,6 +50,12 @@ def test_a_question_with_braces_is_not_a_template():
     assert "what is {x}" in Prompts().draft_text("what is {x}", [Passage("{y}")])
 
 
+def test_a_drafter_reads_the_question_before_the_passages_and_after_them():
+    text = Prompts().draft_text("who wrote it", [Passage("Ann did.")])
+    before, after = text.split("[1] Ann did. [/1]")
+    assert "Question: who wrote it" in before and after.strip() == "Question: who wrote it"
+
+
 def test_every_prompt_can_be_replaced():
     prompts = Prompts(standard="P {passages} Q {question}", synthesis="{answer}{question}{passages}")
     assert prompts.standard_text("q", [Passage("p")]) == "P [1] p [/1] Q q"

@@ -45,7 +45,7 @@ class Prompts:
     draft: str = (
         "Read the passages and answer the question. First give the rationale: one sentence with the evidence "
         "from the passages. Then give the answer in a few words. If the passages do not answer the question, "
-        "the answer is: {abstention}.\n\n{passages}\n\nQuestion: {question}"
+        "the answer is: {abstention}.\n\nQuestion: {question}\n\n{passages}\n\nQuestion: {question}"
     )
     examples: tuple[tuple[str, str], ...] = ()
     free_format: str = "Reply in two lines, the first beginning with 'Rationale:', the second with 'Answer:'."

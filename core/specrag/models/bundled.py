@@ -114,9 +114,13 @@ def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
         options: Given to the class, e.g. ``quantization="int8"``.
 
     Raises:
-        InvalidInputError: There is no such model.
+        InvalidInputError: There is no such model, or it is an adapter already and another was given.
         ModelNotFoundError: It was not fetched yet.
     """
+    if name in ADAPTERS and options.get("adapter") is not None:
+        raise InvalidInputError(
+            f"{name!r} is an adapter of {ADAPTERS[name]!r} itself: bundled({ADAPTERS[name]!r}, adapter=...)"
+        )
     path = located(ADAPTERS.get(name, name), folder)
     if name in ADAPTERS:
         options["adapter"] = adapter_folder(name)
