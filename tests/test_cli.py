@@ -27,10 +27,16 @@ def docs(tmp_path_factory, questions):
     return folder
 
 
+@pytest.fixture(scope="module")
+def drafter():
+    return specrag.models.bundled("smollm2-rag-drafter", quantization="int8")
+
+
 @pytest.fixture
-def loaded(monkeypatch, smollm2, minilm):
-    """The session's models in place of a new load for each command."""
-    monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: minilm if name == "minilm" else smollm2)
+def loaded(monkeypatch, drafter, smollm2, minilm):
+    """Models loaded once in place of a new load for each command."""
+    models = {"minilm": minilm, "smollm2": smollm2, "smollm2-rag-drafter": drafter}
+    monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: models[name])
 
 
 def test_ask_answers_in_json_from_files(docs, loaded, questions):
