@@ -128,6 +128,8 @@ def main() -> None:
                 "id": d.question.id,
                 "drafts": [
                     {"subset": x.subset, "rationale": x.rationale, "answer": x.text, "abstained": x.abstained,
+                     "log_rationale": x.log_rationale, "log_answer": x.log_answer,
+                     "rationale_tokens": x.rationale_tokens, "answer_tokens": x.answer_tokens,
                      "right": contains_answer(x.text, d.question.answers)}
                     for x in d.drafts
                 ],
