@@ -29,10 +29,10 @@ def stock_model(positions: int, folder: Path | None = None, shape: str | None = 
     bfloat16. With YaRN beyond its positions: quality is not the point there, the shapes are."""
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-    kind = {"dtype": torch.bfloat16 if CUDA else torch.float32}
+    dtype = torch.bfloat16 if CUDA else torch.float32
     if shape is not None:
         with torch.device("cuda" if CUDA else "cpu"):
-            return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]), **kind).eval()
+            return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]), dtype=dtype).eval()
     folder = folder or located("smollm2")
     config = AutoConfig.from_pretrained(folder)
     if positions > config.max_position_embeddings:
@@ -44,7 +44,7 @@ def stock_model(positions: int, folder: Path | None = None, shape: str | None = 
             "original_max_position_embeddings": original,
         }
         config.max_position_embeddings = positions
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, **kind).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype).eval()
     return model.to("cuda") if CUDA else model
 
 

@@ -374,6 +374,9 @@ def test_an_adapter_of_another_model_changes_nothing(smollm2, tmp_path):
     )
     with pytest.raises(InvalidInputError, match="no plain LoRA"):
         TransformersLM(lm.model, lm.tokenizer, adapter=tmp_path)
+
+
+def test_a_bundled_adapter_takes_no_second_one(tmp_path):
     with pytest.raises(InvalidInputError, match="an adapter of 'smollm2' itself"):
         bundled("smollm2-rag-drafter", adapter=tmp_path)
 

@@ -211,7 +211,7 @@ def train(
         from specrag.models import TransformersLM, bundled
         from specrag.models.bundled import ADAPTERS, adapter_folder
 
-        with training_extra():
+        with _training_extra():
             from specrag.training import TrainingSettings, make_examples, synthesize_rationales
             from specrag.training import train as run_training
         _check_there(data)
@@ -282,7 +282,7 @@ def questions(
         from specrag.models import bundled
         from specrag.retrieval import read_passages
 
-        with training_extra():
+        with _training_extra():
             from specrag.training import synthesize_questions
         _check_there(docs)
         if docs.suffix == ".jsonl":
@@ -360,7 +360,7 @@ def _load(name: str, server: list[str] | None, api_key: str | None, tokenizer: s
 
 
 @contextlib.contextmanager
-def training_extra() -> Iterator[None]:
+def _training_extra() -> Iterator[None]:
     """What is imported inside needs the extra `train`."""
     try:
         yield
