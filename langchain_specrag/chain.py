@@ -94,7 +94,7 @@ class SpeculativeRAG(RunnableSerializable[dict[str, Any], dict[str, Any]]):
             verifier=None if self.verifier is None else as_language_model(self.verifier, "verifier"),
             embedder=as_embedder(self.embedder),
             scoring=_value(Scoring, self.scoring),
-            prompts=_value(Prompts, self.prompts),
+            prompts=None if self.prompts is None else _value(Prompts, self.prompts),
             generation=_value(Sampling, self.generation),
             **{name: getattr(self, name) for name in _PLAIN},
         )

@@ -96,14 +96,14 @@ class SpeculativeSynthesizer(BaseSynthesizer):
         self._callback_manager = callback_manager
 
     def _get_prompts(self) -> dict[str, Any]:
-        return {key: PromptTemplate(getattr(self._core.prompts, key)) for key in PROMPT_KEYS}
+        return {key: PromptTemplate(getattr(self._core.texts, key)) for key in PROMPT_KEYS}
 
     def _update_prompts(self, prompts: Mapping[str, Any]) -> None:
         unknown = set(prompts) - set(PROMPT_KEYS)
         if unknown:
             raise InvalidInputError(f"no prompt {', '.join(sorted(unknown))}: there are {', '.join(PROMPT_KEYS)}")
         changed = {key: template.get_template() for key, template in prompts.items()}
-        self._core = self._core.replace(prompts=replace(self._core.prompts, **changed))
+        self._core = self._core.replace(prompts=replace(self._core.texts, **changed))
 
     # --- synthesis ------------------------------------------------------------------------------------
 

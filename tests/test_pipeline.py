@@ -1,11 +1,13 @@
 import asyncio
+import dataclasses
 import math
 import threading
+import warnings
 
 import numpy as np
 import pytest
 
-from specrag import Passage, SpeculativeRAG
+from specrag import Passage, Prompts, SpeculativeRAG
 from specrag.errors import DraftingError, InvalidInputError, LogProbsUnavailableError, ModelError
 from specrag.models import Completion, Sampling
 from specrag.schema import AnswerReady, DraftDone, DraftFailed, SubsetsChosen, VerdictReady
@@ -324,6 +326,21 @@ def test_unusable_input_is_refused(question, passages, message):
 def test_settings_are_checked_at_construction(changes, message):
     with pytest.raises(InvalidInputError, match=message):
         SpeculativeRAG(**({"drafter": ScriptedLM(by_passage)} | changes))
+
+
+def test_a_drafter_is_asked_with_what_it_was_trained_with():
+    asked = []
+    drafter = ScriptedLM(lambda text: asked.append(text) or by_passage(text))
+    drafter.prompts = dataclasses.replace(Prompts(), draft="{passages}\nMine: {question}")
+    rag = SpeculativeRAG(drafter=drafter, embedder=HashEmbedder())
+    rag.answer("q", PASSAGES)
+    assert len(asked) == 5 and all(text.endswith("\nMine: q") for text in asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rag.replace(prompts=dataclasses.replace(rag.texts, statement="True?")).texts.draft == rag.texts.draft
+    with pytest.warns(UserWarning, match="trained to draft with other prompts"):
+        assert rag.replace(prompts=Prompts()).texts == Prompts()
+    assert SpeculativeRAG(drafter=ScriptedLM(by_passage)).texts == Prompts()
 
 
 # --- embeddings ---------------------------------------------------------------------------------------

@@ -56,6 +56,16 @@ def test_a_drafter_reads_the_question_before_the_passages_and_after_them():
     assert "Question: who wrote it" in before and after.strip() == "Question: who wrote it"
 
 
+def test_what_a_drafter_was_trained_with_lies_beside_its_weights(tmp_path):
+    trained = Prompts.for_small_models()
+    trained.save_drafting(tmp_path)
+    assert Prompts.of_drafter(tmp_path) == trained and Prompts.of_drafter(tmp_path / "elsewhere") is None
+    for broken in ("{", '{"draft": "{passages} {question}"}', '{"draft": 3}'):
+        (tmp_path / "prompts.json").write_text(broken)
+        with pytest.raises(InvalidInputError, match=r"prompts.json does not hold a drafter's prompts"):
+            Prompts.of_drafter(tmp_path)
+
+
 def test_every_prompt_can_be_replaced():
     prompts = Prompts(standard="P {passages} Q {question}", synthesis="{answer}{question}{passages}")
     assert prompts.standard_text("q", [Passage("p")]) == "P [1] p [/1] Q q"

@@ -379,7 +379,7 @@ def _with_statement(rag: SpeculativeRAG, statement: Statement) -> Any:
 
     from specrag.prompts import SELF_REFLECTION_STATEMENTS
 
-    return replace(rag.prompts, statement=SELF_REFLECTION_STATEMENTS[int(statement.value) - 1])
+    return replace(rag.texts, statement=SELF_REFLECTION_STATEMENTS[int(statement.value) - 1])
 
 
 def follow(rag: SpeculativeRAG, question: str, passages: list[Passage] | tuple[Passage, ...]) -> SpeculativeAnswer:

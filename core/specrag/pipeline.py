@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ class SpeculativeRAG:
         passages_per_draft: k, the passages a draft reads (at least 1). Fewer passages than k: all of them.
         sampling: How subsets are chosen; see ``specrag.perspectives.sample_perspectives``.
         scoring: Which scores count and how.
-        prompts: Every text that the models see.
+        prompts: Every text that the models see; by default those that the drafter was trained with, where it
+            knows them, or else ``Prompts()``. ``.texts`` are those in use.
         generation: How drafts are sampled; greedy by default.
         max_rationale_tokens, max_answer_tokens: Where a draft is cut.
         reuse_embeddings: Use ``Passage.embedding`` for the perspectives when every passage has one.
@@ -75,7 +77,7 @@ class SpeculativeRAG:
     passages_per_draft: int = 2
     sampling: SamplingMode = "coverage"
     scoring: Scoring = field(default_factory=Scoring)
-    prompts: Prompts = field(default_factory=Prompts)
+    prompts: Prompts | None = None
     generation: Sampling = field(default_factory=Sampling)
     max_rationale_tokens: int = Drafter.max_rationale_tokens
     max_answer_tokens: int = Drafter.max_answer_tokens
@@ -99,7 +101,19 @@ class SpeculativeRAG:
                     f"{name} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)), "
                     f"got {type(model).__name__}"
                 )
+        trained = self.drafter.prompts
+        if trained is not None and self.prompts is not None and not self.prompts.drafts_like(trained):
+            warnings.warn(
+                f"{self.drafter.name} was trained to draft with other prompts and will draft badly: leave `prompts` out, "
+                "or change others than those with dataclasses.replace(drafter.prompts, ...)",
+                stacklevel=3,
+            )
         self._drafting()  # validates its own part
+
+    @property
+    def texts(self) -> Prompts:
+        """The prompts in use."""
+        return self.prompts or self.drafter.prompts or Prompts()
 
     def replace(self, **changes: Any) -> SpeculativeRAG:
         """The same pipeline with other settings; the models are shared."""
@@ -149,7 +163,7 @@ class SpeculativeRAG:
         waiting: list[Draft] = []
         failures: list[DraftFailure] = []
         usage = {"drafter": Usage(), "verifier": Usage()}
-        verifier = Verifier(self.verifier or self.drafter, self.prompts, self.scoring)
+        verifier = Verifier(self.verifier or self.drafter, self.texts, self.scoring)
         chosen = [[passages[i] for i in subset] for subset in subsets]
         clock.begin("draft")
         arrivals = _Arrivals(self._drafting().drafts(question, subsets, chosen))
@@ -221,7 +235,7 @@ class SpeculativeRAG:
         return question.strip()
 
     def _drafting(self) -> Drafter:
-        return Drafter(self.drafter, self.prompts, self.max_rationale_tokens, self.max_answer_tokens, self.generation)
+        return Drafter(self.drafter, self.texts, self.max_rationale_tokens, self.max_answer_tokens, self.generation)
 
     async def _embeddings(
         self, question: str, passages: Sequence[Passage], clock: _Clock

@@ -7,9 +7,11 @@ mark that no passage contains, so a passage cannot end its block, whatever it sa
 from __future__ import annotations
 
 import hashlib
+import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from specrag.errors import InvalidInputError
 from specrag.schema import Passage
@@ -21,6 +23,10 @@ SELF_REFLECTION_STATEMENTS: tuple[str, ...] = (
     "What do you think about the rationale? A good one? (Yes or No)",
     "Is the rationale good enough to support the answer? (Yes or No)",
 )
+
+#: What of ``Prompts`` a drafter is trained with: it drafts badly behind any other.
+DRAFTING_FIELDS = ("draft", "examples", "rationale_header", "answer_header", "abstention")
+_DRAFTING_FILE = "prompts.json"
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,32 @@ class Prompts:
         reply = "Rationale: The Eiffel Tower was completed in March 1889.\nAnswer: March 1889"
         shown = asked.format(passages=format_passages(passages), question="when was the eiffel tower finished")
         return cls(draft=asked, examples=((shown, reply),))
+
+    def save_drafting(self, folder: Path) -> None:
+        """Write what a drafter was trained with beside its weights (``Prompts.of_drafter`` reads it)."""
+        content = {name: getattr(self, name) for name in DRAFTING_FIELDS}
+        (folder / _DRAFTING_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def of_drafter(cls, folder: Path) -> Prompts | None:
+        """The prompts that the drafter in ``folder`` was trained with; ``None`` where it does not say.
+
+        Raises:
+            InvalidInputError: The file that says it cannot be read.
+        """
+        file = folder / _DRAFTING_FILE
+        if not file.is_file():
+            return None
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            known = {name: content[name] for name in DRAFTING_FIELDS}
+            return cls(**known | {"examples": tuple((asked, reply) for asked, reply in known["examples"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidInputError(f"{file} does not hold a drafter's prompts: {error!r}") from error
+
+    def drafts_like(self, other: Prompts) -> bool:
+        """Whether a drafter trained with ``other`` sees here what it was trained with."""
+        return all(getattr(self, name) == getattr(other, name) for name in DRAFTING_FIELDS)
 
     def draft_text(self, question: str, passages: Sequence[Passage]) -> str:
         return self.draft.format(question=question, passages=format_passages(passages), abstention=self.abstention)

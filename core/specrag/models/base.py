@@ -11,10 +11,13 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from specrag.errors import InvalidInputError
 from specrag.schema import Usage
+
+if TYPE_CHECKING:
+    from specrag.prompts import Prompts
 
 Role = Literal["system", "user", "assistant"]
 
@@ -164,9 +167,14 @@ class Capabilities:
 
 
 class LanguageModel(ABC):
-    """Anything that generates and scores text. Subclasses implement one blocking or async form of each."""
+    """Anything that generates and scores text. Subclasses implement one blocking or async form of each.
+
+    Attributes:
+        prompts: What it was trained to draft with, where it knows that; a pipeline's default.
+    """
 
     name: str = "language model"
+    prompts: Prompts | None = None
 
     @property
     @abstractmethod

@@ -45,6 +45,7 @@ from specrag.models.lora import merge_lora
 from specrag.models.quantization import quantize_int8
 from specrag.models.sampling import draw, to_probabilities
 from specrag.models.tokenization import ConversationEncoder, EncodedConversation, IncrementalDecoder, find_stop
+from specrag.prompts import Prompts
 from specrag.schema import Usage
 
 # Tokens of one packed pass. Its mask has the square of this many entries: 64 MiB in float32.
@@ -116,8 +117,10 @@ class TransformersLM(LanguageModel):
             tokenizer = load_tokenizer(tokenizer) if tokenizer else own
             if device_map is None:
                 self.model = self.model.to(wanted)
+            self.prompts = Prompts.of_drafter(Path(model))
         if adapter is not None:
             merge_lora(self.model, adapter)
+            self.prompts = Prompts.of_drafter(Path(adapter))
             self.name = f"{self.name}+{Path(adapter).name}"
         if quantization == "int8":
             quantize_int8(self.model)

@@ -186,6 +186,7 @@ def train(
     base.model.config.use_cache = True
     quality = evaluate_drafter(base, held, prompts) if held else None
     _save(model, base, output, settings)
+    prompts.save_drafting(output)
     _describe(output, base, settings, len(data), left_out, result.metrics, quality, card or {})
     return output
 
