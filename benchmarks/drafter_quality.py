@@ -63,7 +63,7 @@ def main() -> None:
     options = {"quantization": args.quantization} | ({"adapter": args.adapter} if args.adapter else {})
     lm = bundled(args.model, **options) if args.model in bundles else TransformersLM(args.model, **options)
     judge = TransformersLM(args.verifier, dtype=getattr(torch, args.verifier_dtype)) if args.verifier else lm
-    prompts = Prompts.for_small_models() if args.untrained_prompts else Prompts()
+    prompts = Prompts.for_small_models() if args.untrained_prompts else lm.prompts or Prompts()
     drafter, embedder = Drafter(lm, prompts), bundled("minilm")
     verifiers = {"the drafter itself": Verifier(lm, prompts)}
     if args.verifier:

@@ -182,6 +182,7 @@ def test_one_command_trains_a_drafter_from_a_users_own_file(loaded, smollm2, tmp
     smollm2.tokenizer.save_pretrained(base)
     command = ["train", str(data), "--out", str(tmp_path / "drafter"), "--base", str(base), "--held", "4"]
     command += ["--epochs", "4", "--batch-size", "4", "--learning-rate", "1e-2", "--rank", "4", "--licence", "mine"]
+    command += ["--substitute", "0.5"]
     result = run(app, command)
     assert result.exit_code == 0, result.output
     losses = [float(value) for value in re.findall(r"step \d+ of 20: loss ([\d.]+)", result.stderr)]

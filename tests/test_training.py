@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from specrag import Passage, Prompts
+from specrag import Passage, Prompts, SpeculativeRAG
 from specrag.drafting import Drafter
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
 from specrag.evaluation.data import Question, load_questions, save_questions
@@ -32,6 +33,7 @@ from specrag.training import (
 )
 from specrag.training.examples import IGNORED, encode_example, in_batches
 from specrag.training.rationales import MAX_WORDS, answer_in
+from specrag.training.substitution import Substitutes, answer_kind
 from tests.conftest import tiny_llama
 from tests.fakes import HashEmbedder, ScriptedLM
 
@@ -197,6 +199,58 @@ def test_an_example_is_examined_by_any_of_its_right_answers():
         assert evaluate_drafter(ScriptedLM(lambda prompt, w=written: ("why", w)), [example]).right == right
 
 
+def test_an_answer_gives_way_to_another_of_its_kind():
+    kept, changed = Mixture(unanswerable=0), Mixture(unanswerable=0, substituted=1)
+    for before, after in zip(made(mixture=kept)[0], made(mixture=changed)[0], strict=True):
+        gold = next(p.text for p in after.passages if p.title == before.rationale.split(":")[0])
+        assert after.answer != before.answer and re.fullmatch(r"in 18\d\d", after.answer)
+        assert after.question == before.question and after.right == (after.answer,)
+        assert after.answer in gold and after.answer in after.rationale
+        assert not any(before.answer in text for text in (gold, after.rationale))
+    some = made(60, mixture=Mixture(unanswerable=0, substituted=0.5))[0]
+    own = sum(e.answer == f"in {1800 + int(re.search('[0-9]+', e.question).group())}" for e in some)
+    assert 15 < own < 45
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "kind"),
+    [
+        ("when was it built", "in March 1889", ("when", "date 3")),
+        ("when was it opened", "4 May", ("when", "date 2")),
+        ("when is it open", "in June", ("when", "date 2")),
+        ("who was it", "June Carter", ("who", "name")),
+        ("what year was it", "1889", ("what", "date 1")),
+        ("how many are there", "about forty", ("how many", "number")),
+        ("author of the book", "Ann of the North", ("", "name")),
+        ("what is it made of", "riveted iron", None),
+    ],
+)
+def test_kinds_of_answers(question, answer, kind):
+    assert answer_kind(question, answer) == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "question", "rationale"),
+    [
+        ("Ann Low wrote it.", ("Ann Low",), "who wrote Ann Low's book", "Ann Low wrote it."),  # the question names it
+        ("Ann Low wrote it.", ("Ann Low",), "who wrote it", "She wrote it."),  # the rationale does not
+        ("Ann Low (Mrs Low) wrote it.", ("Ann Low", "Mrs Low"), "who wrote it", "Ann Low wrote it."),  # it stays
+        ("It is made of iron.", ("iron",), "what is it made of", "It is made of iron."),  # of no kind
+        ("Bob May and Ann Low met.", ("Ann Low",), "who met Bob May", "Bob May and Ann Low met."),  # no other
+    ],
+)
+def test_an_answer_stays_where_another_makes_no_sense(text, answers, question, rationale):
+    record = Question("1", question, answers, (Passage(text),), (0,))
+    other = Question("2", "who wrote that", ("Bob May",), (Passage("Bob May wrote that."),), (0,))
+    substitutes = Substitutes([(record, answers[0]), (other, "Bob May")])
+    assert substitutes.substitute(record, answers[0], rationale, np.random.default_rng(0)) is None
+    plain = Question("3", "who wrote this", ("Cy Fox",), (Passage("Cy Fox wrote this.", title="Cy Fox"),), (0,))
+    changed = substitutes.substitute(plain, "Cy Fox", "Cy Fox: Cy Fox wrote this.", np.random.default_rng(0))
+    assert changed is not None and changed[1] in ("Ann Low", "Bob May")
+    assert changed[0].passages[0] == Passage(f"{changed[1]} wrote this.", title=changed[1])
+    assert changed[2] == f"{changed[1]}: {changed[1]} wrote this."
+
+
 def test_a_part_of_a_multi_hop_question_does_not_answer_it():
     hops = [
         Question(
@@ -221,6 +275,8 @@ def test_useless_records_are_refused():
         made(2)
     with pytest.raises(InvalidInputError, match="sum to at most 1"):
         Mixture(unanswerable=0.9, wide=0.2)
+    with pytest.raises(InvalidInputError, match="substituted must lie in"):
+        Mixture(substituted=1.5)
 
 
 def test_an_example_has_exactly_the_tokens_of_a_draft(smollm2):
@@ -263,6 +319,9 @@ SETTINGS = {
 }
 
 
+TRAINED_WITH = dataclasses.replace(Prompts(), draft="{passages}\n\nAsked: {question}")
+
+
 def tiny(smollm2) -> TransformersLM:
     return TransformersLM(tiny_llama(len(smollm2.tokenizer), initializer_range=0.02), smollm2.tokenizer)
 
@@ -277,10 +336,12 @@ def test_the_loss_falls_and_the_result_loads(smollm2, tmp_path, method):
         tmp_path / "out",
         settings=settings,
         held=made(4)[0],
+        prompts=TRAINED_WITH,
         card={"data": "towers"},
         progress=lambda step, steps, logged: losses.append(logged["loss"]) if "loss" in logged else None,
     )
     assert losses[-1] < losses[0] - (0.2 if method == "lora" else 3)  # nats; random frozen weights leave a LoRA little
+    assert TRAINED_WITH.drafts_like(Prompts.of_drafter(out))
     card = (out / "README.md").read_text()
     assert "towers" in card and "held part" in card and "Made by" in card
     assert json.loads((out / "training.json").read_text())["examples"] == 96
@@ -301,6 +362,7 @@ def test_the_loss_falls_and_the_result_loads(smollm2, tmp_path, method):
             train(tiny(smollm2), made(4), tmp_path / "no", settings=TrainingSettings(method="full"), adapter=out)
     else:
         read = TransformersLM(out)
+    assert SpeculativeRAG(drafter=read).texts.drafts_like(TRAINED_WITH)
     conversation = torch.tensor([[5, 6, 7, 8]])
     with torch.inference_mode():
         trained, loaded = lm.model(conversation).logits, read.model(conversation).logits

@@ -200,6 +200,9 @@ def train(
     rationales: Annotated[
         str | None, typer.Option(help="Model that writes them; by default the passage's own.")
     ] = None,
+    substitute: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of examples with another record's answer in the answer's place.")
+    ] = 0.0,
     source: Annotated[str, typer.Option(help="Named in the model card.")] = "",
     licence: Annotated[str, typer.Option(help="Of the data; named in the model card.")] = "",
     seed: Annotated[int, typer.Option()] = 0,
@@ -212,7 +215,7 @@ def train(
         from specrag.models.bundled import ADAPTERS, adapter_folder
 
         with _training_extra():
-            from specrag.training import TrainingSettings, make_examples, synthesize_rationales
+            from specrag.training import Mixture, TrainingSettings, make_examples, synthesize_rationales
             from specrag.training import train as run_training
         _check_there(data)
         settings = TrainingSettings(
@@ -239,7 +242,8 @@ def train(
                 cache = output / "rationales.jsonl"
                 written = synthesize_rationales(used, TransformersLM(rationales), cache, progress=update)
         with working("making examples"):
-            rounds = make_examples(used, embedder, variants=epochs, rationales=written, seed=seed)
+            mixture = Mixture(substituted=substitute)
+            rounds = make_examples(used, embedder, variants=epochs, mixture=mixture, rationales=written, seed=seed)
             others = [passage for record in used for passage in record.passages]
             examined = make_examples(kept, embedder, corpus=others, seed=seed + 1)[0] if kept else []
             lm = bundled("smollm2", folder=models) if base == "smollm2" else TransformersLM(base)

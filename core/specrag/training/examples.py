@@ -20,6 +20,7 @@ from specrag.models.tokenization import ConversationEncoder
 from specrag.prompts import Prompts, passage_text
 from specrag.schema import Passage
 from specrag.training.rationales import answer_in, extractive_rationale
+from specrag.training.substitution import Substitutes
 
 #: The rationale of an example whose passages do not answer.
 NO_EVIDENCE = "The passages do not say."
@@ -54,17 +55,22 @@ class Mixture:
         wide: The gold passages with two distractors or three.
         negatives: Of so many nearest distractors (the hard ones) the distractors are drawn; one in five
             comes from farther away.
+        substituted: Of the answerable ones, in how many another record's answer of the same kind takes the
+            answer's place in passages and rationale, so that it is read and not remembered. In [0, 1].
     """
 
     unanswerable: float = 0.22
     gold_alone: float = 0.18
     wide: float = 0.08
     negatives: int = 10
+    substituted: float = 0.0
 
     def __post_init__(self) -> None:
         shares = [self.unanswerable, self.gold_alone, self.wide]
         if min(shares) < 0 or sum(shares) > 1:
             raise InvalidInputError(f"the shares of a mixture must lie in [0, 1] and sum to at most 1, got {shares}")
+        if not 0 <= self.substituted <= 1:
+            raise InvalidInputError(f"substituted must lie in [0, 1], got {self.substituted}")
         if self.negatives < 1:
             raise InvalidInputError(f"negatives must be at least 1, got {self.negatives}")
 
@@ -106,9 +112,19 @@ def make_examples(
     folded = [text.casefold() for text in texts]
     random = np.random.default_rng(seed)
     pools = [_distractors(record, near[i], texts, folded, mixture) for i, (record, *_) in enumerate(usable)]
+    substitutes = Substitutes((record, answer) for record, answer, _ in usable)
     return [
         [
-            _example(record, answer, rationale, [[corpus[i] for i in part] for part in pool], mixture, prompts, random)
+            _example(
+                record,
+                answer,
+                rationale,
+                [[corpus[i] for i in part] for part in pool],
+                mixture,
+                prompts,
+                substitutes,
+                random,
+            )
             for (record, answer, rationale), pool in zip(usable, pools, strict=True)
         ]
         for _ in range(variants)
@@ -150,11 +166,18 @@ def _example(
     pool: Sequence[Sequence[Passage]],
     mixture: Mixture,
     prompts: Prompts,
+    substitutes: Substitutes,
     random: np.random.Generator,
 ) -> Example:
-    gold = [record.passages[i] for i in record.gold]
     kind = random.random()
     answerable = kind >= mixture.unanswerable
+    if (
+        answerable
+        and random.random() < mixture.substituted
+        and (found := substitutes.substitute(record, answer, rationale, random))
+    ):
+        record, answer, rationale = found
+    gold = [record.passages[i] for i in record.gold]
     if not answerable:
         part = list(random.permutation(len(gold))[: len(gold) - 1]) if len(gold) > 1 and random.random() < 0.5 else []
         kept, others = [gold[i] for i in part], max(2 - len(part), 1)

@@ -38,10 +38,15 @@ def extractive_rationale(question: str, answer: str, passage: Passage, max_words
     return f"{passage.title}: {cut}" if passage.title else cut
 
 
-def _find(answer: str, text: str) -> re.Match[str] | None:
-    """``answer`` as whole words of ``text``, whatever stands between its words."""
+def whole_words(answer: str) -> re.Pattern[str] | None:
+    """What finds ``answer`` as whole words in any case, whatever stands between them. ``None``: it has no words."""
     pattern = r"\W+".join(re.findall(r"\w+", answer))
-    return re.search(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE) if pattern else None
+    return re.compile(rf"(?<!\w){pattern}(?!\w)", re.IGNORECASE) if pattern else None
+
+
+def _find(answer: str, text: str) -> re.Match[str] | None:
+    pattern = whole_words(answer)
+    return pattern.search(text) if pattern else None
 
 
 def _around(sentence: str, match: re.Match[str], max_words: int) -> str:
