@@ -18,6 +18,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from _timing import machine, median
@@ -30,7 +31,7 @@ from specrag.models import GenerationRequest, Stage, TransformersLM, Turn, bundl
 from specrag.perspectives import sample_perspectives
 from specrag.prompts import passage_text
 from specrag.schema import ALL_SCORES, Draft, Verdict
-from specrag.verification import RawScores, Verifier, rank
+from specrag.verification import Normalization, RawScores, Verifier, rank
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
 
@@ -130,8 +131,10 @@ def main() -> None:
                     {"subset": x.subset, "rationale": x.rationale, "answer": x.text, "abstained": x.abstained,
                      "log_rationale": x.log_rationale, "log_answer": x.log_answer,
                      "rationale_tokens": x.rationale_tokens, "answer_tokens": x.answer_tokens,
-                     "right": contains_answer(x.text, d.question.answers)}
-                    for x in d.drafts
+                     "right": contains_answer(x.text, d.question.answers),
+                     "scores": {name: {"self_contain": raw[i].self_contain, "self_reflect": raw[i].self_reflect}
+                                for name, raw in d.raw.items()}}
+                    for i, x in enumerate(d.drafts)
                 ],
             }
             for d in done
@@ -144,7 +147,7 @@ def report_scores(name: str, verifier: Verifier, done: list[Drafted], coverage: 
     print(f"\nverified by {name}")
     print("scores that count                  norm  right            EM     F1     abstains  efficiency")
     best: tuple[float, str, list[tuple[float, bool]]] | None = None
-    for kind in ("sum", "mean"):
+    for kind in get_args(Normalization):
         v = Verifier(verifier.lm, verifier.prompts, replace(verifier.scoring, normalization=kind))
         for names in itertools.chain.from_iterable(itertools.combinations(ALL_SCORES, n) for n in (1, 2, 3)):
             answers, ranked = [], []

@@ -6,6 +6,7 @@ from specrag.errors import InvalidInputError
 from specrag.prompts import Prompts
 from specrag.schema import Draft, Passage, Verdict
 from specrag.verification import (
+    RawScores,
     Scoring,
     Verifier,
     combine,
@@ -95,6 +96,15 @@ def test_the_conversation_is_q_answer_rationale_r_yes():
     assert [s.name for s in turns[3].segments] == ["self_reflect"] and turns[3].text == "Yes"
 
 
+def test_normalization_says_which_scores_are_means_a_token():
+    raw = RawScores(self_contain=(-1.0, -2.0, -6.0), self_reflect=(-0.5, -0.25))
+    total, mean = math.log(math.exp(-4) + math.exp(-1)), math.log(math.exp(-1) + math.exp(-0.5))
+    for kind, expected in (("sum", (total, -9.0)), ("mean", (mean, -3.0)), ("mixed", (total, -3.0))):
+        made = Verifier(ScriptedLM(lambda _: None), scoring=Scoring(normalization=kind)).verdict(draft(), raw)
+        assert (made.log_draft, made.log_self_contain, made.log_self_reflect) == pytest.approx((*expected, -0.75))
+    assert Scoring().normalization == "mixed"
+
+
 def test_scores_that_are_switched_off_are_not_asked_for():
     lm = ScriptedLM(lambda _: None)
     only_reflect = Verifier(lm, scoring=Scoring(("self_reflect",))).conversation("q", draft())
@@ -122,7 +132,7 @@ def test_yes_is_the_sum_over_its_spellings():
     [
         ({"scores": ("draft", "vibes")}, "unknown scores"),
         ({"scores": ("draft", "draft")}, "named twice"),
-        ({"normalization": "max"}, "'sum' or 'mean'"),
+        ({"normalization": "max"}, "'mixed', 'sum' or 'mean'"),
         ({"evidence": "hearsay"}, "'rationale', 'passages' or 'both'"),
         ({"threshold": math.nan}, "NaN"),
     ],

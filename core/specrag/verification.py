@@ -19,7 +19,7 @@ from specrag.prompts import Prompts
 from specrag.schema import ALL_SCORES, Draft, ScoreName, Usage, Verdict
 
 Evidence = Literal["rationale", "passages", "both"]
-Normalization = Literal["sum", "mean"]
+Normalization = Literal["mixed", "sum", "mean"]
 
 # How many likely tokens a server is asked for when P("Yes") must come from a generated token; the most OpenAI gives.
 TOP_LOG_PROBS = 20
@@ -31,8 +31,8 @@ class Scoring:
 
     Args:
         scores: Any of ``"draft"`` (ρ_draft), ``"self_contain"`` (ρ_SC), ``"self_reflect"`` (ρ_SR).
-        normalization: ``"mean"`` a token, which measures better (docs/benchmarks.md), or ``"sum"`` over tokens, as in
-            the paper, which favours short drafts.
+        normalization: ``"sum"`` over tokens, as in the paper, which favours short drafts; ``"mean"`` a token; or ``"mixed"``:
+            ρ_draft by its sum, the verifier's scores by their mean, which measures best (docs/benchmarks.md).
         evidence: What the verifier sees beside the answer: the rationale, the passages in its place
             (paper, Table 8), or both.
         threshold: Abstain when no draft's log-score is above it. Its scale depends on the other three. ``None`` was chosen on dev:
@@ -40,7 +40,7 @@ class Scoring:
     """
 
     scores: tuple[ScoreName, ...] = ALL_SCORES
-    normalization: Normalization = "mean"
+    normalization: Normalization = "mixed"
     evidence: Evidence = "rationale"
     threshold: float | None = None
 
@@ -51,7 +51,7 @@ class Scoring:
         if len(set(self.scores)) < len(self.scores):
             raise InvalidInputError(f"scores are named twice: {self.scores}")
         if self.normalization not in get_args(Normalization):
-            raise InvalidInputError(f"normalization must be 'sum' or 'mean', got {self.normalization!r}")
+            raise InvalidInputError(f"normalization must be 'mixed', 'sum' or 'mean', got {self.normalization!r}")
         if self.evidence not in get_args(Evidence):
             raise InvalidInputError(f"evidence must be 'rationale', 'passages' or 'both', got {self.evidence!r}")
         if self.threshold is not None and math.isnan(self.threshold):
@@ -61,10 +61,11 @@ class Scoring:
 def draft_score(draft: Draft, normalization: Normalization = "sum") -> float | None:
     """Log ρ_draft = logaddexp(log P(β | Q, δ), log P(α | Q, δ, β)) (paper, equation 1, in log space).
 
-    A draft without a rationale has no first term. ``None`` where the drafter gave no log-probabilities.
+    Of the sums over tokens, with ``"mean"`` of their means. A draft without a rationale has no first term. ``None`` where the drafter gave no log-probabilities.
     """
-    answer = _normalized(draft.log_answer, draft.answer_tokens, normalization)
-    rationale = _normalized(draft.log_rationale, draft.rationale_tokens, normalization)
+    mean = normalization == "mean"
+    answer = _per_token(draft.log_answer, draft.answer_tokens) if mean else draft.log_answer
+    rationale = _per_token(draft.log_rationale, draft.rationale_tokens) if mean else draft.log_rationale
     if answer is None or (rationale is None and draft.rationale):
         return None
     if not draft.rationale or rationale is None:
@@ -73,10 +74,8 @@ def draft_score(draft: Draft, normalization: Normalization = "sum") -> float | N
     return high if math.isinf(high) else high + math.log1p(math.exp(low - high))
 
 
-def _normalized(value: float | None, tokens: int, normalization: Normalization) -> float | None:
-    if value is None or normalization == "sum":
-        return value
-    return value / max(tokens, 1)
+def _per_token(value: float | None, tokens: int) -> float | None:
+    return None if value is None else value / max(tokens, 1)
 
 
 def scores_counting(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName]) -> tuple[ScoreName, ...]:
@@ -210,7 +209,7 @@ class Verifier:
         return Verdict(
             draft=draft,
             log_draft=draft_score(draft, kind),
-            log_self_contain=_normalized(contain, len(raw.self_contain or ()), kind),
+            log_self_contain=contain if kind == "sum" else _per_token(contain, len(raw.self_contain or ())),
             log_self_reflect=None if raw.self_reflect is None else float(sum(raw.self_reflect)),
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,16 @@ def merge_lora(model: nn.Module, folder: str | Path) -> None:
             weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
 
 
+def adapter_files(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The config of the adapter in ``folder``, and its tensors by name. Raises ``ModelNotFoundError`` where there is none."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return config, load_file(folder / "adapter_model.safetensors")
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise ModelNotFoundError(f"no LoRA adapter could be read from {folder}: {error}") from error
+
+
 def read_lora(model: nn.Module, folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The weights of ``model`` that the adapter in ``folder`` changes, each with what is to be added; all checked.
 
@@ -33,12 +44,7 @@ def read_lora(model: nn.Module, folder: str | Path) -> list[tuple[torch.Tensor, 
         ModelNotFoundError: There is no adapter, or it cannot be read.
         InvalidInputError: It was made for another model, or holds what a plain LoRA does not.
     """
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise ModelNotFoundError(f"no LoRA adapter could be read from {folder}: {error}") from error
+    config, tensors = adapter_files(folder)
     unsupported = [
         name for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(name)
     ]

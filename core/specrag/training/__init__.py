@@ -1,10 +1,11 @@
 """Making a specialist drafter: from questions with passages to a small LM tuned to draft (paper, section 3.2).
 
 ``examples`` makes the instruction-tuning data, ``rationales`` the evidence in it, ``synthesis`` what a stronger LM adds to
-it, ``trainer`` the model.
+it, ``trainer`` the model, ``averaging`` the mean of several.
 Training needs the extra ``train``; using its result does not.
 """
 
+from specrag.training.averaging import average_adapters
 from specrag.training.examples import Example, Mixture, make_examples
 from specrag.training.rationales import extractive_rationale
 from specrag.training.synthesis import synthesize_questions, synthesize_rationales
@@ -14,6 +15,7 @@ __all__ = [
     "Example",
     "Mixture",
     "TrainingSettings",
+    "average_adapters",
     "evaluate_drafter",
     "extractive_rationale",
     "make_examples",

@@ -1,0 +1,58 @@
+"""The mean of several adapters: a model soup (Wortsman et al., arXiv 2203.05482). It costs no more to run than one of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from specrag.errors import InvalidInputError
+from specrag.models.lora import adapter_files
+from specrag.prompts import Prompts
+
+# What else stands in a config says how it was trained, not what it is.
+_SAME = ("peft_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out")
+
+
+def average_adapters(adapters: Sequence[str | Path], output: str | Path) -> Path:
+    """Write the mean of LoRA adapters' factors, in their own dtype, with the config and the prompts of the first.
+
+    The mean of factors is near the mean of what they add to the weights for adapters of one line only: one trained on from
+    another (``train(adapter=...)``), or several from the same.
+
+    Args:
+        adapters: Folders, at least two.
+        output: A folder, made if need be; another than those.
+
+    Raises:
+        ModelNotFoundError: An adapter cannot be read.
+        InvalidInputError: They differ in shape or in the prompts that they were trained with.
+    """
+    folders, output = [Path(adapter) for adapter in adapters], Path(output)
+    if len(folders) < 2:
+        raise InvalidInputError(f"a mean needs at least two adapters, got {len(folders)}")
+    if output.resolve() in {folder.resolve() for folder in folders}:
+        raise InvalidInputError(f"{output} is one of the adapters: give another folder for their mean")
+    first, *others = [adapter_files(folder) for folder in folders]
+    prompts = [Prompts.of_drafter(folder) for folder in folders]
+    for folder, (config, tensors) in zip(folders[1:], others, strict=True):
+        if {name: config.get(name) for name in _SAME} != {name: first[0].get(name) for name in _SAME} or (
+            {name: tensor.shape for name, tensor in tensors.items()}
+            != {name: tensor.shape for name, tensor in first[1].items()}
+        ):
+            raise InvalidInputError(f"the adapters in {folders[0]} and {folder} differ in shape, rank or scale")
+    if len(set(prompts)) > 1:
+        raise InvalidInputError("the adapters were trained with different prompts: each drafts badly behind another's")
+    mean = {}
+    for name, tensor in first[1].items():
+        stacked = torch.stack([tensors[name].float() for _, tensors in (first, *others)])
+        mean[name] = stacked.mean(0).to(tensor.dtype).contiguous()
+    output.mkdir(parents=True, exist_ok=True)
+    save_file(mean, output / "adapter_model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(folders[0] / "adapter_config.json", output / "adapter_config.json")
+    if prompts[0] is not None:
+        prompts[0].save_drafting(output)
+    return output
