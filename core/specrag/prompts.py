@@ -62,10 +62,7 @@ class Prompts:
     verify_with_passages: str = "{passages}\n\nQuestion: {question}"
     statement: str = SELF_REFLECTION_STATEMENTS[0]
     affirmation: str = "Yes"
-    standard: str = (
-        "Read the passages and answer the question in a few words.\n\n"
-        "Question: {question}\n\n{passages}\n\nQuestion: {question}"
-    )
+    standard: str = "Read the passages and answer the question in a few words.\n\n{passages}\n\nQuestion: {question}"
     synthesis: str = (
         "{passages}\n\nQuestion: {question}\nAnswer: {answer}\n\n"
         "Write one sentence that states the evidence in the passages for this answer."
