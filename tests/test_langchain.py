@@ -233,7 +233,7 @@ def test_a_chat_models_log_probabilities_are_used_and_the_verifiers_yes_is_the_s
     )
     best = result["drafts"][0]
     assert (best["answer"], best["rationale"]) == ("Curie", "because")
-    assert best["log_draft"] == pytest.approx(np.logaddexp(-0.25, -0.25))
+    assert best["log_draft"] == pytest.approx(np.logaddexp(-0.25, -0.5))  # one token of one, two of the other
     assert best["log_self_reflect"] == pytest.approx(-0.25) and best["log_self_contain"] is None
     assert result["details"]["scores_used"] == ["draft", "self_reflect"]
     assert result["details"]["drafter_usage"] == {"prompt_tokens": 18, "completion_tokens": 10}

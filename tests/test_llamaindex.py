@@ -353,7 +353,7 @@ def test_an_llms_log_probabilities_are_used():
     response = engine_of(WithLogProbs(), drafts=2).query("who discovered radium")
     best = response.metadata["drafts"][0]
     assert (best["answer"], best["rationale"]) == ("Curie", "because")
-    assert best["log_draft"] == pytest.approx(np.logaddexp(-0.25, -0.25))
+    assert best["log_draft"] == pytest.approx(np.logaddexp(-0.25, -0.5))  # one token of one, two of the other
     assert best["log_self_reflect"] == pytest.approx(-0.25)
     assert response.metadata["drafter_usage"] == {"prompt_tokens": 18, "completion_tokens": 10}
 

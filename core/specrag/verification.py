@@ -36,7 +36,7 @@ class Scoring:
         evidence: What the verifier sees beside the answer: the rationale, the passages in its place
             (paper, Table 8), or both.
         threshold: Abstain when no draft's log-score is above it. Its scale depends on the other three. ``None`` was chosen on dev:
-            behind the best quarter of the answers the score does not tell right from wrong (docs/benchmarks.md).
+            any threshold that abstains from more unanswerable questions loses right answers (docs/benchmarks.md).
     """
 
     scores: tuple[ScoreName, ...] = ALL_SCORES
