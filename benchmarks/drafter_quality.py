@@ -5,8 +5,8 @@
 NQ dev with ten passages a question (`data/`). Right: the answer's text alone holds one of the right answers. Printed, with 95 %
 Wilson intervals: drafts from the gold passage alone; the drafts of Speculative RAG (m = 5, k = 2) whose subset holds the gold
 passage, and those whose subset does not; the pipeline's answer under every combination of scores; right answers over
-questions that the pipeline answers as a threshold on the score rises. `--verifier`: another model scores the drafts; its own
-answer from all ten passages (standard RAG) is the row to beat.
+questions that the pipeline answers as a threshold on the score rises, and how often it abstains when no passage answers.
+`--verifier`: another model scores the drafts; its own answer from all ten passages (standard RAG) is the row to beat.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,6 +124,7 @@ def main() -> None:
 
     for name, verifier in verifiers.items():
         report_scores(name, verifier, done, sum(coverage) / len(coverage))
+        report_thresholds(name, verifier, done)
     if args.json:
         rows = [
             {
@@ -175,6 +177,35 @@ def report_scores(name: str, verifier: Verifier, done: list[Drafted], coverage: 
         taken = ordered[: max(1, int(answered * len(ordered)))]
         print(
             f"  best {len(taken):3} answers: {sum(r for _, r in taken) / len(taken):5.1%} right, score above {taken[-1][0]:.2f}"
+        )
+
+
+def report_thresholds(name: str, verifier: Verifier, done: list[Drafted]) -> None:
+    """What a threshold on the default score costs and buys. A question without an answer: one without its gold passage's drafts."""
+
+    def best(d: Drafted, drafts: list[tuple[Draft, RawScores]]) -> tuple[float, bool]:
+        ranked, _ = rank([verifier.verdict(x, raw) for x, raw in drafts], verifier.scoring.scores)
+        if not ranked or ranked[0].log_score is None:
+            return -math.inf, False
+        return ranked[0].log_score, contains_answer(ranked[0].draft.text, d.question.answers)
+
+    with_it = [best(d, list(zip(d.drafts, d.raw[name], strict=True))) for d in done]
+    without = [
+        best(
+            d, [(x, r) for x, r in zip(d.drafts, d.raw[name], strict=True) if not set(x.subset) & set(d.question.gold)]
+        )
+        for d in done
+    ]
+    print(
+        f"\n{verifier.scoring.normalization}, all scores: threshold; right, right of what is answered, unanswerable abstained"
+    )
+    for threshold in (-math.inf, -4.5, -3.5, -3.0, -2.5):
+        answered = [right for score, right in with_it if score > threshold]
+        left = sum(score <= threshold for score, _ in without)
+        low, high = wilson_interval(left, len(done))
+        print(
+            f"  {threshold:5}  {sum(answered) / len(done):5.1%}  {sum(answered) / max(len(answered), 1):4.0%}  "
+            f"{left / len(done):4.0%} ({low:.0%}-{high:.0%})"
         )
 
 
