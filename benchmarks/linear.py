@@ -1,8 +1,8 @@
 """Products of a few rows with all of SmolLM2's weights: torch's own linear layers (MKL) against ours (oneDNN), with weights as they lie and packed.
 
-    python benchmarks/linear.py
+    python benchmarks/linear.py [--dtype bfloat16]
 
-Float32; milliseconds for all 211 matrices, as one forward pass multiplies them; medians, taking turns.
+Milliseconds for all 211 matrices, as one forward pass multiplies them; medians, taking turns.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 5, 11, 64, 512])
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
+    dtype = getattr(torch, args.dtype)
     print(machine())
     if not available():
         raise SystemExit("this torch or this machine has no oneDNN product: linear layers stay as they are")
-    layers = [module for module in stock_model(8192).modules() if type(module) is nn.Linear]
+    layers = [module for module in stock_model(8192).to(dtype).modules() if type(module) is nn.Linear]
     weights = sum(layer.weight.nbytes for layer in layers)
     plain = [copy.copy(layer) for layer in layers]
     for layer in plain:
         layer.__class__ = OneDNNLinear
     sides = {"torch": layers, "ours": plain, "packed": [PackedLinear(layer) for layer in layers]}
     for rows in args.rows:
-        inputs = {size: torch.randn(rows, size) for size in {layer.in_features for layer in layers}}
+        inputs = {size: torch.randn(rows, size).to(dtype) for size in {layer.in_features for layer in layers}}
         times: dict[str, list[float]] = {side: [] for side in sides}
         with torch.inference_mode():
             for _ in range(args.repeats):

@@ -23,7 +23,7 @@ from transformers import (
 from specrag.errors import InvalidInputError
 from specrag.models import TransformersLM, decoder
 from specrag.models.kv_cache import RollbackCache, rollback_cache
-from specrag.models.linear import use_onednn
+from specrag.models.linear import multiplies_bfloat16, use_onednn
 from specrag.rapid import attention
 from specrag.rapid.attention import MAX_PACKED_QUERIES, check_supported, packed_attention
 from tests.test_transformers_lm import CONVERSATIONS
@@ -129,9 +129,38 @@ def test_the_light_forward_pass_equals_stock_transformers(name, prepared, steps,
             held = (held + new)[: len(held) + len(new) - back]
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("pack", [False, True])
+def test_in_bfloat16_the_light_forward_pass_is_as_near_to_float32_as_transformers_own(name, pack):
+    if not multiplies_bfloat16(torch.device("cpu")):
+        pytest.skip("this CPU does not multiply bfloat16")
+    own = copy.deepcopy(model_of(name)).to(torch.bfloat16)
+    model = copy.deepcopy(own)
+    use_onednn(model, pack=pack)
+    assert decoder.supports(model)
+    generator = torch.Generator().manual_seed(3)
+    cache, held, errors = rollback_cache(model.config, 300), [1, 2, 3], []
+    with torch.inference_mode():
+        model(torch.tensor([held]), past_key_values=cache)
+        for count, back in ((60, 0), (1, 0), (6, 4), (11, 3), (2, 1), (64, 20), (1, 0), (16, 0)):
+            new = torch.randint(97, (count,), generator=generator).tolist()
+            positions = torch.arange(len(held), len(held) + len(new))[None]
+            logits = decoder.decoder_forward(model, torch.tensor([new]), positions, cache, attention.attend)[0]
+            assert logits.dtype == torch.bfloat16
+            exact, theirs = (stock(m, held + new)[len(held) :].float() for m in (model_of(name), own))
+            errors += zip((logits - exact).abs().mean(-1), (theirs - exact).abs().mean(-1), strict=True)
+            cache.rollback(back)
+            held = (held + new)[: len(held) + len(new) - back]
+    mine, stock_error = torch.tensor(errors).mean(0)
+    assert 0 < mine < 1.2 * stock_error, (mine, stock_error)
+
+
 def test_the_light_forward_pass_is_for_what_it_computes_alone():
     assert not any(decoder.supports(model_of(name)) for name in ("mistral-sliding", "gemma3"))
-    assert not decoder.supports(copy.deepcopy(model_of("llama")).to(torch.bfloat16))
+    half = copy.deepcopy(model_of("llama")).to(torch.bfloat16)
+    assert decoder.supports(half) == multiplies_bfloat16(torch.device("cpu"))
+    half.model.norm.float()
+    assert not decoder.supports(half) and not decoder.supports(copy.deepcopy(model_of("llama")).half())
     gelu = LlamaForCausalLM(LlamaConfig(**SHAPE, hidden_act="gelu"))
     hooked, patched, mine = (copy.deepcopy(model_of("llama")) for _ in range(3))
     hooked.model.layers[1].mlp.register_forward_hook(lambda *_: None)
@@ -140,15 +169,16 @@ def test_the_light_forward_pass_is_for_what_it_computes_alone():
     assert not any(decoder.supports(model) for model in (gelu, hooked, patched, mine))
 
 
-def test_one_query_a_row_attends_as_sdpa_does():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_one_query_a_row_attends_as_sdpa_does(dtype, tolerance):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, heads, n, 8, generator=generator) for heads, n in ((6, 1), (2, 20), (2, 20)))
+    half = (t.to(dtype) for t in (query, key, value))
     seen = torch.rand(3, 1, 1, 20, generator=generator) > 0.4
     hidden = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, seen, scale=0.3, enable_gqa=True)
-    assert torch.allclose(
-        decoder.one_query_attention(query, key, value, 0.3, hidden), expected.transpose(1, 2), atol=1e-5
-    )
+    made = decoder.one_query_attention(*half, 0.3, hidden)
+    assert made.dtype == dtype and torch.allclose(made.float(), expected.transpose(1, 2), atol=tolerance)
 
 
 def test_both_ways_of_attending_were_taken():

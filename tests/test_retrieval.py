@@ -4,7 +4,9 @@ import resource
 import numpy as np
 import pytest
 
+from specrag.embeddings import TransformersEmbedder
 from specrag.errors import InvalidInputError, ModelNotFoundError
+from specrag.models.bundled import located
 from specrag.retrieval import Document, PassageIndex, index_documents, read_documents, split_passages
 from specrag.schema import Passage
 from tests.fakes import HashEmbedder
@@ -181,3 +183,14 @@ def test_a_hundred_thousand_passages_fit_in_memory_with_progress(tmp_path):
     assert grown < 3 * (vectors + texts)
     assert seen[-1] == (100_000, 100_000) and len(seen) > 100
     assert len(index.search("777", 10)) == 10
+
+
+def test_the_embedders_batches_change_nothing_but_time(minilm, questions, monkeypatch):
+    texts = [passage.text for question in questions[:2] for passage in question.passages]
+    assert minilm.batch_size < len(texts)
+    expected = minilm.embed(texts)
+    monkeypatch.setattr(minilm, "batch_size", 3)
+    assert np.abs(minilm.embed(texts) - expected).max() < 1e-5
+    for size in (0, -1):
+        with pytest.raises(InvalidInputError, match="batch_size must be at least 1"):
+            TransformersEmbedder(located("minilm"), batch_size=size)

@@ -50,7 +50,7 @@ class TransformersEmbedder(Embedder):
         template: With ``{question}`` and ``{passage}``: the instruction format of an instruction-aware
             embedder; by default question and passage together.
         max_tokens: Longer texts are cut there.
-        batch_size: Texts a forward pass.
+        batch_size: Texts a forward pass; by default 32 on a GPU, and 8 on the CPU, where more take longer and more memory.
 
     Raises:
         ModelNotFoundError: Nothing is there, or it cannot be loaded.
@@ -63,7 +63,7 @@ class TransformersEmbedder(Embedder):
         template: str | None = None,
         pooling: Literal["mean", "first"] = "mean",
         max_tokens: int = 256,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -74,6 +74,8 @@ class TransformersEmbedder(Embedder):
 
         if pooling not in ("mean", "first"):
             raise InvalidInputError(f"pooling must be 'mean' or 'first', got {pooling!r}")
+        if batch_size is not None and batch_size < 1:
+            raise InvalidInputError(f"batch_size must be at least 1, got {batch_size}")
         local = Path(path).expanduser()
         if (isinstance(path, Path) or str(path).startswith(("/", ".", "~"))) and not local.exists():
             raise ModelNotFoundError(f"no embedder at {local}: give a model folder or a hub id")
@@ -87,7 +89,8 @@ class TransformersEmbedder(Embedder):
         self._model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.name = str(path)
         self.template = template or self.template
-        self.pooling, self.max_tokens, self.batch_size = pooling, max_tokens, batch_size
+        self.pooling, self.max_tokens = pooling, max_tokens
+        self.batch_size = batch_size or (8 if self._model.device.type == "cpu" else 32)
 
     def __repr__(self) -> str:
         return f"TransformersEmbedder({self.name!r})"

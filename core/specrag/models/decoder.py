@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from specrag.models.kv_cache import RollbackCache
-from specrag.models.linear import product
+from specrag.models.linear import multiplies, product
 
 #: More tokens at once spend their time in products, where there is nothing to save.
 MAX_TOKENS = 64
@@ -29,7 +29,10 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def supports(model: nn.Module) -> bool:
-    """Whether ``decoder_forward`` computes what ``model`` does: its kind, float32 on the CPU, full attention, no hooks."""
+    """Whether ``decoder_forward`` computes what ``model`` does: its kind, full attention, no hooks, one dtype, on the CPU.
+
+    The dtype is float32 or, where that is multiplied natively, bfloat16.
+    """
     if type(model) not in _KINDS:
         return False
     config: Any = model.config
@@ -37,7 +40,8 @@ def supports(model: nn.Module) -> bool:
         return False
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         return False
-    if any(p.dtype != torch.float32 or not p.is_cpu for p in model.parameters()):
+    parameters = list(model.parameters())
+    if len({p.dtype for p in parameters}) != 1 or not all(multiplies(p) for p in parameters):
         return False
     return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
 
@@ -89,8 +93,13 @@ def one_query_attention(query: Tensor, key: Tensor, value: Tensor, scale: float,
         [batch, 1, heads, head_dim].
     """
     batch, heads, _, size = query.shape
-    kv_heads = key.shape[1]
-    scores = torch.matmul(query.reshape(batch, kv_heads, heads // kv_heads, size) * scale, key.transpose(-1, -2))
-    if hidden is not None:
-        scores += hidden
-    return torch.matmul(scores.softmax(-1), value).reshape(batch, 1, heads, size)
+    rows = query.reshape(batch, key.shape[1], -1, size)
+    if query.dtype == torch.float32:
+        scores = torch.matmul(rows * scale, key.transpose(-1, -2))
+        if hidden is not None:
+            scores += hidden
+        out = torch.matmul(scores.softmax(-1), value)
+    else:  # products of a few rows in bfloat16 cost more than SDPA's tiles
+        mask = None if hidden is None else hidden.to(query.dtype)
+        out = functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+    return out.reshape(batch, 1, heads, size)

@@ -1,12 +1,14 @@
-"""Linear layers for a few rows at a time on x86 CPUs: float32, exact to the order of sums, and fast.
+"""Linear layers for a few rows at a time on x86 CPUs, exact to the order of sums, and fast.
 
 Decoding multiplies each weight matrix with one row, drafting and verification with five to ten. torch hands such products to
 MKL, which takes up to four times as long for them as oneDNN does (``benchmarks/linear.py``). oneDNN's product is what torch's own
-compiler emits for the CPU; it is faster still over weights in oneDNN's blocked layout.
+compiler emits for the CPU; it is faster still over weights in oneDNN's blocked layout. Weights in bfloat16, half the bytes to read,
+gain from the layout alone, where the CPU multiplies it.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -76,12 +78,17 @@ def product(
     layer: nn.Module, x: Tensor, *, silu: bool = False, add: Tensor | None = None, times: Tensor | None = None
 ) -> Tensor:  # [..., in] -> [..., out]
     """``layer(x)``, under SiLU, plus ``add`` or times ``times`` (one of them): in one pass over the output where oneDNN can."""
-    plain = x.dtype != torch.float32 or x.shape[:-1].numel() > _EXACT_ROWS or torch.is_grad_enabled()
-    if plain or type(layer) not in (PackedLinear, OneDNNLinear):
+    few = x.shape[:-1].numel() <= _EXACT_ROWS and not torch.is_grad_enabled()
+    weight: Any = None
+    if few and type(layer) is PackedLinear:
+        weight = layer.packed
+    elif few and type(layer) is OneDNNLinear and layer.weight.dtype == torch.float32 and layer.weight.is_cpu:
+        weight = layer.weight
+    if weight is None or weight.dtype != x.dtype:
         out: Tensor = layer(x)
         out = nn.functional.silu(out) if silu else out
         return out + add if add is not None else out * times if times is not None else out
-    weight, bias = layer.packed if type(layer) is PackedLinear else layer.weight, layer.bias
+    bias: Any = layer.bias
     if add is None and times is None:
         return _product(x, weight, bias, "swish" if silu else "none", [], "")  # type: ignore[no-any-return]
     other = times if add is None else add
@@ -94,10 +101,30 @@ def available() -> bool:
     return capable and _product is not None and _pack is not None
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 natively."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and _cpu_multiplies_bfloat16()
+
+
+@cache
+def _cpu_multiplies_bfloat16() -> bool:
+    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(asked() for asked in known if asked is not None)
+
+
+def multiplies(weight: Tensor) -> bool:
+    """Whether weights of this type, on this device, are multiplied here."""
+    if not weight.is_cpu:
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _cpu_multiplies_bfloat16())
+
+
 def use_onednn(model: nn.Module, *, pack: bool = False) -> None:
     """Make every plain linear layer of ``model`` multiply with oneDNN, in place, where that is available.
 
-    Weights of other types, and on other devices, stay as they are.
+    Float32, and with ``pack`` bfloat16; weights of other types, and on other devices, stay as they are.
 
     Args:
         pack: Also lay the weights out for it, those that no other module shares. Nobody else may need them as they were:
@@ -114,12 +141,12 @@ def use_onednn(model: nn.Module, *, pack: bool = False) -> None:
         for name, child in list(parent.named_children()):
             if not isinstance(child, nn.Linear) or type(child) not in (nn.Linear, OneDNNLinear):
                 continue
-            if child.weight.dtype != torch.float32 or not child.weight.is_cpu:
+            if not multiplies(child.weight):
                 continue
             if pack and uses[id(child.weight)] == 1:
                 setattr(parent, name, PackedLinear(child))
                 packed = True
-            else:
+            elif child.weight.dtype == torch.float32:
                 child.__class__ = OneDNNLinear
     if packed:  # what is left of a checkpoint would keep all of it mapped
         for parameter in model.parameters():

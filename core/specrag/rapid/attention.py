@@ -28,7 +28,7 @@ from specrag.errors import InvalidInputError
 
 NAME = "specrag_packed"
 
-# Up to so many queries over less than so many keys, one matrix product is faster than SDPA's tiles.
+# Up to so many queries over less than so many keys, one matrix product is faster than SDPA's tiles, in float32.
 MAX_PACKED_QUERIES = 64
 MIN_TILED_LENGTH = 4096
 
@@ -71,7 +71,9 @@ def attend(
     hidden = _hidden(queries, length, sliding_window, query.device)
     if query.device.type == "cuda":
         out = _sdpa_cuda(query, key, value, hidden, scale)
-    elif queries <= MAX_PACKED_QUERIES and (length < MIN_TILED_LENGTH or _flash is None):
+    elif queries <= MAX_PACKED_QUERIES and (
+        _flash is None or (length < MIN_TILED_LENGTH and query.dtype == torch.float32)
+    ):
         out = _packed(query, key, value, hidden, scale)
     elif _flash is not None and key.shape[-1] == value.shape[-1]:
         out = _tiled(query, key, value, hidden, scale)

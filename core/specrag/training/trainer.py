@@ -24,7 +24,7 @@ from specrag.drafting import Drafter
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.evaluation.metrics import contains_answer, wilson_interval
 from specrag.models.base import LanguageModel
-from specrag.models.linear import unpack
+from specrag.models.linear import multiplies_bfloat16, unpack
 from specrag.models.lora import read_lora
 from specrag.models.transformers import TransformersLM
 from specrag.prompts import Prompts
@@ -298,14 +298,6 @@ def _with_lora(model: Any, settings: TrainingSettings, adapter: str | Path | Non
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 natively, which is when training in it is faster."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return device.type == "cpu" and any(asked() for asked in known if asked is not None)
 
 
 def _arguments(folder: Path, settings: TrainingSettings, device: torch.device) -> TrainingArguments:
