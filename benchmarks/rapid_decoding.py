@@ -46,6 +46,7 @@ ROWS = {
     "rapid, sparse, auto": {"transfer": "rapid", "proposer": "sparse"},
     "none, sparse int8 drafter, 5": {"transfer": "none", "proposer": "sparse", "candidates": 5, "int8": True},
     "none, sparse int8 drafter, auto": {"transfer": "none", "proposer": "sparse", "int8": True},
+    "rapid, sparse int8 drafter, 5": {"transfer": "rapid", "proposer": "sparse", "candidates": 5, "int8": True},
     "rapid, sparse int8 drafter, auto": {"transfer": "rapid", "proposer": "sparse", "int8": True},
     "match, auto": {"proposer": "match", "transfer": "none"},
     "hybrid, auto": {"proposer": "hybrid", "transfer": "none"},

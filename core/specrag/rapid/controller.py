@@ -11,18 +11,54 @@ from specrag.errors import InvalidInputError
 MAX_CANDIDATES = 12
 # What a drafter's own prefill may cost of the decoding time before anything is known of its acceptance.
 _START_SHARE = 0.04
-# The acceptance that is believed in before any candidate was verified: a few unlucky ones shall not end drafting for good.
-_PRIOR = 0.7
-# What a verified candidate adds to a step, as a share of the step, until it is measured.
-_EXTRA_GUESS = 0.1
-# The newest measurement's weight in the running estimates.
-_WEIGHT = 0.25
-# Probing may cost this share of the time, no more.
-_PROBE_SHARE = 0.03
-# Candidates of the first rounds with any, and how many such rounds before they are judged: a first round is slow for
-# reasons of its own (kernels are made for its shape).
+# The acceptance that is believed in before any candidate was verified, as firmly as if so many had been: a few unlucky
+# ones shall not end drafting for good.
+_PRIOR, _PRIOR_CANDIDATES = 0.7, 8
+# What the step from one token to several costs, and then a candidate, as shares of a plain step, until they are measured.
+_JUMP_GUESS, _EXTRA_GUESS = 0.3, 0.1
+# The newest measurement's weight in the running estimates, and in that of the acceptance at least.
+_WEIGHT, _ACCEPTANCE_WEIGHT = 0.25, 0.04
+# A plain step after so many rounds with candidates: machines change their speed, and it is what they are judged by.
+_REFRESH = 20
+# A step that took longer than so many times the estimate was interrupted, and counts as that.
+_SPIKE = 1.5
+# What older rounds count for in the lines after each round.
+_MEMORY = 0.9
+# Drafting that does not seem to pay is tried again when this share of the time has made up for what the last round of it lost.
+_PROBE_SHARE = 0.02
+# What drafting must promise: what it promises is the best of many noisy guesses.
+_MARGIN = 1.03
+# Candidates of the first rounds with any, and how many such rounds before they are judged.
 _FIRST_GUESS = 2
 _TRIALS = 2
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of a round against its candidates: a least-squares line through the latest rounds and a guess of its beginning.
+
+    Steps of several tokens cost more than their candidates make up (the first one beyond a token is the dearest), so that a cost
+    a candidate, measured at one γ, misjudges every other.
+    """
+
+    rounds: float = 0.0  # sums over the rounds, the older the less
+    x: float = 0.0
+    xx: float = 0.0
+    y: float = 0.0
+    xy: float = 0.0
+
+    def with_round(self, candidates: int, seconds: float) -> Line:
+        """The line with one round more."""
+        sums = (self.rounds, self.x, self.xx, self.y, self.xy)
+        new = (1.0, candidates, candidates**2, seconds, candidates * seconds)
+        return Line(*(_MEMORY * old + value for old, value in zip(sums, new, strict=True)))
+
+    def at(self, candidates: int, beginning: float) -> float:
+        """Seconds of a round with so many candidates. ``beginning`` counts as one round of γ = 0."""
+        n, y = self.rounds + 1, self.y + beginning
+        spread = n * self.xx - self.x**2
+        slope = max(0.0, (n * self.xy - self.x * y) / spread) if spread > 0 else 0.0
+        return max(0.0, (y - slope * self.x) / n + slope * candidates)
 
 
 @dataclass
@@ -30,18 +66,20 @@ class Estimates:
     """Running estimates, kept from one generation to the next. Seconds; ``None``: never measured."""
 
     acceptance: float | None = None
-    draft: float | None = None  # a drafted token
+    judged: int = 0  # candidates that were accepted or refused
     plain: float | None = None  # a step without candidates
-    extra: float | None = None  # what a verified candidate adds to a step
+    draft: Line = Line()
+    verify: Line = Line()
     startup: float | None = None  # a token of the drafter's own prompt, prefilled
     tokens: float | None = None  # of an answer
     undrafted: float = 0.0  # decoding time since a drafter was last tried
     plain_rounds: int = 0  # on this context
     drafted_rounds: int = 0
+    debt: float = 0.0  # seconds that the latest round with candidates lost against plain steps, less what is forgiven
 
     def for_another_context(self) -> Estimates:
         """What is known of the models, without what depends on the context's length."""
-        return replace(self, plain=None, extra=None, plain_rounds=0, drafted_rounds=0)
+        return replace(self, plain=None, verify=Line(), plain_rounds=0, drafted_rounds=0)
 
 
 class Controller:
@@ -51,7 +89,7 @@ class Controller:
         candidates: An int: always that many. A sequence: that schedule, then its last entry (a replay).
             ``"auto"``: the γ with the most expected tokens per second, from running estimates of what a drafted token,
             a plain step and a verified candidate cost and of how often candidates are accepted; 0 when none pays.
-            It then probes from time to time, for at most 3 % of the time. A drafter that must read its own prompt first
+            It then probes from time to time, for about 2 % of the time. A drafter that must read its own prompt first
             is started when what it is expected to save is more than that costs; while nothing is known of it, when that
             costs at most 4 % of the decoding so far and half of the tokens still allowed.
         estimates: From earlier generations; they are brought up to date.
@@ -69,9 +107,8 @@ class Controller:
             self._schedule = [int(n) for n in candidates]
         if self._schedule is not None and (not self._schedule or min(self._schedule) < 0):
             raise InvalidInputError(f"candidates must be 0 or more, got {candidates}")
-        self._round = 0
+        self._round = self._drafted = 0  # rounds, and those with candidates since the last plain step
         self.known = estimates if estimates is not None else Estimates()
-        self._since_probe = 0.0
 
     @property
     def automatic(self) -> bool:
@@ -82,15 +119,13 @@ class Controller:
         """γ of the coming round."""
         if self._schedule is not None:
             return self._schedule[min(self._round, len(self._schedule) - 1)]
-        if self.known.plain_rounds < 2:
+        if self.known.plain_rounds < 2 or self._drafted >= _REFRESH:
             return 0  # what a plain step costs is what everything is compared with
-        if self.known.acceptance is None or 0 < self.known.drafted_rounds < _TRIALS:
+        if not self.known.draft.rounds or 0 < self.known.drafted_rounds < _TRIALS:
             return _FIRST_GUESS
         best = self._best()
-        if best == 0 and self._since_probe * _PROBE_SHARE >= self._loss(1):
-            self._since_probe = 0.0
-            return 1
-        return best
+        pays = self._rate(best) > _MARGIN * self._rate(0)
+        return best if pays or self.known.debt <= 0 else 0
 
     def may_start(self, prompt_tokens: int, seconds_a_token: float, remaining: int) -> bool:
         """Whether a drafter shall read its own prompt now.
@@ -105,13 +140,13 @@ class Controller:
         if self.known.plain is None:
             return False
         cost = prompt_tokens * (seconds_a_token if self.known.startup is None else self.known.startup)
-        if self.known.acceptance is None or self.known.draft is None:
+        if not self.known.draft.rounds:
             return cost <= _START_SHARE * (self.known.undrafted + 0.5 * remaining * self.known.plain)
         if cost <= min(_PROBE_SHARE * self.known.undrafted, _START_SHARE * 0.5 * remaining * self.known.plain):
             return True  # what was measured may have been a bad day
         best = self._best()
         expected = remaining if self.known.tokens is None else min(remaining, self.known.tokens)
-        return expected * (self._seconds(0) - self._seconds(best) / self._tokens(best)) > cost
+        return expected * (self._seconds(0) - 1 / self._rate(best)) > cost
 
     def started(self, prompt_tokens: int, seconds: float) -> None:
         """The drafter has read its prompt."""
@@ -127,38 +162,49 @@ class Controller:
         """Record a round. ``candidates`` that were drafted, ``accepted`` of them from the left."""
         self._round += 1
         known = self.known
+        known.debt -= _PROBE_SHARE * (draft_seconds + verify_seconds)
         if candidates == 0:
             known.plain_rounds += 1
-            known.plain = _settled(known.plain, verify_seconds, known.plain_rounds)
+            usual = verify_seconds if known.plain is None else min(verify_seconds, _SPIKE * known.plain)
+            known.plain = _settled(known.plain, usual, known.plain_rounds)
+            self._drafted = 0
             known.undrafted += verify_seconds
-            self._since_probe += verify_seconds
             return
         known.drafted_rounds += 1
-        known.draft = _settled(known.draft, draft_seconds / candidates, known.drafted_rounds)
-        if known.plain is not None:
-            extra = max(0.0, verify_seconds - known.plain) / candidates
-            known.extra = _settled(known.extra, extra, known.drafted_rounds)
-        tried = min(accepted + 1, candidates)  # candidates behind the first rejection say nothing
-        for i in range(tried):
+        self._drafted += 1
+        if known.drafted_rounds > 1:  # the first one is slow for reasons of its own: kernels are made for its shape
+            known.draft = known.draft.with_round(candidates, draft_seconds)
+            known.verify = known.verify.with_round(candidates, verify_seconds)
+            known.debt = draft_seconds + verify_seconds - (accepted + 1) * (known.plain or 0.0)
+        for i in range(min(accepted + 1, candidates)):  # candidates behind the first refusal say nothing
+            known.judged += 1
+            weight = max(_ACCEPTANCE_WEIGHT, 1 / (_PRIOR_CANDIDATES + known.judged))
             known.acceptance = _blend(
-                _PRIOR if known.acceptance is None else known.acceptance, float(i < accepted), 0.1
+                _PRIOR if known.acceptance is None else known.acceptance, float(i < accepted), weight
             )
 
     def _seconds(self, count: int) -> float:
         plain = self.known.plain or 0.0
-        extra = _EXTRA_GUESS * plain if self.known.extra is None else self.known.extra
-        return plain + count * ((self.known.draft or 0.0) + extra)
+        if count == 0:
+            return plain
+        several = plain * (1 + _JUMP_GUESS)
+        if self.known.verify.rounds:
+            several = self.known.verify.at(count, several)
+        else:
+            several += plain * _EXTRA_GUESS * count
+        return max(plain, several) + self.known.draft.at(count, 0.0)
 
     def _tokens(self, count: int) -> float:
         a = min(self.known.acceptance or 0.0, 0.99)
         return float((1 - a ** (count + 1)) / (1 - a))
 
-    def _loss(self, count: int) -> float:
-        """Seconds that a round of ``count`` costs more than the same tokens by plain steps."""
-        return max(0.0, self._seconds(count) - self._tokens(count) * self._seconds(0))
+    def _rate(self, count: int) -> float:
+        """Tokens a second in rounds of ``count`` candidates."""
+        return self._tokens(count) / max(self._seconds(count), 1e-9)
 
     def _best(self) -> int:
-        return max(range(MAX_CANDIDATES + 1), key=lambda count: self._tokens(count) / max(self._seconds(count), 1e-9))
+        """The fastest γ but 0."""
+        return max(range(1, MAX_CANDIDATES + 1), key=self._rate)
 
 
 def _blend(old: float | None, new: float, weight: float = _WEIGHT) -> float:
