@@ -274,6 +274,29 @@ def test_kept_keys_stay_at_their_positions(tiny):
     assert (some.length, some.skipped) == (18, 22)
 
 
+def test_a_drafter_that_catches_up_proposes_what_it_would_have_proposed(tiny):
+    """After plain steps, after a refusal, and where there is nothing to catch up with."""
+    prompt, drawing = [5, 6, 7, 8], Drawing(0.0)
+    generated = torch.randint(1000, (30,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def drafter():
+        model = ModelProposer(CachedModel(tiny, 64, 1000), prompt)
+        model.catch_up(generated)  # its prompt was not read: nothing happens
+        assert model.model.length == 0
+        model.prepare()
+        return model
+
+    late, prompt_end = drafter(), len(prompt) - 1
+    for upto, read in ((2, 0), (9, 9), (10, 9), (12, 9), (30, 30)):
+        fresh = drafter()
+        late.catch_up(generated[:upto])
+        if read == upto:
+            assert late.model.length == prompt_end + upto  # all but the last token, which the first candidate needs
+        made, want = late.propose(generated[:upto], 3, drawing), fresh.propose(generated[:upto], 3, drawing)
+        assert torch.equal(made.tokens, want.tokens)
+        assert torch.allclose(made.probabilities, want.probabilities, atol=1e-5)
+
+
 def run_controller(draft, plain, extra, accept, rounds=400, jump=0.0, candidates="auto", slower=()):
     """(mean γ, tokens per second over those of plain decoding) of a decoder with these costs.
 

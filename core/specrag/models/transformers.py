@@ -61,17 +61,19 @@ _PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0
 class TransformersLM(LanguageModel):
     """A causal LM of transformers, for drafting, verifying, or both.
 
-    On x86 CPUs float32 linear layers multiply with oneDNN, and a model that is loaded here has its weights laid out for it
-    (``specrag.models.linear``: ``unpack`` undoes that for those who train ``.model``).
+    On x86 CPUs float32 linear layers multiply with oneDNN, and a model that is loaded here, in float32 or in bfloat16, has its weights
+    laid out for it (``specrag.models.linear``: ``unpack`` undoes that for those who train ``.model``).
 
     Args:
         model: A folder, a ``.gguf`` file, a hub id, or a loaded model (then ``tokenizer`` is needed).
         tokenizer: A folder, hub id or fast tokenizer; by default the model's own.
-        dtype: A torch dtype; by default float32 on the CPU and bfloat16 elsewhere.
+        dtype: A torch dtype; by default float32 on the CPU and bfloat16 elsewhere. Several drafts at once are fastest in
+            bfloat16 on a CPU that multiplies it.
         device: ``"cpu"``, ``"cuda:0"``, ...; by default a GPU when there is one.
         device_map: Given to ``from_pretrained`` in place of ``device`` (several devices; needs accelerate).
         adapter: A folder with a LoRA adapter in peft's format, merged into the weights (``specrag train`` makes one).
-        quantization: ``"int8"``: linear layers with int8 weights, on the CPU. A loaded model is changed in place.
+        quantization: ``"int8"``: linear layers with int8 weights, on the CPU; fastest for one row at a time, as RAPID's drafter
+            decodes. A loaded model is changed in place.
         chat_template: ``"auto"``: the tokenizer's own where it has one; ``None``: plain prompts; or a template.
         packing: ``"auto"`` packs all scored conversations into one row where the architecture allows it
             (checked once against scoring one at a time); ``False`` uses padded batches.

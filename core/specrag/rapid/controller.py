@@ -124,8 +124,9 @@ class Controller:
         if not self.known.draft.rounds or 0 < self.known.drafted_rounds < _TRIALS:
             return _FIRST_GUESS
         best = self._best()
-        pays = self._rate(best) > _MARGIN * self._rate(0)
-        return best if pays or self.known.debt <= 0 else 0
+        if self._rate(best) > _MARGIN * self._rate(0):
+            return best
+        return max(best, _FIRST_GUESS) if self.known.debt <= 0 else 0  # one candidate alone tells little of more
 
     def may_start(self, prompt_tokens: int, seconds_a_token: float, remaining: int) -> bool:
         """Whether a drafter shall read its own prompt now.
@@ -158,8 +159,18 @@ class Controller:
         """The generation is over."""
         self.known.tokens = _blend(self.known.tokens, float(tokens))
 
-    def observe(self, candidates: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Record a round. ``candidates`` that were drafted, ``accepted`` of them from the left."""
+    def observe(
+        self,
+        candidates: int,
+        accepted: int,
+        draft_seconds: float,
+        verify_seconds: float,
+        catch_up_seconds: float = 0.0,
+    ) -> None:
+        """Record a round. ``candidates`` that were drafted, ``accepted`` of them from the left.
+
+        ``catch_up_seconds``: What the drafter took to read the tokens of plain steps, before it drafted.
+        """
         self._round += 1
         known = self.known
         known.debt -= _PROBE_SHARE * (draft_seconds + verify_seconds)
@@ -175,7 +186,8 @@ class Controller:
         if known.drafted_rounds > 1:  # the first one is slow for reasons of its own: kernels are made for its shape
             known.draft = known.draft.with_round(candidates, draft_seconds)
             known.verify = known.verify.with_round(candidates, verify_seconds)
-            known.debt = draft_seconds + verify_seconds - (accepted + 1) * (known.plain or 0.0)
+            usual = min(draft_seconds + verify_seconds, _SPIKE * self._seconds(candidates))
+            known.debt = catch_up_seconds + usual - (accepted + 1) * (known.plain or 0.0)
         for i in range(min(accepted + 1, candidates)):  # candidates behind the first refusal say nothing
             known.judged += 1
             weight = max(_ACCEPTANCE_WEIGHT, 1 / (_PRIOR_CANDIDATES + known.judged))

@@ -24,6 +24,8 @@ from specrag.rapid.attention import attend, check_supported, packed_attention
 
 # Tokens of one prefill pass: its activations and mask are what memory holds beside weights and cache.
 PREFILL_CHUNK = 512
+# Tokens that a drafter reads with its first candidate; more are read before (the last one and what followed an accepted run are usual).
+_LAG = 4
 
 Progress = Callable[[int, int], None]
 
@@ -153,6 +155,9 @@ class Proposer(ABC):
     def prepare(self) -> None:  # noqa: B027 - most have nothing to read
         """Read them; ``propose`` proposes nothing of that model before."""
 
+    def catch_up(self, generated: Sequence[int]) -> None:  # noqa: B027
+        """Read what was generated without it, if that is long: what a proposal costs is then no more than a proposal."""
+
     @abstractmethod
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
@@ -197,15 +202,29 @@ class ModelProposer(Proposer):
         if self.model.length < self._base:
             self.model.prefill(self.prompt[self.model.length : self._base])
 
+    def catch_up(self, generated: Sequence[int]) -> None:
+        sequence = [self.prompt[-1], *generated]
+        agreed = self._agreed(sequence)
+        if self.startup_tokens or len(sequence) - agreed <= _LAG:
+            return
+        self.model.rollback_to(self._base + agreed)
+        self.model.feed(sequence[agreed:-1])
+        self._held, self._certain = sequence[:-1], len(sequence) - 1
+
+    def _agreed(self, sequence: Sequence[int]) -> int:
+        """How many tokens of ``sequence``, but its last, the cache holds."""
+        agreed = min(self._certain, len(sequence) - 1)
+        while agreed < min(len(self._held), len(sequence) - 1) and self._held[agreed] == sequence[agreed]:
+            agreed += 1
+        return agreed
+
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
     ) -> Proposal | None:
         if self.startup_tokens:
             return None
         sequence = [self.prompt[-1], *generated]
-        agreed = min(self._certain, len(sequence) - 1)
-        while agreed < min(len(self._held), len(sequence) - 1) and self._held[agreed] == sequence[agreed]:
-            agreed += 1
+        agreed = self._agreed(sequence)
         self.model.rollback_to(self._base + agreed)
         logits = self.model.feed(sequence[agreed:])[-1]
         tokens, rows = [], []
@@ -288,6 +307,10 @@ class HybridProposer(Proposer):
 
     def prepare(self) -> None:
         self._model.prepare()
+
+    def catch_up(self, generated: Sequence[int]) -> None:
+        if self._match.match(generated) is None:
+            self._model.catch_up(generated)
 
     @property
     def forward_seconds(self) -> float:
