@@ -9,7 +9,7 @@ import torch
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
 from specrag.models import TransformersLM
 from specrag.models.tokenization import IncrementalDecoder
-from specrag.rapid import Controller, LongContext, RapidGenerator, RapidStats
+from specrag.rapid import Controller, LongContext, RapidGenerator, RapidStats, proposers
 from specrag.rapid.controller import Line
 from specrag.rapid.decoding import RapidSettings, _Output, decode
 from specrag.rapid.distributions import output_distribution
@@ -274,25 +274,26 @@ def test_kept_keys_stay_at_their_positions(tiny):
     assert (some.length, some.skipped) == (18, 22)
 
 
-def test_a_drafter_that_catches_up_proposes_what_it_would_have_proposed(tiny):
+def test_a_drafter_that_catches_up_proposes_what_it_would_have_proposed(tiny, monkeypatch):
     """After plain steps, after a refusal, and where there is nothing to catch up with."""
     prompt, drawing = [5, 6, 7, 8], Drawing(0.0)
     generated = torch.randint(1000, (30,), generator=torch.Generator().manual_seed(0)).tolist()
 
     def drafter():
         model = ModelProposer(CachedModel(tiny, 64, 1000), prompt)
-        model.catch_up(generated)  # its prompt was not read: nothing happens
+        assert model.propose(generated, 3, drawing) is None  # its prompt was not read: nothing happens
         assert model.model.length == 0
         model.prepare()
         return model
 
-    late, prompt_end = drafter(), len(prompt) - 1
-    for upto, read in ((2, 0), (9, 9), (10, 9), (12, 9), (30, 30)):
-        fresh = drafter()
-        late.catch_up(generated[:upto])
-        if read == upto:
-            assert late.model.length == prompt_end + upto  # all but the last token, which the first candidate needs
-        made, want = late.propose(generated[:upto], 3, drawing), fresh.propose(generated[:upto], 3, drawing)
+    late = drafter()
+    for upto, behind in ((2, False), (9, True), (10, False), (12, False), (30, True)):
+        made = late.propose(generated[:upto], 3, drawing)
+        assert (made.catch_up_seconds > 0) == behind
+        fresh = drafter()  # reads everything with its first candidate
+        monkeypatch.setattr(proposers, "_LAG", 1000)
+        want = fresh.propose(generated[:upto], 3, drawing)
+        monkeypatch.undo()
         assert torch.equal(made.tokens, want.tokens)
         assert torch.allclose(made.probabilities, want.probabilities, atol=1e-5)
 

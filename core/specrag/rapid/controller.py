@@ -199,10 +199,8 @@ class Controller:
         plain = self.known.plain or 0.0
         if count == 0:
             return plain
-        several = plain * (1 + _JUMP_GUESS)
-        if self.known.verify.rounds:
-            several = self.known.verify.at(count, several)
-        else:
+        several = self.known.verify.at(count, plain * (1 + _JUMP_GUESS))
+        if not self.known.verify.rounds:
             several += plain * _EXTRA_GUESS * count
         return max(plain, several) + self.known.draft.at(count, 0.0)
 

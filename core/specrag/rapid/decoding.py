@@ -136,7 +136,7 @@ def decode(
         left = max_new_tokens - len(output.tokens)
         count = min(controller.next(), left - 1) if proposer is not None else 0
         proposal = None
-        start = caught_up = time.perf_counter()
+        start = time.perf_counter()
         if proposer is not None and (count > 0 or needs_bonus):
             unread = proposer.startup_tokens
             if unread and (needs_bonus or controller.may_start(unread, startup_seconds, left)):
@@ -144,8 +144,6 @@ def decode(
                 stats.startup_seconds += time.perf_counter() - start
                 controller.started(unread, time.perf_counter() - start)
                 start = time.perf_counter()
-            proposer.catch_up(output.tokens)
-            caught_up = time.perf_counter()
             proposal = proposer.propose(output.tokens, max(count, 1), drawing, bonus=needs_bonus and count > 0)
         drafted = time.perf_counter()
         emitted, accepted, own = _verify_round(
@@ -153,7 +151,8 @@ def decode(
         )
         verified = time.perf_counter()
         used = 0 if proposal is None else min(count, len(proposal.tokens))
-        controller.observe(used, accepted, drafted - caught_up, verified - drafted, caught_up - start)
+        late = 0.0 if proposal is None else proposal.catch_up_seconds
+        controller.observe(used, accepted, drafted - start - late, verified - drafted, late)
         stats.schedule.append(used)
         stats.candidates += used
         stats.accepted += accepted

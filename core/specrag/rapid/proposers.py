@@ -24,7 +24,7 @@ from specrag.rapid.attention import attend, check_supported, packed_attention
 
 # Tokens of one prefill pass: its activations and mask are what memory holds beside weights and cache.
 PREFILL_CHUNK = 512
-# Tokens that a drafter reads with its first candidate; more are read before (the last one and what followed an accepted run are usual).
+# Tokens that a drafter reads with its first candidate (the last one and what followed an accepted run); more are read before.
 _LAG = 4
 
 Progress = Callable[[int, int], None]
@@ -134,11 +134,13 @@ class Proposal:
 
     ``probabilities`` has a row a candidate, and one more when the caller asked for the bonus position.
     ``from_model[i]``: whether candidate i was drawn from a model's distribution; only then does the target learn.
+    ``catch_up_seconds``: what a model took to read what was generated without it, which is not the cost of drafting.
     """
 
     tokens: Tensor  # [γ]
     probabilities: Tensor  # [γ or γ + 1, vocabulary]
     from_model: tuple[bool, ...]
+    catch_up_seconds: float = 0.0
 
 
 class Proposer(ABC):
@@ -154,9 +156,6 @@ class Proposer(ABC):
 
     def prepare(self) -> None:  # noqa: B027 - most have nothing to read
         """Read them; ``propose`` proposes nothing of that model before."""
-
-    def catch_up(self, generated: Sequence[int]) -> None:  # noqa: B027
-        """Read what was generated without it, if that is long: what a proposal costs is then no more than a proposal."""
 
     @abstractmethod
     def propose(
@@ -202,30 +201,21 @@ class ModelProposer(Proposer):
         if self.model.length < self._base:
             self.model.prefill(self.prompt[self.model.length : self._base])
 
-    def catch_up(self, generated: Sequence[int]) -> None:
-        sequence = [self.prompt[-1], *generated]
-        agreed = self._agreed(sequence)
-        if self.startup_tokens or len(sequence) - agreed <= _LAG:
-            return
-        self.model.rollback_to(self._base + agreed)
-        self.model.feed(sequence[agreed:-1])
-        self._held, self._certain = sequence[:-1], len(sequence) - 1
-
-    def _agreed(self, sequence: Sequence[int]) -> int:
-        """How many tokens of ``sequence``, but its last, the cache holds."""
-        agreed = min(self._certain, len(sequence) - 1)
-        while agreed < min(len(self._held), len(sequence) - 1) and self._held[agreed] == sequence[agreed]:
-            agreed += 1
-        return agreed
-
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
     ) -> Proposal | None:
         if self.startup_tokens:
             return None
         sequence = [self.prompt[-1], *generated]
-        agreed = self._agreed(sequence)
+        agreed = min(self._certain, len(sequence) - 1)
+        while agreed < min(len(self._held), len(sequence) - 1) and self._held[agreed] == sequence[agreed]:
+            agreed += 1
         self.model.rollback_to(self._base + agreed)
+        start = time.perf_counter()
+        if late := len(sequence) - agreed > _LAG:
+            self.model.feed(sequence[agreed:-1])
+            agreed = len(sequence) - 1
+        caught_up = time.perf_counter() - start if late else 0.0
         logits = self.model.feed(sequence[agreed:])[-1]
         tokens, rows = [], []
         for i in range(count):
@@ -240,7 +230,7 @@ class ModelProposer(Proposer):
         candidates = torch.stack(tokens)
         self._certain = len(sequence)
         self._held = [*sequence, *candidates[: count if bonus else count - 1].tolist()]
-        return Proposal(candidates, torch.stack(rows), (True,) * count)
+        return Proposal(candidates, torch.stack(rows), (True,) * count, caught_up)
 
 
 def sinks_and_window(length: int, sinks: int = 4, window: int = 512) -> list[int]:
@@ -307,10 +297,6 @@ class HybridProposer(Proposer):
 
     def prepare(self) -> None:
         self._model.prepare()
-
-    def catch_up(self, generated: Sequence[int]) -> None:
-        if self._match.match(generated) is None:
-            self._model.catch_up(generated)
 
     @property
     def forward_seconds(self) -> float:
