@@ -89,12 +89,20 @@ def stock_row(name: str, model, assistant, ids: torch.Tensor, caches: list[Dynam
             return generator
 
         model._get_candidate_generator = with_cache
+    prepare = model.prepare_inputs_for_generation
+
+    def of_unread(sequence, next_sequence_length=None, **kwargs):
+        """transformers' speculative decoding feeds the whole prompt in its first round, whatever the cache holds."""
+        return prepare(sequence, next_sequence_length=sequence.shape[1] - caches[0].get_seq_length(), **kwargs)
+
+    model.prepare_inputs_for_generation = of_unread
     with torch.inference_mode():
         made = model.generate(
             ids, attention_mask=torch.ones_like(ids), past_key_values=caches[0], do_sample=False, streamer=Clock(),
             max_new_tokens=tokens, pad_token_id=0, eos_token_id=[], **extra,
         )  # fmt: skip
-    model.__dict__.pop("_get_candidate_generator", None)
+    for replaced in ("_get_candidate_generator", "prepare_inputs_for_generation"):
+        model.__dict__.pop(replaced, None)
     for cache in caches:
         cache.crop(-(cache.get_seq_length() - read))
     marks = marks[1:]  # the prompt
@@ -190,8 +198,10 @@ def main() -> None:
                         name, stock, assistant, ids, caches, args.tokens, session.tokens
                     )
                     speeds[name].append(1 / seconds)
-                    reply = lm.tokenizer.decode(made)
-                    notes[name].append({"a round": accepted, "right": contains_answer(reply, question.answers)})
+                    reply = lm.tokenizer.decode(made, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                    notes[name].append(
+                        {"a round": accepted, "right": contains_answer(reply, question.answers), "text": reply}
+                    )
                     continue
                 session.rapid = generators[name]
                 session._estimates = generators[name].estimates  # what a row learned in its last question
@@ -206,6 +216,7 @@ def main() -> None:
                         "a round": s.accepted / max(len(s.schedule), 1),
                         "outside": 1 - s.forward_seconds / s.decode_seconds,
                         "right": contains_answer(out.text, question.answers),
+                        "text": out.text,
                         "schedule": s.schedule,
                         "startup": s.startup_seconds,
                     }
@@ -218,6 +229,9 @@ def main() -> None:
                 shown += f", {median([n['accepted'] for n in notes[name]]):4.0%} of the candidates"
                 shown += f", outside forwards {median([n['outside'] for n in notes[name]]):4.1%}"
             right = sum(n["right"] for n in notes[name])
+            if reference:
+                pairs = zip(notes[name], notes["generate"], strict=True)
+                shown += f", text of generate {sum(a['text'] == b['text'] for a, b in pairs)}/{args.prompts}"
             each = " ".join(f"{a / b:.2f}" for a, b in zip(speeds[name], reference, strict=True)) if reference else ""
             print(f"  {name:33s}{median(speeds[name]):7.2f} tokens/s  {ratio:5.2f} x generate ({each})  {shown}, "
                   f"right {right}/{args.prompts}", flush=True)  # fmt: skip

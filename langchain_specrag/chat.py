@@ -52,7 +52,7 @@ class _Rapid(BaseModel):
     candidates: int | list[int] | Literal["auto"] = "auto"
     transfer: Literal["none", "rapid", "augmented"] = "rapid"
     transfer_strength: float | Literal["auto"] = 10.0
-    proposer: Literal["rag", "sparse", "naive", "window", "match", "hybrid"] = "rag"
+    proposer: Literal["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse"] = "rag"
     quantization: Literal["int8"] | None = None
     max_sessions: int = 4
     _chat: RapidChat = PrivateAttr()

@@ -10,7 +10,7 @@ from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
 from specrag.models import TransformersLM
 from specrag.models.tokenization import IncrementalDecoder
 from specrag.rapid import Controller, LongContext, RapidGenerator, RapidStats, proposers
-from specrag.rapid.controller import Line
+from specrag.rapid.controller import MODEL, Line, Source
 from specrag.rapid.decoding import RapidSettings, _Output, decode
 from specrag.rapid.distributions import output_distribution
 from specrag.rapid.proposers import CachedModel, Drawing, ModelProposer, SuffixMatchProposer, sinks_and_window
@@ -18,7 +18,7 @@ from tests.conftest import tiny_llama
 from tests.fakes import HashEmbedder
 from tests.test_distributions import p_value
 
-PROPOSERS = ["rag", "sparse", "naive", "window", "match", "hybrid"]
+PROPOSERS = ["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse"]
 # A word salad with repetitions: something to retrieve, and something to copy.
 DOCUMENT = " ".join(
     f"Note {i}: the {word} of room {i % 7} is kept by keeper {i % 5}."
@@ -68,7 +68,7 @@ def plain_greedy(lm: TransformersLM, session: LongContext, question: str, count:
 @pytest.mark.parametrize("proposer", PROPOSERS)
 @pytest.mark.parametrize("candidates", [1, 5, "auto"])
 def test_without_transfer_greedy_output_is_the_targets_own(tiny, other, twin, proposer, candidates):
-    for drafter in (None, twin if proposer == "sparse" else other):
+    for drafter in (None, twin if proposer.endswith("sparse") else other):
         rapid = generator(tiny, drafter, transfer="none", proposer=proposer, candidates=candidates)
         session = LongContext(DOCUMENT, rapid)
         out = session.ask("who keeps the bell?", max_new_tokens=16)
@@ -192,10 +192,11 @@ def test_never_half_a_character_nor_half_a_stop_string(tiny):
     assert "".join(pieces) + output.rest() == text
 
 
+@pytest.mark.parametrize("proposer", ["rag", "hybrid"])
 @pytest.mark.parametrize("transfer", ["none", "rapid", "augmented"])
-def test_runs_repeat_exactly_under_a_seed_and_a_schedule(tiny, other, transfer):
+def test_runs_repeat_exactly_under_a_seed_and_a_schedule(tiny, other, transfer, proposer):
     def text(seed, **options):
-        rapid = generator(tiny, other, temperature=1.0, transfer=transfer, seed=seed, **options)
+        rapid = generator(tiny, other, temperature=1.0, transfer=transfer, proposer=proposer, seed=seed, **options)
         return LongContext(DOCUMENT, rapid).ask("q", max_new_tokens=16)
 
     fixed = text(1, candidates=3)
@@ -229,13 +230,60 @@ def test_statistics_add_up(tiny, other):
 
 
 def test_suffix_match_finds_the_longest_and_then_the_latest():
-    match = SuffixMatchProposer([1, 2, 3, 9, 1, 2, 4, 8, 2, 5], 10, least=1)
-    assert match.match([1, 2]) == 6  # "1 2" stands twice: the later one
-    assert match.match([7, 2]) == 9  # only "2"
-    assert match.match([6]) is None
-    proposal = match.propose([3, 9, 1, 2], 3, Drawing())
+    def match(generated):
+        return SuffixMatchProposer([1, 2, 3, 9, 1, 2, 4, 8, 2, 5], 10, least=1).match(generated)
+
+    assert match([1, 2]) == (6, 2)  # "1 2" stands twice: the later one
+    assert match([7, 2]) == (9, 1)  # only "2"
+    assert match([6]) == (0, 0)
+    assert match([6, 7, 6]) == (11, 1)  # what was generated counts too
+    store = SuffixMatchProposer([1, 2, 3, 9, 1, 2, 4, 8, 2, 5], 10, least=1)
+    assert store.source([6]) is None and store.propose([6], 3, Drawing()) is None
+    proposal = store.propose([6, 3, 9, 1, 2], 3, Drawing())
     assert proposal.tokens.tolist() == [4, 8, 2] and proposal.from_model == (False,) * 3
     assert proposal.probabilities.argmax(-1).tolist() == [4, 8, 2]
+
+
+@pytest.mark.parametrize(("least", "longest"), [(1, 3), (2, 16), (3, 5)])
+def test_suffix_match_agrees_with_a_search_of_everything_while_the_text_grows(least, longest):
+    draws = torch.randint(4, (400,), generator=torch.Generator().manual_seed(least)).tolist()
+    proposer = SuffixMatchProposer(draws[:100], 4, least=least, longest=longest)
+    for count in range(0, 300, 3):
+        known = draws[: 100 + count]
+        expected = max(
+            ((n, end) for n in range(least, longest + 1) for end in range(n, len(known))
+             if known[end - n : end] == known[-n:]), default=(0, 0),
+        )  # fmt: skip
+        assert proposer.match(draws[100 : 100 + count]) == expected[::-1]
+
+
+def test_a_source_is_what_the_match_is_long_or_the_model(tiny):
+    text = list(range(100, 120))
+    names = {}
+    for length in (0, 1, 2, 3, 4, 8, 16):
+        match = SuffixMatchProposer(text, 1000, least=2)
+        source = match.source([7, *text[:length]])
+        names[length] = source and source.name
+    assert names[0] is names[1] is None
+    assert [names[n] for n in (2, 3, 4, 8, 16)] == [
+        "match of 1 or 2", "match of 3", "match of 4 to 7", "match of 8 and more", "match of 8 and more",
+    ]  # fmt: skip
+    hybrid = proposers.HybridProposer(
+        SuffixMatchProposer(text, 1000, least=3), ModelProposer(CachedModel(tiny, 64, 1000), [1, 2])
+    )
+    assert hybrid.source([7, *text[:2]]).drafts and not hybrid.source([7, *text[:3]]).drafts
+    assert hybrid.source([7, *text[:3]], bonus=True).drafts  # a match has no distribution behind it
+
+
+def test_an_answer_that_repeats_itself_is_copied_and_a_drafter_is_not_read_for_that(tiny, other, forward_passes):
+    session = LongContext(DOCUMENT, generator(tiny, other, transfer="none", proposer="hybrid", candidates=8))
+    counts = forward_passes(other.model)
+    target = session._target
+    assert target is not None
+    again = [5, 6, 7, 8, 9, 5, 6, 7]
+    proposer, _ = session._proposer("zzz", [1], RapidStats())
+    proposal = proposer.propose(again, 8, Drawing(0.0))
+    assert proposal.tokens.tolist() == [8, 9, 5, 6, 7] and not any(proposal.from_model) and not counts
 
 
 def test_a_window_keeps_the_sinks_and_the_end():
@@ -357,6 +405,31 @@ def test_the_controller_tries_again_when_drafting_did_not_pay():
         chosen.append(count)
     assert sum(chosen[50:100]) < 10  # seldom while nothing is accepted
     assert sum(chosen[-100:]) > 300  # and often when everything is
+
+
+def test_every_source_is_judged_by_itself():
+    """A source that is nearly always right, one that never is, and a model that is not worth its cost, in turns."""
+    good, bad = Source("good", 0.4, drafts=False), Source("bad", 0.9, drafts=False)
+    accept, draft = {good: 0.97, bad: 0.0, MODEL: 0.5}, {good: 0.0, bad: 0.0, MODEL: 0.1}
+    controller, random = Controller("auto"), torch.Generator().manual_seed(0)
+    chosen: dict = {source: [] for source in accept}
+    lost = spent = 0.0
+    for i in range(600):
+        source = (good, bad, MODEL)[i % 3]
+        count, accepted = controller.next(source), 0
+        while accepted < count and float(torch.rand(1, generator=random)) < accept[source]:
+            accepted += 1
+        seconds = draft[source] * count, 0.1 + (0.02 + 0.01 * count if count else 0.0)
+        controller.observe(count, accepted, *seconds, source=source)
+        chosen[source].append(count)
+        if i >= 100:
+            spent += sum(seconds)
+            lost += max(0.0, sum(seconds) - 0.1 * (accepted + 1)) if source is not good else 0.0
+    assert sum(chosen[good][30:]) > 8 * len(chosen[good][30:])
+    assert sum(chosen[bad][30:]) + sum(chosen[MODEL][30:]) < 0.5 * len(chosen[bad][30:])
+    assert 0 < lost < 0.03 * spent  # all trials of what does not pay together
+    again = controller.known.for_another_context()
+    assert again.of(good).acceptance > 0.9 and again.of(good).rounds == 0 < controller.known.of(good).rounds
 
 
 def test_a_line_through_rounds_of_one_gamma_begins_at_the_guess():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from specrag.errors import InvalidInputError
@@ -11,9 +11,9 @@ from specrag.errors import InvalidInputError
 MAX_CANDIDATES = 12
 # What a drafter's own prefill may cost of the decoding time before anything is known of its acceptance.
 _START_SHARE = 0.04
-# The acceptance that is believed in before any candidate was verified, as firmly as if so many had been: a few unlucky
-# ones shall not end drafting for good.
-_PRIOR, _PRIOR_CANDIDATES = 0.7, 8
+# A source's prior is believed in as firmly as if so many candidates had been verified: a few unlucky ones shall not end
+# drafting for good.
+_PRIOR_CANDIDATES = 8
 # What the step from one token to several costs, and then a candidate, as shares of a plain step, until they are measured.
 _JUMP_GUESS, _EXTRA_GUESS = 0.3, 0.1
 # The newest measurement's weight in the running estimates, and in that of the acceptance at least.
@@ -61,25 +61,53 @@ class Line:
         return max(0.0, (y - slope * self.x) / n + slope * candidates)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where candidates come from. What is learned of one source says nothing of another.
+
+    ``prior``: the acceptance that is believed in before any candidate was verified. ``drafts``: whether a model makes them,
+    whose cost must be tried before it can be judged.
+    """
+
+    name: str
+    prior: float = 0.7
+    drafts: bool = True
+
+
+MODEL = Source("model")
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What is known of a source."""
+
+    acceptance: float
+    judged: int = 0  # candidates that were accepted or refused
+    draft: Line = Line()
+    rounds: int = 0  # on this context
+    debt: float = 0.0  # seconds that its latest round lost against plain steps, less what is forgiven
+
+
 @dataclass
 class Estimates:
     """Running estimates, kept from one generation to the next. Seconds; ``None``: never measured."""
 
-    acceptance: float | None = None
-    judged: int = 0  # candidates that were accepted or refused
+    sources: dict[Source, Experience] = field(default_factory=dict)
     plain: float | None = None  # a step without candidates
-    draft: Line = Line()
     verify: Line = Line()
     startup: float | None = None  # a token of the drafter's own prompt, prefilled
     tokens: float | None = None  # of an answer
     undrafted: float = 0.0  # decoding time since a drafter was last tried
     plain_rounds: int = 0  # on this context
-    drafted_rounds: int = 0
-    debt: float = 0.0  # seconds that the latest round with candidates lost against plain steps, less what is forgiven
+
+    def of(self, source: Source) -> Experience:
+        """What is known of ``source``."""
+        return self.sources.get(source) or Experience(source.prior)
 
     def for_another_context(self) -> Estimates:
         """What is known of the models, without what depends on the context's length."""
-        return replace(self, plain=None, verify=Line(), plain_rounds=0, drafted_rounds=0)
+        sources = {source: replace(known, rounds=0) for source, known in self.sources.items()}
+        return replace(self, sources=sources, plain=None, verify=Line(), plain_rounds=0)
 
 
 class Controller:
@@ -115,18 +143,19 @@ class Controller:
         """Whether γ depends on the clock."""
         return self._schedule is None
 
-    def next(self) -> int:
-        """γ of the coming round."""
+    def next(self, source: Source = MODEL) -> int:
+        """γ of the coming round, whose candidates would come from ``source``."""
         if self._schedule is not None:
             return self._schedule[min(self._round, len(self._schedule) - 1)]
         if self.known.plain_rounds < 2 or self._drafted >= _REFRESH:
             return 0  # what a plain step costs is what everything is compared with
-        if not self.known.draft.rounds or 0 < self.known.drafted_rounds < _TRIALS:
+        known = self.known.of(source)
+        if source.drafts and (not known.draft.rounds or 0 < known.rounds < _TRIALS):
             return _FIRST_GUESS
-        best = self._best()
-        if self._rate(best) > _MARGIN * self._rate(0):
+        best = self._best(source)
+        if self._rate(best, source) > _MARGIN * self._rate(0, source):
             return best
-        return max(best, _FIRST_GUESS) if self.known.debt <= 0 else 0  # one candidate alone tells little of more
+        return max(best, _FIRST_GUESS) if known.debt <= 0 else 0  # one candidate alone tells little of more
 
     def may_start(self, prompt_tokens: int, seconds_a_token: float, remaining: int) -> bool:
         """Whether a drafter shall read its own prompt now.
@@ -141,13 +170,13 @@ class Controller:
         if self.known.plain is None:
             return False
         cost = prompt_tokens * (seconds_a_token if self.known.startup is None else self.known.startup)
-        if not self.known.draft.rounds:
+        if not self.known.of(MODEL).draft.rounds:
             return cost <= _START_SHARE * (self.known.undrafted + 0.5 * remaining * self.known.plain)
         if cost <= min(_PROBE_SHARE * self.known.undrafted, _START_SHARE * 0.5 * remaining * self.known.plain):
             return True  # what was measured may have been a bad day
-        best = self._best()
+        rate = self._rate(self._best(MODEL), MODEL)
         expected = remaining if self.known.tokens is None else min(remaining, self.known.tokens)
-        return expected * (self._seconds(0) - 1 / self._rate(best)) > cost
+        return expected * (self.known.plain - 1 / rate) > cost
 
     def started(self, prompt_tokens: int, seconds: float) -> None:
         """The drafter has read its prompt."""
@@ -166,14 +195,16 @@ class Controller:
         draft_seconds: float,
         verify_seconds: float,
         catch_up_seconds: float = 0.0,
+        source: Source = MODEL,
     ) -> None:
-        """Record a round. ``candidates`` that were drafted, ``accepted`` of them from the left.
+        """Record a round. ``candidates`` that were drafted by ``source``, ``accepted`` of them from the left.
 
         ``catch_up_seconds``: What the drafter took to read the tokens of plain steps, before it drafted.
         """
         self._round += 1
         known = self.known
-        known.debt -= _PROBE_SHARE * (draft_seconds + verify_seconds)
+        forgiven = _PROBE_SHARE * (draft_seconds + verify_seconds) / max(len(known.sources), 1)
+        known.sources = {one: replace(its, debt=its.debt - forgiven) for one, its in known.sources.items()}
         if candidates == 0:
             known.plain_rounds += 1
             usual = verify_seconds if known.plain is None else min(verify_seconds, _SPIKE * known.plain)
@@ -181,40 +212,36 @@ class Controller:
             self._drafted = 0
             known.undrafted += verify_seconds
             return
-        known.drafted_rounds += 1
         self._drafted += 1
-        if known.drafted_rounds > 1:  # the first one is slow for reasons of its own: kernels are made for its shape
-            known.draft = known.draft.with_round(candidates, draft_seconds)
+        its = known.of(source)
+        its = replace(its, rounds=its.rounds + 1)
+        if its.rounds > 1:  # the first one is slow for reasons of its own: kernels are made for its shape
+            known.sources[source] = its = replace(its, draft=its.draft.with_round(candidates, draft_seconds))
             known.verify = known.verify.with_round(candidates, verify_seconds)
-            usual = min(draft_seconds + verify_seconds, _SPIKE * self._seconds(candidates))
-            known.debt = catch_up_seconds + usual - (accepted + 1) * (known.plain or 0.0)
+            usual = min(draft_seconds + verify_seconds, _SPIKE * self._seconds(candidates, source))
+            its = replace(its, debt=catch_up_seconds + usual - (accepted + 1) * (known.plain or 0.0))
         for i in range(min(accepted + 1, candidates)):  # candidates behind the first refusal say nothing
-            known.judged += 1
-            weight = max(_ACCEPTANCE_WEIGHT, 1 / (_PRIOR_CANDIDATES + known.judged))
-            known.acceptance = _blend(
-                _PRIOR if known.acceptance is None else known.acceptance, float(i < accepted), weight
-            )
+            weight = max(_ACCEPTANCE_WEIGHT, 1 / (_PRIOR_CANDIDATES + its.judged + 1))
+            its = replace(its, acceptance=_blend(its.acceptance, float(i < accepted), weight), judged=its.judged + 1)
+        known.sources[source] = its
 
-    def _seconds(self, count: int) -> float:
+    def _seconds(self, count: int, source: Source) -> float:
         plain = self.known.plain or 0.0
         if count == 0:
             return plain
         several = self.known.verify.at(count, plain * (1 + _JUMP_GUESS))
         if not self.known.verify.rounds:
             several += plain * _EXTRA_GUESS * count
-        return max(plain, several) + self.known.draft.at(count, 0.0)
+        return max(plain, several) + self.known.of(source).draft.at(count, 0.0)
 
-    def _tokens(self, count: int) -> float:
-        a = min(self.known.acceptance or 0.0, 0.99)
-        return float((1 - a ** (count + 1)) / (1 - a))
-
-    def _rate(self, count: int) -> float:
+    def _rate(self, count: int, source: Source) -> float:
         """Tokens a second in rounds of ``count`` candidates."""
-        return self._tokens(count) / max(self._seconds(count), 1e-9)
+        a = min(self.known.of(source).acceptance, 0.99)
+        return float((1 - a ** (count + 1)) / (1 - a)) / max(self._seconds(count, source), 1e-9)
 
-    def _best(self) -> int:
+    def _best(self, source: Source) -> int:
         """The fastest γ but 0."""
-        return max(range(1, MAX_CANDIDATES + 1), key=self._rate)
+        return max(range(1, MAX_CANDIDATES + 1), key=lambda count: self._rate(count, source))
 
 
 def _blend(old: float | None, new: float, weight: float = _WEIGHT) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specrag.errors import InvalidInputError
 from specrag.models.tokenization import IncrementalDecoder, find_stop
-from specrag.rapid.controller import Controller
+from specrag.rapid.controller import MODEL, Controller
 from specrag.rapid.distributions import TAILS, TRANSFERS, Tail, Transfer, augmented_target, verify, verify_greedy
 from specrag.rapid.proposers import CachedModel, Drawing, Proposal, Proposer
 
@@ -134,11 +134,13 @@ def decode(
                 yield last
             return
         left = max_new_tokens - len(output.tokens)
-        count = min(controller.next(), left - 1) if proposer is not None else 0
-        proposal = None
+        proposal = source = None
         start = time.perf_counter()
+        if proposer is not None:
+            source = proposer.source(output.tokens, bonus=needs_bonus)
+        count = min(controller.next(source), left - 1) if source is not None else 0
         if proposer is not None and (count > 0 or needs_bonus):
-            unread = proposer.startup_tokens
+            unread = proposer.startup_tokens if source is MODEL else 0
             if unread and (needs_bonus or controller.may_start(unread, startup_seconds, left)):
                 proposer.prepare()
                 stats.startup_seconds += time.perf_counter() - start
@@ -152,7 +154,7 @@ def decode(
         verified = time.perf_counter()
         used = 0 if proposal is None else min(count, len(proposal.tokens))
         late = 0.0 if proposal is None else proposal.catch_up_seconds
-        controller.observe(used, accepted, drafted - start - late, verified - drafted, late)
+        controller.observe(used, accepted, drafted - start - late, verified - drafted, late, source or MODEL)
         stats.schedule.append(used)
         stats.candidates += used
         stats.accepted += accepted

@@ -45,7 +45,7 @@ _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads
 # An embedder reads less than a chunk at once: a chunk is as near as its nearest piece.
 _PIECE_TOKENS = 176
 
-ProposerName = Literal["rag", "sparse", "naive", "window", "match", "hybrid"]
+ProposerName = Literal["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class RapidGenerator:
         proposer: ``"rag"`` (RAPID: the drafter reads the retrieved chunks), ``"sparse"`` (self-speculation on the target's
             own keys and values of the retrieved chunks: nothing is read again; TriForce, arXiv 2404.11912),
             ``"window"`` (attention sinks and the last tokens: MagicDec; of the target's keys without a drafter),
-            ``"naive"`` (the drafter on the whole context), ``"match"`` (suffix match in the document, no model),
-            ``"hybrid"`` (match, else rag).
+            ``"naive"`` (the drafter on the whole context), ``"match"`` (suffix match in document, question and
+            answer, no model), ``"hybrid"`` and ``"hybrid-sparse"`` (a match of at least three tokens, else rag or sparse).
         embedder: For retrieval; by default the bundled MiniLM.
         retrieval_budget: Tokens of retrieved context; by default max(512, |C|/16) below 32k tokens or on the CPU, else
             max(|C|/24, min(4096, |C|)).
@@ -117,9 +117,9 @@ class RapidGenerator:
         if proposer not in get_args(ProposerName):
             raise InvalidInputError(f"proposer must be one of {', '.join(get_args(ProposerName))}, got {proposer!r}")
         self.proposer: ProposerName = proposer
-        if proposer == "sparse" and not same_shape(self.target, self.drafter):
+        if proposer in ("sparse", "hybrid-sparse") and not same_shape(self.target, self.drafter):
             raise InvalidInputError(
-                "proposer='sparse' drafts on the target's own keys and values: leave drafter out, or give a quantized copy of the target"
+                f"proposer={proposer!r} drafts on the target's own keys and values: leave drafter out, or give a quantized copy of the target"
             )
         if retrieval_budget is not None and retrieval_budget < 1:
             raise InvalidInputError(f"retrieval_budget must be at least 1 token, got {retrieval_budget}")
@@ -355,7 +355,7 @@ class LongContext:
         if rapid.candidates == 0:
             return None, strength
         if rapid.proposer == "match":
-            return SuffixMatchProposer(self._context, rapid.vocabulary), strength
+            return SuffixMatchProposer(self._fed, rapid.vocabulary), strength
         if rapid.proposer == "naive":
             shown: Sequence[int] = range(len(self._context))
         elif rapid.proposer == "window":
@@ -364,22 +364,23 @@ class LongContext:
             shown, confidence = self._retrieved(question, stats)
             if rapid.candidates == "auto" and rapid.drafter is rapid.target and len(shown) > 0.75 * len(self._context):
                 stats.notes.append("the retrieved context is most of the context: the target decodes alone")
-                if rapid.proposer == "hybrid":
-                    return SuffixMatchProposer(self._context, rapid.vocabulary), strength
+                if rapid.proposer.startswith("hybrid"):
+                    return SuffixMatchProposer(self._fed, rapid.vocabulary), strength
                 return None, strength
             if rapid.adaptive_strength:
                 strength *= confidence
         prompt = [*self._head, *(self._context[i] for i in shown), *tail]
         drafter = CachedModel(rapid.drafter, len(prompt) + _SPARE_TOKENS // 4, rapid.vocabulary)
-        if rapid.proposer == "sparse" or (rapid.proposer == "window" and rapid.drafter is rapid.target):
+        if rapid.proposer.endswith("sparse") or (rapid.proposer == "window" and rapid.drafter is rapid.target):
             assert self._target is not None
             end = self._target.length - 1  # the last token is fed with the first proposal
             before = len(self._head)
             kept = [*range(before), *(before + i for i in shown), *range(self._prompt_tokens, end)]
             drafter.keep(self._target, kept, end)
         model = ModelProposer(drafter, prompt)
-        if rapid.proposer == "hybrid":
-            return HybridProposer(SuffixMatchProposer(self._context, rapid.vocabulary), model), strength
+        if rapid.proposer.startswith("hybrid"):
+            # A model knows more of what follows than a match of two tokens does.
+            return HybridProposer(SuffixMatchProposer(self._fed, rapid.vocabulary, least=3), model), strength
         return model, strength
 
     # --- retrieval ------------------------------------------------------------------------------------
