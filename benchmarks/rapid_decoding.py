@@ -50,6 +50,9 @@ ROWS = {
     "rapid, sparse int8 drafter, auto": {"transfer": "rapid", "proposer": "sparse", "int8": True},
     "match, auto": {"proposer": "match", "transfer": "none"},
     "hybrid, auto": {"proposer": "hybrid", "transfer": "none"},
+    "hybrid-sparse, auto": {"proposer": "hybrid-sparse", "transfer": "none"},
+    "hybrid-sparse int8 drafter, auto": {"proposer": "hybrid-sparse", "transfer": "none", "int8": True},
+    "rapid, hybrid-sparse int8 drafter, auto": {"proposer": "hybrid-sparse", "transfer": "rapid", "int8": True},
 }
 STOCK = ("generate", "generate, prompt lookup", "generate, assistant")
 ASKED = "{} Explain your answer in detail, with everything that the text says about it."
@@ -233,7 +236,7 @@ def main() -> None:
                 pairs = zip(notes[name], notes["generate"], strict=True)
                 shown += f", text of generate {sum(a['text'] == b['text'] for a, b in pairs)}/{args.prompts}"
             each = " ".join(f"{a / b:.2f}" for a, b in zip(speeds[name], reference, strict=True)) if reference else ""
-            print(f"  {name:33s}{median(speeds[name]):7.2f} tokens/s  {ratio:5.2f} x generate ({each})  {shown}, "
+            print(f"  {name:40s}{median(speeds[name]):7.2f} tokens/s  {ratio:5.2f} x generate ({each})  {shown}, "
                   f"right {right}/{args.prompts}", flush=True)  # fmt: skip
         results.append({"length": length, "speeds": speeds, "notes": notes, "step_ms": cost})
         if args.json:

@@ -32,7 +32,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from specrag.errors import InvalidInputError
 from specrag.rapid import Message, RapidChat, RapidGenerator, ToolCall
 from specrag.rapid.decoding import RapidStats
+from specrag.rapid.distributions import Transfer
 from specrag.rapid.pool import check_tools, parse_tool_calls
+from specrag.rapid.session import ProposerName
 
 Documents = Sequence[Document | str]
 
@@ -50,9 +52,9 @@ class _Rapid(BaseModel):
     stop: list[str] | None = None
     seed: int | None = None
     candidates: int | list[int] | Literal["auto"] = "auto"
-    transfer: Literal["none", "rapid", "augmented"] = "rapid"
+    transfer: Transfer = "rapid"
     transfer_strength: float | Literal["auto"] = 10.0
-    proposer: Literal["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse"] = "rag"
+    proposer: ProposerName = "rag"
     quantization: Literal["int8"] | None = None
     max_sessions: int = 4
     _chat: RapidChat = PrivateAttr()

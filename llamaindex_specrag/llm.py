@@ -25,6 +25,8 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from specrag.errors import InvalidInputError
 from specrag.rapid import Message, RapidChat
 from specrag.rapid.decoding import RapidStats
+from specrag.rapid.distributions import Transfer
+from specrag.rapid.session import ProposerName
 
 T = TypeVar("T")
 _ROLES = {MessageRole.SYSTEM: "system", MessageRole.USER: "user", MessageRole.ASSISTANT: "assistant"}
@@ -59,9 +61,9 @@ class RapidLLM(CustomLLM):
     stop: list[str] | None = None
     seed: int | None = None
     candidates: int | list[int] | Literal["auto"] = "auto"
-    transfer: Literal["none", "rapid", "augmented"] = "rapid"
+    transfer: Transfer = "rapid"
     transfer_strength: float | Literal["auto"] = 10.0
-    proposer: Literal["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse"] = "rag"
+    proposer: ProposerName = "rag"
     quantization: Literal["int8"] | None = None
     max_sessions: int = 4
     _chat: RapidChat = PrivateAttr()

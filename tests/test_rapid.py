@@ -275,15 +275,34 @@ def test_a_source_is_what_the_match_is_long_or_the_model(tiny):
     assert hybrid.source([7, *text[:3]], bonus=True).drafts  # a match has no distribution behind it
 
 
-def test_an_answer_that_repeats_itself_is_copied_and_a_drafter_is_not_read_for_that(tiny, other, forward_passes):
-    session = LongContext(DOCUMENT, generator(tiny, other, transfer="none", proposer="hybrid", candidates=8))
-    counts = forward_passes(other.model)
+def test_what_is_copied_is_no_reason_to_read_a_drafters_prompt(tiny, other, forward_passes):
+    session = LongContext(DOCUMENT, generator(tiny, candidates=0))
+    plain = plain_greedy(tiny, session, "q", 16)
     target = session._target
-    assert target is not None
-    again = [5, 6, 7, 8, 9, 5, 6, 7]
-    proposer, _ = session._proposer("zzz", [1], RapidStats())
-    proposal = proposer.propose(again, 8, Drawing(0.0))
-    assert proposal.tokens.tolist() == [8, 9, 5, 6, 7] and not any(proposal.from_model) and not counts
+    target.rollback_to(session.tokens)
+    logits = target.prefill(tiny.encoder.encode_text(session.tail.replace("\ue0f2", "q")))
+    counts = forward_passes(other.model)
+    drafter = ModelProposer(CachedModel(other, 64, target.vocabulary), [1, 2, 3])
+    proposer = proposers.HybridProposer(SuffixMatchProposer(plain, target.vocabulary, least=1), drafter)
+    stats = RapidStats()
+    settings = RapidSettings("none", temperature=0.0)
+    text = "".join(decode(target, logits, proposer, settings, Controller(8), max_new_tokens=16, stats=stats))
+    assert text == tiny.tokenizer.decode(plain) and stats.accepted > 8
+    assert not counts and stats.startup_seconds == 0
+
+
+def test_what_matches_teach_is_kept_by_their_length(tiny):
+    session = LongContext(DOCUMENT, generator(tiny, candidates=0))
+    plain = plain_greedy(tiny, session, "q", 32)
+    target, controller = session._target, Controller("auto")
+    target.rollback_to(session.tokens)
+    logits = target.prefill(tiny.encoder.encode_text(session.tail.replace("\ue0f2", "q")))
+    store = SuffixMatchProposer([*plain[:16], 7, *plain[16:]], target.vocabulary, least=1)
+    settings = RapidSettings("none", temperature=0.0)
+    assert "".join(decode(target, logits, store, settings, controller, max_new_tokens=32))
+    learned = controller.known.sources
+    assert len(learned) > 1 and not any(source.drafts for source in learned)
+    assert sum(its.judged for its in learned.values()) > 4
 
 
 def test_a_window_keeps_the_sinks_and_the_end():

@@ -1,0 +1,86 @@
+"""What a suffix match is worth by its length: of text that a model wrote by itself, how much would have been accepted.
+
+    python benchmarks/suffix_match.py [--length 8192] [--prompts 8] [--tokens 128] [--model FOLDER]
+
+Plain greedy decoding of questions and of requests for quotations over one document; then the matches that ``SuffixMatchProposer`` finds in
+it, eight candidates each, the next one behind what was accepted. No speed is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+from _long_context import long_document, stretched_model
+from rapid_decoding import ASKED, QUOTED
+
+from specrag.models import bundled
+from specrag.prompts import passage_text
+from specrag.rapid import LongContext, RapidGenerator
+from specrag.rapid.proposers import Drawing, SuffixMatchProposer
+from specrag.rapid.session import QUERY
+
+CANDIDATES = 8
+
+
+def plain(session: LongContext, tail: list[int], count: int) -> list[int]:
+    """``count`` tokens of greedy decoding behind the document and ``tail``."""
+    target = session._target
+    target.rollback_to(session.tokens)
+    logits, made = target.prefill(tail), []
+    while len(made) < count:
+        made.append(int(logits.argmax()))
+        logits = target.feed(made[-1:])[0]
+    return made
+
+
+def matches(text: list[int], made: list[int], vocabulary: int) -> dict[str, list[int]]:
+    """Tokens accepted, of every match, by its source; tokens of every step under "steps"."""
+    proposer = SuffixMatchProposer(text, vocabulary)
+    found, at = defaultdict(list), 1
+    while at < len(made):
+        source = proposer.source(made[:at])
+        accepted = 0
+        if source is not None:
+            candidates = proposer.propose(made[:at], CANDIDATES, Drawing()).tokens.tolist()
+            while accepted < len(candidates) and [candidates[accepted]] == made[at + accepted : at + accepted + 1]:
+                accepted += 1
+            found[source.name].append(accepted)
+        found["steps"].append(accepted + 1)
+        at += accepted + 1
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", type=int, default=8192)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--model", type=Path)
+    args = parser.parse_args()
+    lm = stretched_model(max(args.length, 8192), args.model)
+    questions, text = long_document(lm, args.length, args.prompts)
+    session = LongContext(text, RapidGenerator(lm, embedder=bundled("minilm"), temperature=0.0))
+    for kind in ("questions", "quotations"):
+        found: dict[str, list[int]] = defaultdict(list)
+        tokens = 0
+        for question in questions:
+            opening = " ".join(passage_text(question.passages[question.gold[0]]).split()[:12])
+            asked = ASKED.format(question.question) if kind == "questions" else QUOTED.format(opening)
+            tail = lm.encoder.encode_text(session.tail.replace(QUERY, asked))
+            made = plain(session, tail, args.tokens)
+            prompt = [*session._head, *session._context, *tail]
+            for name, accepted in matches(prompt, made, session.rapid.vocabulary).items():
+                found[name] += accepted
+            tokens += len(made) - 1
+        steps = len(found.pop("steps"))
+        print(f"{kind}: {tokens} tokens in {steps} steps")
+        for name, accepted in sorted(found.items()):
+            right = sum(n > 0 for n in accepted) / len(accepted)
+            print(f"  {name:20s} {len(accepted):4d} times, the next token right {right:4.0%}, "
+                  f"accepted of {CANDIDATES} {sum(accepted) / len(accepted):.1f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
