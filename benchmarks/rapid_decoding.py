@@ -23,6 +23,7 @@ from _long_context import CUDA, SHAPES, long_document, stock_model, stretched_mo
 from _timing import machine, median
 from transformers import DynamicCache
 
+from specrag.evaluation.data import Question
 from specrag.evaluation.metrics import contains_answer
 from specrag.models import bundled
 from specrag.prompts import passage_text
@@ -57,6 +58,12 @@ ROWS = {
 STOCK = ("generate", "generate, prompt lookup", "generate, assistant")
 ASKED = "{} Explain your answer in detail, with everything that the text says about it."
 QUOTED = 'Copy the passage that begins with "{}" from the text, word for word.'
+
+
+def prompt(question: Question, quote: bool) -> str:
+    """What is asked of the document: an answer in detail, or a quotation of the passage that has it."""
+    opening = passage_text(question.passages[question.gold[0]]).split()[:12]
+    return QUOTED.format(" ".join(opening)) if quote else ASKED.format(question.question)
 
 
 def stock_cache(session: LongContext, config) -> DynamicCache:
@@ -190,8 +197,7 @@ def main() -> None:
         cost = step_costs(stock, session, caches[0])
         print(f"  step ms: {', '.join(f'{key} {value:.0f}' for key, value in cost.items())}", flush=True)
         for i, question in enumerate(questions):
-            opening = passage_text(question.passages[question.gold[0]]).split()[:12]
-            asked = QUOTED.format(" ".join(opening)) if args.quote else ASKED.format(question.question)
+            asked = prompt(question, args.quote)
             session.retrieve(asked)
             tail = lm.encoder.encode_text(session.tail.replace(QUERY, asked))
             ids = torch.tensor([[*session._head, *session._context, *tail]], device=lm.device)

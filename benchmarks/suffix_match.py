@@ -13,10 +13,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from _long_context import long_document, stretched_model
-from rapid_decoding import ASKED, QUOTED
+from rapid_decoding import prompt
 
 from specrag.models import bundled
-from specrag.prompts import passage_text
 from specrag.rapid import LongContext, RapidGenerator
 from specrag.rapid.proposers import Drawing, SuffixMatchProposer
 from specrag.rapid.session import QUERY
@@ -60,18 +59,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     args = parser.parse_args()
     lm = stretched_model(max(args.length, 8192), args.model)
-    questions, text = long_document(lm, args.length, args.prompts)
-    session = LongContext(text, RapidGenerator(lm, embedder=bundled("minilm"), temperature=0.0))
+    questions, document = long_document(lm, args.length, args.prompts)
+    session = LongContext(document, RapidGenerator(lm, embedder=bundled("minilm"), temperature=0.0))
     for kind in ("questions", "quotations"):
         found: dict[str, list[int]] = defaultdict(list)
         tokens = 0
         for question in questions:
-            opening = " ".join(passage_text(question.passages[question.gold[0]]).split()[:12])
-            asked = ASKED.format(question.question) if kind == "questions" else QUOTED.format(opening)
+            asked = prompt(question, kind == "quotations")
             tail = lm.encoder.encode_text(session.tail.replace(QUERY, asked))
             made = plain(session, tail, args.tokens)
-            prompt = [*session._head, *session._context, *tail]
-            for name, accepted in matches(prompt, made, session.rapid.vocabulary).items():
+            text = [*session._head, *session._context, *tail]
+            for name, accepted in matches(text, made, session.rapid.vocabulary).items():
                 found[name] += accepted
             tokens += len(made) - 1
         steps = len(found.pop("steps"))

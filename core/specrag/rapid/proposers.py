@@ -275,16 +275,16 @@ class SuffixMatchProposer(Proposer):
         self._ends: dict[tuple[int, ...], list[int]] = {}  # where runs of ``least`` tokens end; something follows each
         self._add(text)
         self._before = len(self._known)
-        self._searched, self._found = -1, (0, 0)  # behind how many generated tokens, and what was found
+        self._found = self._search()
 
     def match(self, generated: Sequence[int]) -> tuple[int, int]:
         """Where the longest match of the latest tokens ends, and its length, 0 when there is none; the latest of equally long ones.
 
         ``generated`` only grows from call to call. Positions count from the beginning of the text, on into what was generated.
         """
-        if self._searched != len(generated):
-            self._add(generated[len(self._known) - self._before :])
-            self._searched, self._found = len(generated), self._search()
+        if new := generated[len(self._known) - self._before :]:
+            self._add(new)
+            self._found = self._search()
         return self._found
 
     def _search(self) -> tuple[int, int]:

@@ -117,7 +117,7 @@ class RapidGenerator:
         if proposer not in get_args(ProposerName):
             raise InvalidInputError(f"proposer must be one of {', '.join(get_args(ProposerName))}, got {proposer!r}")
         self.proposer: ProposerName = proposer
-        if proposer in ("sparse", "hybrid-sparse") and not same_shape(self.target, self.drafter):
+        if proposer.endswith("sparse") and not same_shape(self.target, self.drafter):
             raise InvalidInputError(
                 f"proposer={proposer!r} drafts on the target's own keys and values: leave drafter out, or give a quantized copy of the target"
             )
