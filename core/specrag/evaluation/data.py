@@ -1,7 +1,7 @@
 """Questions with passages: the JSON-lines format, and contexts made from a corpus.
 
 A row: ``id``, ``question``, ``answers`` (any is right), and either ``passages`` (a list of ``title`` and
-``text``) or the one passage that answers, as ``title`` and ``text``.
+``text``) or the one passage that answers, as ``title`` and ``text``. ``weight`` (1 by default) matters to training alone.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from specrag.schema import Passage
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its right answers. ``gold``: the positions in ``passages`` that answer it, where known."""
+    """A question with its right answers.
+
+    Attributes:
+        gold: The positions in ``passages`` that answer it, where known.
+        weight: How often a round of training shows it, on average.
+    """
 
     id: str
     question: str
     answers: tuple[str, ...]
     passages: tuple[Passage, ...]
     gold: tuple[int, ...] = ()
+    weight: float = 1.0
 
 
 def load_questions(path: str | Path) -> list[Question]:
@@ -55,6 +61,7 @@ def load_questions(path: str | Path) -> list[Question]:
                     answers=tuple(row["answers"]),
                     passages=tuple(Passage(p["text"], title=p.get("title")) for p in listed),
                     gold=tuple(row.get("gold", gold)),
+                    weight=float(row.get("weight", 1.0)),
                 )
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

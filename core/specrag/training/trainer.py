@@ -168,7 +168,7 @@ def train(
         raise InvalidInputError(f"no example has at most max_tokens={settings.max_tokens} tokens")
     unpack(base.model)
     checkpoints = output / "checkpoints"
-    resumed = _claim(checkpoints, _digest(data, settings, adapter))
+    resumed = claim_checkpoints(checkpoints, _content(data, settings, adapter))
     torch.manual_seed(settings.seed)
     model = _with_lora(base.model, settings, adapter) if settings.method == "lora" else base.model
     base.model.train()
@@ -326,15 +326,21 @@ def _arguments(folder: Path, settings: TrainingSettings, device: torch.device) -
     )
 
 
-def _digest(data: Sequence[EncodedExample], settings: TrainingSettings, adapter: str | Path | None) -> str:
+def _content(data: Sequence[EncodedExample], settings: TrainingSettings, adapter: str | Path | None) -> bytes:
+    """What makes a run this one."""
     content = json.dumps([dataclasses.asdict(settings), [e.ids for e in data]], sort_keys=True).encode()
     if adapter is not None:
         content += (Path(adapter) / "adapter_model.safetensors").read_bytes()
-    return hashlib.sha256(content).hexdigest()
+    return content
 
 
-def _claim(checkpoints: Path, digest: str) -> str | None:
-    """The checkpoint to go on from; the folder is marked as this run's."""
+def claim_checkpoints(checkpoints: Path, content: bytes) -> str | None:
+    """The checkpoint to go on from; the folder is marked as that of the run with ``content`` (examples, settings).
+
+    Raises:
+        InvalidInputError: The folder holds another run's checkpoints.
+    """
+    digest = hashlib.sha256(content).hexdigest()
     mark = checkpoints / "run.json"
     if mark.exists() and json.loads(mark.read_text())["digest"] != digest:
         raise InvalidInputError(

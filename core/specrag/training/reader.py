@@ -1,0 +1,362 @@
+"""Training a span reader: shared normalisation over a question's passages, on transformers' Trainer.
+
+The loss of a question is minus the log of the probability that its right spans have together, among the spans of all its
+passages and no answer (Clark and Gardner, arXiv 1710.10723, section 3.2). The order of the examples is fixed by the seed
+before training begins, so a run that is killed goes on from its last checkpoint to the same end.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from specrag.errors import InvalidInputError
+from specrag.models.linear import multiplies_bfloat16
+from specrag.models.reader import grouped_logsumexp, shared_log_normalizer, span_scores
+from specrag.prompts import passage_text
+from specrag.training.rationales import whole_words
+from specrag.training.reader_examples import ReaderExample
+
+_AVERAGE_FILE = "average.safetensors"
+# To what lengths and row counts are rounded up.
+_LENGTHS, _ROWS = 32, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderSettings:
+    """How a reader is trained.
+
+    Args:
+        learning_rate: Peak, reached after ``warmup`` of the steps, then falling to 0 as a cosine.
+        rows: Passages per step of the optimiser, at most.
+        max_tokens: Question and passage together; the passage's end is cut off.
+        longest: Tokens that a span may have.
+        averaging: Decay of the running mean of the weights, which is what is kept; 0: the last weights.
+        train_embeddings: Train the embeddings too. Frozen ones need not be shipped beside the base.
+        checkpoint_steps: Steps between checkpoints; what a kill can cost.
+        precision: ``"auto"``: bfloat16 where the hardware multiplies it, with float32 weights.
+    """
+
+    learning_rate: float = 3e-4
+    warmup: float = 0.05
+    rows: int = 64
+    max_tokens: int = 224
+    longest: int = 24
+    averaging: float = 0.998
+    train_embeddings: bool = False
+    checkpoint_steps: int = 100
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "max_tokens", "longest", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.averaging < 1:
+            raise InvalidInputError(f"averaging must lie in [0, 1), got {self.averaging}")
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """The rows of one question. ``gold``: (row, first token, width - 1) of every right span; empty: no span is right."""
+
+    ids: list[list[int]]
+    types: list[list[int]]
+    inside: list[list[bool]]
+    gold: list[tuple[int, int, int]]
+
+
+def encode_group(example: ReaderExample, tokenizer: Any, max_tokens: int, longest: int) -> EncodedGroup:
+    """``example`` as the reader will see it, with the token spans of its answers."""
+    texts = [passage_text(passage) for passage in example.passages]
+    encoded = tokenizer(
+        [example.question] * len(texts),
+        texts,
+        truncation="only_second",
+        max_length=max_tokens,
+        return_offsets_mapping=True,
+    )
+    patterns = [pattern for answer in example.answers if (pattern := whole_words(answer)) is not None]
+    inside: list[list[bool]] = []
+    gold: set[tuple[int, int, int]] = set()
+    for row, text in enumerate(texts):
+        offsets = encoded["offset_mapping"][row]
+        kinds = encoded.sequence_ids(row)
+        inside.append([kind == 1 and end > start for kind, (start, end) in zip(kinds, offsets, strict=True)])
+        for match in (m for pattern in patterns for m in pattern.finditer(text)):
+            first = next((i for i, (a, b) in enumerate(offsets) if inside[row][i] and a <= match.start() < b), None)
+            last = next((i for i, (a, b) in enumerate(offsets) if inside[row][i] and a < match.end() <= b), None)
+            if first is not None and last is not None and last - first < longest:
+                gold.add((row, first, last - first))
+    types = encoded.get("token_type_ids") or [[0] * len(ids) for ids in encoded["input_ids"]]
+    return EncodedGroup(encoded["input_ids"], types, inside, sorted(gold))
+
+
+def in_order(
+    rounds: Sequence[Sequence[ReaderExample]], rows: int, seed: int = 0
+) -> list[list[ReaderExample]]:
+    """All rounds in training order: in each, groups of like length in batches of at most ``rows`` passages, shuffled."""
+    random = np.random.default_rng(seed)
+    ordered: list[list[ReaderExample]] = []
+    for examples in rounds:
+        shuffled = [examples[int(i)] for i in random.permutation(len(examples))]
+        batches: list[list[ReaderExample]] = []
+        pool = 40 * rows
+        for at in range(0, len(shuffled), pool):
+            batch: list[ReaderExample] = []
+            filled = 0
+            for example in sorted(shuffled[at : at + pool], key=_length):
+                if filled + len(example.passages) > rows:
+                    batches.append(batch)
+                    batch, filled = [], 0
+                batch.append(example)
+                filled += len(example.passages)
+            batches.append(batch)
+        ordered += [batches[int(i)] for i in random.permutation(len(batches))]
+    return [batch for batch in ordered if batch]
+
+
+def _length(example: ReaderExample) -> int:
+    return len(example.question) + max(len(passage_text(p)) for p in example.passages)
+
+
+def reader_loss(
+    start_logits: Tensor,  # [rows, tokens]
+    end_logits: Tensor,  # [rows, tokens]
+    inside: Tensor,  # [rows, tokens], bool
+    questions: Tensor,  # [rows], from 0
+    gold: Tensor,  # [spans, 3]: row, first token, width - 1
+    longest: int,
+) -> Tensor:  # []
+    """Minus log P of each question's right spans together (of no answer, where none is right), mean over questions."""
+    scores = span_scores(start_logits, end_logits, inside, longest)
+    count = int(questions.max()) + 1
+    normalizer = shared_log_normalizer(scores, questions, count)
+    answered = torch.zeros(count, dtype=torch.bool, device=scores.device)
+    answered[questions[gold[:, 0]]] = True
+    right = grouped_logsumexp(scores[gold[:, 0], gold[:, 1], gold[:, 2]], questions[gold[:, 0]], count)
+    return (normalizer - torch.where(answered, right, 0.0)).mean()
+
+
+def train_reader(
+    model: Any,
+    tokenizer: Any,
+    rounds: Sequence[Sequence[ReaderExample]],
+    output: str | Path,
+    *,
+    settings: ReaderSettings = ReaderSettings(),
+    progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    evaluation_steps: int = 0,
+) -> Path:
+    """Train a question-answering encoder; returns ``output``, a folder that ``AutoModelForQuestionAnswering`` loads.
+
+    Checkpoints lie in ``output/checkpoints`` while training runs. When they are there at the start, made by the same examples and
+    settings, training goes on from the last one, to the same end as if never interrupted.
+
+    Args:
+        model, tokenizer: Of transformers; the model is changed in place, the tokenizer must be a fast one.
+        rounds: Examples by epoch (``make_reader_examples``).
+        progress: Called with (step, steps, what was logged).
+        evaluate: Called with the averaged model every ``evaluation_steps`` steps; its result goes to ``progress``.
+
+    Raises:
+        InvalidInputError: There is nothing to train on, the checkpoints are another run's, or the tokenizer is slow.
+    """
+    from specrag.training.trainer import claim_checkpoints
+
+    if not getattr(tokenizer, "is_fast", False):
+        raise InvalidInputError(f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer")
+    batches = in_order(rounds, settings.rows, settings.seed)
+    if not batches:
+        raise InvalidInputError("there are no examples to train on")
+    output = Path(output)
+    checkpoints = output / "checkpoints"
+    content = json.dumps([dataclasses.asdict(settings), [[e.question, [p.text for p in e.passages]] for b in batches for e in b]])
+    resumed = claim_checkpoints(checkpoints, content.encode())
+    torch.manual_seed(settings.seed)
+    if not settings.train_embeddings:
+        for parameter in model.base_model.embeddings.parameters():
+            parameter.requires_grad_(False)
+    model.train()
+    average = _Average(model, settings.averaging, resumed)
+    trainer = _ReaderTrainer(
+        longest=settings.longest,
+        model=model,
+        args=_arguments(checkpoints, settings, model.device),
+        train_dataset=_Batches(batches),  # type: ignore[arg-type]
+        data_collator=ReaderCollator(tokenizer, settings.max_tokens, settings.longest),
+        callbacks=[average, _Report(average, progress, evaluate, evaluation_steps)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=resumed)
+    average.into(model)
+    model.eval()
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return output
+
+
+class _Batches(torch.utils.data.Dataset[list[ReaderExample]]):
+    def __init__(self, batches: Sequence[list[ReaderExample]]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, i: int) -> list[ReaderExample]:
+        return self._batches[i]
+
+
+@dataclass(frozen=True)
+class ReaderCollator:
+    """One batch as tensors, its rows in parts of like length: little padding, whatever a question's passages have.
+
+    The CPU keeps kernels for every new shape, so lengths are rounded up to multiples of 32 and the rows of a part to multiples
+    of 4, by rows that count for nothing.
+    """
+
+    tokenizer: Any
+    max_tokens: int
+    longest: int
+
+    def __call__(self, items: Sequence[list[ReaderExample]]) -> dict[str, Any]:
+        (examples,) = items
+        groups = [encode_group(e, self.tokenizer, self.max_tokens, self.longest) for e in examples]
+        rows = [
+            (-(-len(group.ids[i]) // _LENGTHS) * _LENGTHS, number, i)
+            for number, group in enumerate(groups)
+            for i in range(len(group.ids))
+        ]
+        rows.sort()
+        tokens = rows[-1][0]
+        place = {(number, i): at for at, (_, number, i) in enumerate(rows)}
+        inside = torch.zeros(len(rows), tokens, dtype=torch.bool)
+        for (number, i), at in place.items():
+            own = groups[number].inside[i]
+            inside[at, : len(own)] = torch.tensor(own)
+        gold = [(place[n, row], first, width) for n, group in enumerate(groups) for row, first, width in group.gold]
+        parts = []
+        for length in sorted({length for length, *_ in rows}):
+            members = [(number, i) for own, number, i in rows if own == length]
+            parts.append(self._part([(groups[n].ids[i], groups[n].types[i]) for n, i in members], length))
+        return {
+            "parts": parts,
+            "inside": inside,
+            "questions": torch.tensor([number for _, number, _ in rows]),
+            "gold": torch.tensor(gold, dtype=torch.long).reshape(-1, 3),
+        }
+
+    def _part(self, rows: Sequence[tuple[list[int], list[int]]], length: int) -> dict[str, Tensor]:
+        count = -(-len(rows) // _ROWS) * _ROWS
+        ids = torch.full((count, length), self.tokenizer.pad_token_id or 0)
+        types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+        mask[len(rows) :, 0] = 1
+        for i, (own, own_types) in enumerate(rows):
+            ids[i, : len(own)] = torch.tensor(own)
+            types[i, : len(own)] = torch.tensor(own_types)
+            mask[i, : len(own)] = 1
+        made = {"input_ids": ids, "attention_mask": mask, "rows": torch.tensor(len(rows))}
+        return made | ({"token_type_ids": types} if "token_type_ids" in self.tokenizer.model_input_names else {})
+
+
+class _ReaderTrainer(Trainer):  # type: ignore[misc]
+    def __init__(self, *, longest: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._longest = longest
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        tokens = inputs["inside"].shape[1]
+        starts, ends = [], []
+        for part in inputs["parts"]:
+            count = int(part.pop("rows"))
+            outputs = model(**part)
+            for logits, kept in ((outputs.start_logits, starts), (outputs.end_logits, ends)):
+                kept.append(torch.nn.functional.pad(logits[:count].float(), (0, tokens - logits.shape[1])))
+        loss = reader_loss(
+            torch.cat(starts), torch.cat(ends), inputs["inside"], inputs["questions"], inputs["gold"], self._longest
+        )
+        return (loss, {}) if return_outputs else loss
+
+
+class _Average(TrainerCallback):  # type: ignore[misc]
+    """The exponential mean of the trained weights (Polyak averaging), kept beside each checkpoint."""
+
+    def __init__(self, model: Any, decay: float, resumed: str | None) -> None:
+        self._model, self._decay = model, decay
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if resumed is not None:
+            self.mean = load_file(Path(resumed) / _AVERAGE_FILE)
+        else:
+            self.mean = {name: p.detach().clone() for name, p in self._trained.items()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        decay = min(self._decay, state.global_step / (state.global_step + 10))  # what it began with fades at once
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                self.mean[name].lerp_(parameter, 1 - decay)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        save_file(self.mean, folder / _AVERAGE_FILE)
+
+    def into(self, model: Any) -> None:
+        """Put the mean in the place of the weights of ``model``, of the same architecture."""
+        with torch.no_grad():
+            parameters = dict(model.named_parameters())
+            for name, value in self.mean.items():
+                parameters[name].copy_(value)
+
+
+class _Report(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, average: _Average, progress: Any, evaluate: Any, every: int) -> None:
+        self._average, self._evaluate, self._every = average, evaluate, every
+        self._progress = progress or (lambda step, steps, logged: None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        self._progress(state.global_step, state.max_steps, logs or {})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self._progress(state.global_step, state.max_steps, {})
+        if self._every and self._evaluate is not None and state.global_step % self._every == 0:
+            examined = copy.deepcopy(model).eval()
+            self._average.into(examined)
+            self._progress(state.global_step, state.max_steps, self._evaluate(examined))
+
+
+def _arguments(folder: Path, settings: ReaderSettings, device: torch.device) -> TrainingArguments:
+    bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and multiplies_bfloat16(device))
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        bf16=bfloat16,
+        use_cpu=device.type == "cpu",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        save_steps=settings.checkpoint_steps,
+        save_total_limit=2,
+        logging_steps=20,
+        report_to="none",
+        disable_tqdm=True,
+        seed=settings.seed,
+        dataloader_pin_memory=device.type == "cuda",
+    )

@@ -1,0 +1,182 @@
+"""Training examples of a span reader: a question, a few passages, and where the answers stand in them.
+
+A record is shown with its gold passage alone or beside hard negatives: the passages nearest to the question that hold none
+of its answers, those of the same page among them. Long passages are shown as windows that keep an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from specrag.embeddings import Embedder
+from specrag.errors import InvalidInputError
+from specrag.evaluation.data import Question
+from specrag.prompts import passage_text
+from specrag.schema import Passage
+from specrag.training.rationales import answer_in, whole_words
+from specrag.training.substitution import Substitutes
+
+# Spans cannot say these: a question so answered trains the reader to point at nothing.
+_UNSPOKEN = {"yes", "no"}
+# Records whose nearest passages are searched for at once.
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class ReaderExample:
+    """A question and passages. ``answers``: texts that are right wherever they stand in them; empty: no span is right."""
+
+    question: str
+    passages: tuple[Passage, ...]
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReaderMixture:
+    """What a round of training shows.
+
+    Args:
+        alone: Share of the records that are shown without negatives. In [0, 1].
+        most_negatives: The others have from 1 to so many.
+        nearest: Negatives are drawn from so many nearest passages.
+        unanswerable: Share of the records whose gold passage is left out. In [0, 1].
+        substituted: In how many another record's answer of the same kind takes the answer's place. In [0, 1].
+        words: All passages of an example are cut to windows of one size, from half of ``words`` to all of them: like lengths
+            make batches with little padding, and the end of a passage is not always its end.
+    """
+
+    alone: float = 0.4
+    most_negatives: int = 3
+    nearest: int = 20
+    unanswerable: float = 0.1
+    substituted: float = 0.1
+    words: int = 110
+
+    def __post_init__(self) -> None:
+        for name in ("alone", "unanswerable", "substituted"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInputError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("most_negatives", "nearest", "words"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def make_reader_examples(
+    records: Sequence[Question],
+    embedder: Embedder,
+    *,
+    rounds: int = 1,
+    mixture: ReaderMixture = ReaderMixture(),
+    seed: int = 0,
+) -> list[list[ReaderExample]]:
+    """``rounds`` rounds of examples; a record of weight w is shown w times a round on average, each time with other negatives.
+
+    A record is left out when none of its answers stands in a gold passage, unless it has no answers or they are yes or no: then
+    the right reading is that no span answers.
+
+    Raises:
+        InvalidInputError: No record can be used, or there are fewer than two passages.
+    """
+    usable = [(record, answers) for record in records if (answers := _right(record)) is not None]
+    if not usable:
+        raise InvalidInputError(
+            f"none of the {len(records)} records can be used: an answer must stand in a gold passage word for word"
+        )
+    corpus = list({passage_text(p): p for record in records for p in record.passages}.items())
+    if len(corpus) < 2:
+        raise InvalidInputError("the records have one passage in all: negatives need at least 2")
+    negatives = _nearest([record for record, _ in usable], corpus, embedder, mixture.nearest)
+    substitutes = Substitutes((record, answers[0]) for record, answers in usable if answers)
+    random = np.random.default_rng(seed)
+    made: list[list[ReaderExample]] = []
+    for _ in range(rounds):
+        part = []
+        for (record, answers), near in zip(usable, negatives, strict=True):
+            for _ in range(int(record.weight + random.random())):
+                others = [corpus[i][1] for i in near]
+                part.append(_example(record, answers, others, substitutes, mixture, random))
+        made.append(part)
+    return made
+
+
+def _right(record: Question) -> tuple[str, ...] | None:
+    """The answers that stand in the gold passages, longest first; () where no span is right; ``None``: of no use."""
+    if not record.answers or {answer.strip().casefold() for answer in record.answers} <= _UNSPOKEN:
+        return ()
+    gold = [record.passages[i] for i in record.gold]
+    found = [answer for answer in record.answers if any(answer_in(passage, [answer]) for passage in gold)]
+    return tuple(sorted(found, key=len, reverse=True)) or None
+
+
+def _nearest(
+    records: Sequence[Question], corpus: Sequence[tuple[str, Passage]], embedder: Embedder, count: int
+) -> list[list[int]]:
+    """For each record positions in ``corpus`` of the nearest passages that hold none of its answers and are not its gold."""
+    texts = [text for text, _ in corpus]
+    folded = [text.casefold() for text in texts]
+    vectors = embedder.embed(texts)
+    found = []
+    for at in range(0, len(records), _CHUNK):
+        part = records[at : at + _CHUNK]
+        near = embedder.embed([record.question for record in part]) @ vectors.T
+        wide = min(4 * count, len(texts))
+        for record, row in zip(part, near, strict=True):
+            best = np.argpartition(-row, wide - 1)[:wide]
+            own = {passage_text(record.passages[i]) for i in record.gold}
+            answers = [answer.casefold() for answer in record.answers]
+            kept = [
+                int(i)
+                for i in best[np.argsort(-row[best])]
+                if texts[i] not in own and not any(answer in folded[i] for answer in answers)
+            ]
+            found.append(kept[:count])
+    return found
+
+
+def _example(
+    record: Question,
+    answers: tuple[str, ...],
+    negatives: Sequence[Passage],
+    substitutes: Substitutes,
+    mixture: ReaderMixture,
+    random: np.random.Generator,
+) -> ReaderExample:
+    if answers and random.random() < mixture.substituted:
+        # The rationale matters to a drafter alone: the answer itself stands for it.
+        if found := substitutes.substitute(record, answers[0], answers[0], random):
+            record, answers = found[0], (found[1],)
+    gold = [record.passages[i] for i in record.gold]
+    holding = [p for p in gold if any(answer_in(p, [answer]) for answer in answers)] if answers else gold
+    others = [*negatives, *(p for p in record.passages if p not in gold and not any(answer_in(p, [a]) for a in answers))]
+    alone = random.random() < mixture.alone
+    count = 0 if alone else int(random.integers(1, mixture.most_negatives + 1))
+    dropped = bool(others) and random.random() < mixture.unanswerable
+    shown: list[Passage] = []
+    if not dropped and holding:
+        shown.append(holding[int(random.integers(len(holding)))])
+    for i in random.permutation(len(others))[: max(count, 0 if shown else 1)]:
+        shown.append(others[int(i)])
+    right = answers if not dropped else ()
+    size = int(random.integers(mixture.words // 2, mixture.words + 1))
+    windows = tuple(_window(p, right, size, random) for p in shown)
+    return ReaderExample(record.question, tuple(windows[int(i)] for i in random.permutation(len(windows))), right)
+
+
+def _window(passage: Passage, answers: Sequence[str], size: int, random: np.random.Generator) -> Passage:
+    """The passage, or ``size`` words of it with one of the answers in them, where it holds one."""
+    spans = [match.span() for match in re.finditer(r"\S+", passage.text)]
+    if len(spans) <= size:
+        return passage
+    matches = [m for a in answers if (pattern := whole_words(a)) for m in pattern.finditer(passage.text)]
+    low, high = 0, len(spans) - size
+    if matches:
+        match = matches[int(random.integers(len(matches)))]
+        first = max(i for i, (begin, _) in enumerate(spans) if begin <= match.start())
+        last = max(i for i, (begin, _) in enumerate(spans) if begin < match.end())
+        low, high = max(0, last + 1 - size), min(high, first)
+    begin = int(random.integers(low, high + 1)) if high > low else max(0, min(low, len(spans) - size))
+    return replace(passage, text=passage.text[spans[begin][0] : spans[begin + size - 1][1]])
