@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from specrag.engine.onednn import unpack, use_onednn
 from specrag.evaluation.data import Question, load_questions
 from specrag.models import TransformersLM
 from specrag.models.bundled import located
-from specrag.models.linear import unpack, use_onednn
-from specrag.prompts import passage_text
+from specrag.text import passage_text
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
 #: Random weights of these shapes, for timing alone, where no such model is to be had.

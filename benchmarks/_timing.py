@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from specrag.models import decoder
+from specrag.engine import forward
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Forwards:
             return timed
 
         type(model).forward = watched(type(model).forward)
-        decoder.decoder_forward = watched(decoder.decoder_forward)
+        forward.decoder_forward = watched(forward.decoder_forward)
         return self
 
     def take(self) -> tuple[list[float], list[int]]:

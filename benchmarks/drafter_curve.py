@@ -17,10 +17,10 @@ from pathlib import Path
 
 from _timing import machine
 
-from specrag.drafting import Drafter
 from specrag.evaluation.data import load_questions
 from specrag.evaluation.metrics import contains_answer, wilson_interval
 from specrag.models import bundled
+from specrag.speculative.drafting import Drafter
 from specrag.training import TrainingSettings, make_examples, train
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"

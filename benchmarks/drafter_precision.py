@@ -19,7 +19,7 @@ from _timing import machine, median
 from specrag.evaluation.data import load_questions
 from specrag.models import GenerationRequest, Sampling, Segment, Stage, TransformersLM, Turn
 from specrag.models.bundled import located
-from specrag.prompts import passage_text
+from specrag.text import passage_text
 
 
 def main() -> None:

@@ -25,14 +25,14 @@ import torch
 from _timing import machine, median
 
 from specrag import Prompts
-from specrag.drafting import Drafter
 from specrag.evaluation.data import Question, load_questions
 from specrag.evaluation.metrics import contains_answer, exact_match, f1, wilson_interval
 from specrag.models import GenerationRequest, Stage, TransformersLM, Turn, bundled
-from specrag.perspectives import sample_perspectives
-from specrag.prompts import passage_text
 from specrag.schema import ALL_SCORES, Draft, Verdict
-from specrag.verification import Normalization, RawScores, Verifier, rank
+from specrag.speculative.drafting import Drafter
+from specrag.speculative.perspectives import sample_perspectives
+from specrag.speculative.verification import Normalization, RawScores, Verifier, rank
+from specrag.text import passage_text
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
 
@@ -65,7 +65,7 @@ def main() -> None:
     options = {"quantization": args.quantization} | ({"adapter": args.adapter} if args.adapter else {})
     lm = bundled(args.model, **options) if args.model in bundles else TransformersLM(args.model, **options)
     judge = TransformersLM(args.verifier, dtype=getattr(torch, args.verifier_dtype)) if args.verifier else lm
-    prompts = Prompts.for_small_models() if args.untrained_prompts else lm.prompts or Prompts()
+    prompts = Prompts.for_small_models() if args.untrained_prompts else Prompts.trained_with(lm) or Prompts()
     drafter, embedder = Drafter(lm, prompts), bundled("minilm")
     verifiers = {"the drafter itself": Verifier(lm, prompts)}
     if args.verifier:

@@ -15,7 +15,7 @@ from _timing import machine, median
 
 from specrag.evaluation.data import load_questions
 from specrag.models import bundled
-from specrag.prompts import passage_text
+from specrag.text import passage_text
 
 
 def main() -> None:

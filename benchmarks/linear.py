@@ -16,7 +16,7 @@ from _long_context import stock_model
 from _timing import machine, median
 from torch import nn
 
-from specrag.models.linear import OneDNNLinear, PackedLinear, available
+from specrag.engine.onednn import OneDNNLinear, PackedLinear, available
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from specrag.evaluation.data import load_questions
 from specrag.evaluation.metrics import wilson_interval
 from specrag.models import bundled
-from specrag.perspectives import SAMPLING_MODES, sample_perspectives
-from specrag.prompts import passage_text
+from specrag.speculative.perspectives import SAMPLING_MODES, sample_perspectives
+from specrag.text import passage_text
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
 

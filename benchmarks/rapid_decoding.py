@@ -26,9 +26,9 @@ from transformers import DynamicCache
 from specrag.evaluation.data import Question
 from specrag.evaluation.metrics import contains_answer
 from specrag.models import bundled
-from specrag.prompts import passage_text
 from specrag.rapid import LongContext, RapidGenerator, decoding
 from specrag.rapid.session import QUERY
+from specrag.text import passage_text
 
 ROWS = {
     "plain (ours)": {"candidates": 0},

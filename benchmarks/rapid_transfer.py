@@ -21,8 +21,8 @@ from _timing import machine, median
 from specrag.evaluation.data import Question, load_questions
 from specrag.evaluation.metrics import contains_answer, wilson_interval
 from specrag.models import bundled
-from specrag.prompts import passage_text
 from specrag.rapid import LongContext, RapidGenerator
+from specrag.text import passage_text
 
 ROWS = {
     "target alone": {"candidates": 0},

@@ -14,7 +14,7 @@ from _timing import Forwards, machine, median
 
 from specrag.models import TransformersLM, bundled
 from specrag.schema import Draft
-from specrag.verification import Verifier
+from specrag.speculative.verification import Verifier
 
 LENGTHS = (12, 20, 30, 45, 60)  # words of the rationale: the longest is five times the shortest
 

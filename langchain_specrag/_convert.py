@@ -14,12 +14,12 @@ from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 
-from specrag.embeddings import Embedder, unit_vectors
 from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
+from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict
-from specrag.tracing import current_work
+from specrag.speculative.work import current_work
 
 _SCORE_KEYS = ("score", "similarity", "similarity_score", "relevance_score")
 _ROLES = {"system": SystemMessage, "user": HumanMessage, "assistant": AIMessage}

@@ -11,7 +11,7 @@ from langchain_core.runnables.config import get_async_callback_manager_for_confi
 
 from langchain_specrag._convert import draft_row
 from specrag.schema import DraftDone, DraftFailed, Event, SubsetsChosen, VerdictReady
-from specrag.tracing import Work
+from specrag.speculative.work import Work
 
 # A stage and the subset of passages that it concerns; perspectives concern none.
 _Key = tuple[str, tuple[int, ...]]

@@ -24,11 +24,11 @@ from langchain_specrag._tracing import Trace
 from specrag import _blocking
 from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel, Sampling
-from specrag.perspectives import SamplingMode
-from specrag.pipeline import aselect_perspectives, select_perspectives
-from specrag.prompts import Prompts
 from specrag.schema import AnswerReady, Event
-from specrag.verification import Scoring
+from specrag.speculative.perspectives import SamplingMode
+from specrag.speculative.pipeline import aselect_perspectives, select_perspectives
+from specrag.speculative.prompts import Prompts
+from specrag.speculative.verification import Scoring
 
 
 class ChainInput(TypedDict):

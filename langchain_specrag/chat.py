@@ -31,9 +31,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from specrag.errors import InvalidInputError
 from specrag.rapid import Message, RapidChat, RapidGenerator, ToolCall
+from specrag.rapid.acceptance import Transfer
+from specrag.rapid.chat import check_tools, parse_tool_calls
 from specrag.rapid.decoding import RapidStats
-from specrag.rapid.distributions import Transfer
-from specrag.rapid.pool import check_tools, parse_tool_calls
 from specrag.rapid.session import ProposerName
 
 Documents = Sequence[Document | str]

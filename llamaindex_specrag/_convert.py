@@ -13,12 +13,12 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LogProb
 from llama_index.core.schema import MetadataMode, NodeWithScore
 from llama_index_instrumentation.span import active_span_id
 
-from specrag.embeddings import Embedder, unit_vectors
 from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
+from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage
-from specrag.tracing import Work, current_work
+from specrag.speculative.work import Work, current_work
 
 
 def to_passage(node: NodeWithScore) -> Passage:

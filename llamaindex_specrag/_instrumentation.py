@@ -12,7 +12,7 @@ from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.span import active_span_id
 
 from specrag.schema import DraftDone, DraftFailed, Event, SubsetsChosen, VerdictReady
-from specrag.tracing import Work
+from specrag.speculative.work import Work
 
 dispatcher = get_dispatcher(__name__)
 

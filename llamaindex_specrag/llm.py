@@ -24,8 +24,8 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 
 from specrag.errors import InvalidInputError
 from specrag.rapid import Message, RapidChat
+from specrag.rapid.acceptance import Transfer
 from specrag.rapid.decoding import RapidStats
-from specrag.rapid.distributions import Transfer
 from specrag.rapid.session import ProposerName
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llamaindex_specrag._convert import as_embedder, to_passage
-from specrag.pipeline import aselect_perspectives, select_perspectives
+from specrag.speculative.pipeline import aselect_perspectives, select_perspectives
 
 
 class MultiPerspectivePostprocessor(BaseNodePostprocessor):

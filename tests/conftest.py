@@ -9,8 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from specrag.engine import forward
 from specrag.evaluation.data import load_questions
-from specrag.models import TransformersLM, bundled, decoder
+from specrag.models import TransformersLM, bundled
 from specrag.models.bundled import located
 
 DEMO = Path(__file__).parent.parent / "core" / "specrag" / "data" / "demo.jsonl"
@@ -91,14 +92,14 @@ def forward_passes(monkeypatch):
                 lambda _, args, kwargs: counts.append(kwargs["input_ids"].numel()), with_kwargs=True
             )
         )
-        ours = decoder.decoder_forward  # passes by a model's hooks where they came after the conversation began
+        ours = forward.decoder_forward  # passes by a model's hooks where they came after the conversation began
 
         def watched(own, ids, *args):
             if own is model:
                 counts.append(ids.numel())
             return ours(own, ids, *args)
 
-        monkeypatch.setattr(decoder, "decoder_forward", watched)
+        monkeypatch.setattr(forward, "decoder_forward", watched)
         return counts
 
     yield watch

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from specrag.embeddings import Embedder
 from specrag.errors import LogProbsUnavailableError
 from specrag.models import Capabilities, Completion, GeneratedText, LanguageModel, Score
+from specrag.models.embedders import Embedder
 from specrag.schema import Usage
 
 

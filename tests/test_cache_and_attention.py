@@ -20,12 +20,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from specrag.engine import attention, forward
+from specrag.engine.attention import MAX_PACKED_QUERIES, check_supported, packed_attention
+from specrag.engine.kv_cache import RollbackCache, rollback_cache
+from specrag.engine.onednn import multiplies_bfloat16, use_onednn
 from specrag.errors import InvalidInputError
-from specrag.models import TransformersLM, decoder
-from specrag.models.kv_cache import RollbackCache, rollback_cache
-from specrag.models.linear import multiplies_bfloat16, use_onednn
-from specrag.rapid import attention
-from specrag.rapid.attention import MAX_PACKED_QUERIES, check_supported, packed_attention
+from specrag.models import TransformersLM
 from tests.test_transformers_lm import CONVERSATIONS
 
 SHAPE = {
@@ -113,15 +113,15 @@ def test_the_light_forward_pass_equals_stock_transformers(name, prepared, steps,
     model = copy.deepcopy(model_of(name))
     if prepared != "as loaded":
         use_onednn(model, pack=prepared == "packed")
-    assert decoder.supports(model)
+    assert forward.supports(model)
     generator = torch.Generator().manual_seed(seed)
     cache, held = rollback_cache(model.config, 300), [1, 2, 3]
     with torch.inference_mode():
         model(torch.tensor([held]), past_key_values=cache)
         for count, undone in steps:
-            new = torch.randint(97, (min(count, decoder.MAX_TOKENS),), generator=generator).tolist()
+            new = torch.randint(97, (min(count, forward.MAX_TOKENS),), generator=generator).tolist()
             positions = torch.arange(len(held), len(held) + len(new))[None]
-            logits = decoder.decoder_forward(model, torch.tensor([new]), positions, cache, attention.attend)[0]
+            logits = forward.decoder_forward(model, torch.tensor([new]), positions, cache, attention.attend)[0]
             expected = stock(model_of(name), held + new)[len(held) :]
             assert torch.allclose(logits, expected, atol=1e-3), (logits - expected).abs().max()
             back = int(undone * len(new))
@@ -137,7 +137,7 @@ def test_in_bfloat16_the_light_forward_pass_is_as_near_to_float32_as_transformer
     own = copy.deepcopy(model_of(name)).to(torch.bfloat16)
     model = copy.deepcopy(own)
     use_onednn(model, pack=pack)
-    assert decoder.supports(model)
+    assert forward.supports(model)
     generator = torch.Generator().manual_seed(3)
     cache, held, errors = rollback_cache(model.config, 300), [1, 2, 3], []
     with torch.inference_mode():
@@ -145,7 +145,7 @@ def test_in_bfloat16_the_light_forward_pass_is_as_near_to_float32_as_transformer
         for count, back in ((60, 0), (1, 0), (6, 4), (11, 3), (2, 1), (64, 20), (1, 0), (16, 0)):
             new = torch.randint(97, (count,), generator=generator).tolist()
             positions = torch.arange(len(held), len(held) + len(new))[None]
-            logits = decoder.decoder_forward(model, torch.tensor([new]), positions, cache, attention.attend)[0]
+            logits = forward.decoder_forward(model, torch.tensor([new]), positions, cache, attention.attend)[0]
             assert logits.dtype == torch.bfloat16
             exact, theirs = (stock(m, held + new)[len(held) :].float() for m in (model_of(name), own))
             errors += zip((logits - exact).abs().mean(-1), (theirs - exact).abs().mean(-1), strict=True)
@@ -156,17 +156,17 @@ def test_in_bfloat16_the_light_forward_pass_is_as_near_to_float32_as_transformer
 
 
 def test_the_light_forward_pass_is_for_what_it_computes_alone():
-    assert not any(decoder.supports(model_of(name)) for name in ("mistral-sliding", "gemma3"))
+    assert not any(forward.supports(model_of(name)) for name in ("mistral-sliding", "gemma3"))
     half = copy.deepcopy(model_of("llama")).to(torch.bfloat16)
-    assert decoder.supports(half) == multiplies_bfloat16(torch.device("cpu"))
+    assert forward.supports(half) == multiplies_bfloat16(torch.device("cpu"))
     half.model.norm.float()
-    assert not decoder.supports(half) and not decoder.supports(copy.deepcopy(model_of("llama")).half())
+    assert not forward.supports(half) and not forward.supports(copy.deepcopy(model_of("llama")).half())
     gelu = LlamaForCausalLM(LlamaConfig(**SHAPE, hidden_act="gelu"))
     hooked, patched, mine = (copy.deepcopy(model_of("llama")) for _ in range(3))
     hooked.model.layers[1].mlp.register_forward_hook(lambda *_: None)
     patched.model.norm.forward = lambda x: x
     mine.__class__ = type("Mine", (LlamaForCausalLM,), {})
-    assert not any(decoder.supports(model) for model in (gelu, hooked, patched, mine))
+    assert not any(forward.supports(model) for model in (gelu, hooked, patched, mine))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
@@ -177,7 +177,7 @@ def test_one_query_a_row_attends_as_sdpa_does(dtype, tolerance):
     seen = torch.rand(3, 1, 1, 20, generator=generator) > 0.4
     hidden = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, seen, scale=0.3, enable_gqa=True)
-    made = decoder.one_query_attention(*half, 0.3, hidden)
+    made = forward.one_query_attention(*half, 0.3, hidden)
     assert made.dtype == dtype and torch.allclose(made.float(), expected.transpose(1, 2), atol=tolerance)
 
 

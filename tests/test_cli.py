@@ -94,7 +94,7 @@ def test_importing_specrag_loads_no_heavy_library():
 
 
 def test_a_client_of_a_server_loads_no_torch():
-    code = "import specrag.models.openai, specrag.pipeline, sys; print('torch' in sys.modules)"
+    code = "import specrag.models.openai, specrag.speculative.pipeline, sys; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
 

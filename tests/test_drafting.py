@@ -2,11 +2,11 @@ import math
 
 import pytest
 
-from specrag.drafting import Drafter, share, split_reply
 from specrag.errors import InvalidInputError, ModelError
 from specrag.models import Completion, GeneratedText
-from specrag.prompts import Prompts
 from specrag.schema import Passage
+from specrag.speculative.drafting import Drafter, share, split_reply
+from specrag.speculative.prompts import Prompts
 from tests.fakes import ScriptedLM, part
 
 PASSAGES = (Passage("one two three", title="T"), Passage("four five six"))

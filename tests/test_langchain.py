@@ -34,7 +34,7 @@ from langchain_specrag import (
 )
 from specrag import Prompts
 from specrag.errors import InvalidInputError
-from specrag.verification import Scoring
+from specrag.speculative.verification import Scoring
 from tests.fakes import HashEmbedder, ScriptedLM
 
 QUESTION = {"input": "who discovered radium"}

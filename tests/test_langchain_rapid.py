@@ -15,7 +15,7 @@ from langchain_specrag import ChatRapid, RapidLLM
 from specrag.errors import InvalidInputError
 from specrag.models import TransformersLM
 from specrag.rapid import RapidChat, RapidGenerator
-from specrag.rapid.pool import Message, conversation, parse_tool_calls, split_context
+from specrag.rapid.chat import Message, conversation, parse_tool_calls, split_context
 
 # Qwen2.5's template, shortened to what matters: tools in the system turn, calls in <tool_call>.
 TOOL_TEMPLATE = (

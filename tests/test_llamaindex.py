@@ -47,7 +47,7 @@ from llamaindex_specrag import (
 from specrag import Passage, Prompts
 from specrag.errors import InvalidInputError
 from specrag.rapid import RapidGenerator
-from specrag.verification import Scoring
+from specrag.speculative.verification import Scoring
 from tests.fakes import HashEmbedder, ScriptedLM
 
 

@@ -16,7 +16,7 @@ import pytest
 from specrag import Passage, SpeculativeRAG
 from specrag.errors import InvalidInputError, LogProbsUnavailableError, ServerError
 from specrag.models import GenerationRequest, OpenAILM, Sampling, Segment, Stage, TransformersLM, Turn
-from specrag.verification import Scoring
+from specrag.speculative.verification import Scoring
 from tests.fakes import HashEmbedder
 from tests.servers import replaying, serving
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specrag.errors import InvalidInputError
-from specrag.perspectives import even_out, kmeans, sample_perspectives
+from specrag.speculative.perspectives import even_out, kmeans, sample_perspectives
 
 
 @st.composite

@@ -11,7 +11,7 @@ from specrag import Passage, Prompts, SpeculativeRAG
 from specrag.errors import DraftingError, InvalidInputError, LogProbsUnavailableError, ModelError
 from specrag.models import Completion, Sampling
 from specrag.schema import AnswerReady, DraftDone, DraftFailed, SubsetsChosen, VerdictReady
-from specrag.verification import Scoring
+from specrag.speculative.verification import Scoring
 from tests.fakes import NAN, HashEmbedder, ScriptedLM, part
 
 PASSAGES = [Passage(f"passage number {i}", title=f"T{i}", id=str(i)) for i in range(10)]
@@ -328,10 +328,11 @@ def test_settings_are_checked_at_construction(changes, message):
         SpeculativeRAG(**({"drafter": ScriptedLM(by_passage)} | changes))
 
 
-def test_a_drafter_is_asked_with_what_it_was_trained_with():
+def test_a_drafter_is_asked_with_what_it_was_trained_with(tmp_path):
     asked = []
     drafter = ScriptedLM(lambda text: asked.append(text) or by_passage(text))
-    drafter.prompts = dataclasses.replace(Prompts(), draft="{passages}\nMine: {question}")
+    dataclasses.replace(Prompts(), draft="{passages}\nMine: {question}").save_drafting(tmp_path)
+    drafter.folder = tmp_path
     rag = SpeculativeRAG(drafter=drafter, embedder=HashEmbedder())
     rag.answer("q", PASSAGES)
     assert len(asked) == 5 and all(text.endswith("\nMine: q") for text in asked)

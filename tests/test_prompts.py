@@ -1,8 +1,8 @@
 import pytest
 
 from specrag.errors import InvalidInputError
-from specrag.prompts import SELF_REFLECTION_STATEMENTS, Prompts, format_passages
 from specrag.schema import Passage
+from specrag.speculative.prompts import SELF_REFLECTION_STATEMENTS, Prompts, format_passages
 
 
 def test_passages_stand_in_numbered_blocks():

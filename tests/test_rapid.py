@@ -8,15 +8,15 @@ import torch
 
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
 from specrag.models import TransformersLM
-from specrag.models.tokenization import IncrementalDecoder
+from specrag.models.tokenization import IncrementalDecoder, StopStrings
 from specrag.rapid import Controller, LongContext, RapidGenerator, RapidStats, proposers
-from specrag.rapid.controller import MODEL, Line, Source
+from specrag.rapid.acceptance import output_distribution
 from specrag.rapid.decoding import RapidSettings, _Output, decode
-from specrag.rapid.distributions import output_distribution
+from specrag.rapid.draft_length import MODEL, Line, Source
 from specrag.rapid.proposers import CachedModel, Drawing, ModelProposer, SuffixMatchProposer, sinks_and_window
 from tests.conftest import tiny_llama
 from tests.fakes import HashEmbedder
-from tests.test_distributions import p_value
+from tests.test_acceptance import p_value
 
 PROPOSERS = ["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse"]
 # A word salad with repetitions: something to retrieve, and something to copy.
@@ -138,7 +138,7 @@ def test_the_loop_samples_the_second_token_from_the_closed_form(transfer):
     with torch.inference_mode():
         z = target.model(torch.tensor([[*prompt, first]])).logits[0, -1]
         q = drawing.distribution(drafter.model(torch.tensor([[*short, first]])).logits[0, -1])
-    from specrag.rapid.distributions import augmented_target
+    from specrag.rapid.acceptance import augmented_target
 
     p = z.softmax(-1)
     out = output_distribution(p, q, augmented_target(z, q, 3.0), transfer)
@@ -184,7 +184,7 @@ def test_an_end_token_inside_an_accepted_run_ends_it_there(tiny):
 def test_never_half_a_character_nor_half_a_stop_string(tiny):
     text = "日本語 naïve € and the END of it"
     ids = tiny.encoder.encode_text(text)
-    output = _Output(IncrementalDecoder(tiny.tokenizer), ["ENDING", "ness"], frozenset(), limit=1000)
+    output = _Output(IncrementalDecoder(tiny.tokenizer), StopStrings(["ENDING", "ness"]), frozenset(), limit=1000)
     pieces = [output.add([token]) for token in ids]
     assert "" in pieces and all("\ufffd" not in piece for piece in pieces)
     for i, piece in enumerate(pieces):

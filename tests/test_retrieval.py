@@ -4,9 +4,9 @@ import resource
 import numpy as np
 import pytest
 
-from specrag.embeddings import TransformersEmbedder
 from specrag.errors import InvalidInputError, ModelNotFoundError
 from specrag.models.bundled import located
+from specrag.models.embedders import TransformersEmbedder
 from specrag.retrieval import Document, PassageIndex, index_documents, read_documents, split_passages
 from specrag.schema import Passage
 from tests.fakes import HashEmbedder

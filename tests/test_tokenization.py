@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from specrag.errors import InvalidInputError
 from specrag.models import GenerationRequest, Segment, Stage, Turn
-from specrag.models.tokenization import ConversationEncoder, IncrementalDecoder, assign_tokens, find_stop
+from specrag.models.tokenization import ConversationEncoder, IncrementalDecoder, StopStrings, assign_tokens
 
 TEXTS = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\ufffd"), max_size=40)
 
@@ -100,6 +100,14 @@ def test_scoring_nothing_is_refused(smollm2):
 
 
 def test_a_stop_is_found_where_it_begins_first():
-    assert find_stop("a\nb\n\nc", ["\n\n", "\n"]) == 1
-    assert find_stop("abc", ["\n"]) is None
-    assert find_stop("a\nb\n", ["\n"], start=2) == 3
+    assert StopStrings(["\n\n", "\n"]).find("a\nb\n\nc") == 1
+    assert StopStrings(["\n"]).find("abc") is None
+    assert StopStrings(["\n"]).find("a\nb\n", known=3) == 3
+    assert StopStrings(["ab"]).find("xab", known=2) == 1  # it reaches into what was searched before
+    assert StopStrings([]).find("anything") is None
+    assert StopStrings(["\n"], after_visible=True).find("\n \na\n") == 4
+
+
+def test_what_may_become_a_stop_string_is_held_back():
+    stops = StopStrings(["</end>", "dx"])
+    assert [stops.held_back(text) for text in ("abc", "abc<", "abc</en", "d", "<d", "</end>")] == [0, 1, 4, 1, 1, 0]

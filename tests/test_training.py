@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specrag import Passage, Prompts, SpeculativeRAG
-from specrag.drafting import Drafter
+from specrag.engine.lora import read_lora
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
 from specrag.evaluation.data import Question, load_questions, save_questions
 from specrag.models import Completion, TransformersLM, bundled
 from specrag.models.base import GeneratedText
 from specrag.models.bundled import adapter_folder
-from specrag.models.lora import read_lora
+from specrag.speculative.drafting import Drafter
 from specrag.training import (
     Mixture,
     TrainingSettings,

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from specrag.engine import onednn
 from specrag.errors import InvalidInputError, ModelNotFoundError
-from specrag.models import GenerationRequest, Sampling, Segment, Stage, TransformersLM, Turn, linear
+from specrag.models import GenerationRequest, Sampling, Segment, Stage, TransformersLM, Turn
 from tests.conftest import tiny_llama
 
 FAMILIES = ["smollm2", "wordpiece_lm", "unigram_lm"]
@@ -277,7 +278,7 @@ def test_nothing_to_do_is_done(smollm2):
 
 
 def test_linear_layers_multiply_with_onednn_and_stay_what_they_are(smollm2):
-    if not linear.available():
+    if not onednn.available():
         pytest.skip("no oneDNN product here")
     model = tiny_llama(61)
     expected = torch.tensor([[5, 6, 7, 8]])
@@ -286,15 +287,15 @@ def test_linear_layers_multiply_with_onednn_and_stay_what_they_are(smollm2):
     weights = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
     lm = TransformersLM(model, smollm2.tokenizer)
     layers = [m for m in lm.model.modules() if isinstance(m, torch.nn.Linear)]
-    assert layers and all(type(m) is linear.OneDNNLinear for m in layers)
+    assert layers and all(type(m) is onednn.OneDNNLinear for m in layers)
     assert {name: tensor.data_ptr() for name, tensor in model.named_parameters()} == weights  # nothing copied
     with torch.inference_mode():
         assert torch.allclose(lm.model(expected).logits, before, atol=1e-4)
     layer = torch.nn.Linear(6, 4)
     x = torch.randn(2, 3, 6)
     want, own = layer(x), layer.weight
-    linear.use_onednn(torch.nn.Sequential(layer))
-    assert type(layer) is linear.OneDNNLinear
+    onednn.use_onednn(torch.nn.Sequential(layer))
+    assert type(layer) is onednn.OneDNNLinear
     with torch.no_grad():
         assert torch.allclose(layer(x), want, atol=1e-6)  # with a bias, and more than two dimensions
         for count in (1, 16, 17, 64, 513, 1100):  # rounded up, and in parts
@@ -310,7 +311,7 @@ def test_linear_layers_multiply_with_onednn_and_stay_what_they_are(smollm2):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, None)])
 def test_packed_weights_give_the_same_and_come_back(smollm2, dtype, tolerance):
-    if not linear.available() or (dtype == torch.bfloat16 and not linear.multiplies_bfloat16(torch.device("cpu"))):
+    if not onednn.available() or (dtype == torch.bfloat16 and not onednn.multiplies_bfloat16(torch.device("cpu"))):
         pytest.skip("no oneDNN product here")
     ids = torch.tensor([[5, 6, 7, 8]])
 
@@ -322,8 +323,8 @@ def test_packed_weights_give_the_same_and_come_back(smollm2, dtype, tolerance):
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with torch.inference_mode():
             before = model(ids).logits
-        linear.use_onednn(model, pack=True)
-        assert kinds(model).count(linear.PackedLinear) == 2 * 7 + (
+        onednn.use_onednn(model, pack=True)
+        assert kinds(model).count(onednn.PackedLinear) == 2 * 7 + (
             not tied
         )  # the embedding needs tied weights as they are
         with torch.inference_mode():
@@ -332,9 +333,9 @@ def test_packed_weights_give_the_same_and_come_back(smollm2, dtype, tolerance):
         packed = model.state_dict()
         assert packed.keys() == state.keys() and all(torch.equal(packed[name], state[name]) for name in state)
         TransformersLM(model, smollm2.tokenizer, dtype=torch.float64)  # who changes the weights finds them as they were
-        assert linear.PackedLinear not in kinds(model) and model.lm_head.weight.dtype == torch.float64
-        linear.use_onednn(model.to(dtype), pack=True)
-        linear.unpack(model)
-        assert not {linear.PackedLinear, linear.OneDNNLinear} & {*kinds(model)}
+        assert onednn.PackedLinear not in kinds(model) and model.lm_head.weight.dtype == torch.float64
+        onednn.use_onednn(model.to(dtype), pack=True)
+        onednn.unpack(model)
+        assert not {onednn.PackedLinear, onednn.OneDNNLinear} & {*kinds(model)}
         model(ids).logits.sum().backward()
         assert model.model.layers[0].self_attn.q_proj.weight.grad is not None

@@ -3,9 +3,9 @@ import math
 import pytest
 
 from specrag.errors import InvalidInputError
-from specrag.prompts import Prompts
 from specrag.schema import Draft, Passage, Verdict
-from specrag.verification import (
+from specrag.speculative.prompts import Prompts
+from specrag.speculative.verification import (
     RawScores,
     Scoring,
     Verifier,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specrag.errors import SpecRAGError
     from specrag.models.base import Sampling
-    from specrag.pipeline import SpeculativeRAG
-    from specrag.prompts import Prompts
     from specrag.schema import Draft, Passage, SpeculativeAnswer, Verdict
-    from specrag.verification import Scoring
+    from specrag.speculative.pipeline import SpeculativeRAG
+    from specrag.speculative.prompts import Prompts
+    from specrag.speculative.verification import Scoring
 
 __version__ = "0.1.0"
 
@@ -19,13 +19,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "SpecRAGError": "specrag.errors",
     "Sampling": "specrag.models.base",
-    "SpeculativeRAG": "specrag.pipeline",
-    "Prompts": "specrag.prompts",
+    "SpeculativeRAG": "specrag.speculative.pipeline",
+    "Prompts": "specrag.speculative.prompts",
     "Draft": "specrag.schema",
     "Passage": "specrag.schema",
     "SpeculativeAnswer": "specrag.schema",
     "Verdict": "specrag.schema",
-    "Scoring": "specrag.verification",
+    "Scoring": "specrag.speculative.verification",
 }
 __all__ = [
     "Draft",

@@ -33,8 +33,8 @@ from specrag.errors import InvalidInputError, SpecRAGError
 
 if TYPE_CHECKING:
     from specrag.models.base import LanguageModel
-    from specrag.pipeline import SpeculativeRAG
     from specrag.schema import Passage, SpeculativeAnswer
+    from specrag.speculative.pipeline import SpeculativeRAG
 
 ABSTAINED = 3
 TRAINING_LOG = {
@@ -337,7 +337,7 @@ def _pipeline(
     models: Path | None,
 ) -> SpeculativeRAG:
     from specrag.models import bundled
-    from specrag.pipeline import SpeculativeRAG
+    from specrag.speculative.pipeline import SpeculativeRAG
 
     if server and drafter is None:
         raise InvalidInputError("--server needs --drafter: the model's name on the server")
@@ -381,7 +381,7 @@ def _check_there(path: Path) -> None:
 def _with_statement(rag: SpeculativeRAG, statement: Statement) -> Any:
     from dataclasses import replace
 
-    from specrag.prompts import SELF_REFLECTION_STATEMENTS
+    from specrag.speculative.prompts import SELF_REFLECTION_STATEMENTS
 
     return replace(rag.texts, statement=SELF_REFLECTION_STATEMENTS[int(statement.value) - 1])
 

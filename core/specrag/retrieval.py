@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from specrag.embeddings import Embedder
 from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError
+from specrag.models.embedders import Embedder
 from specrag.schema import Passage
+from specrag.text import passage_text
 
 FORMAT_VERSION = 1
 SUFFIXES = (".txt", ".md", ".markdown", ".html", ".htm", ".pdf")
@@ -181,7 +182,7 @@ class PassageIndex:
         kept = [replace(p, embedding=None) for p in passages if p.text.strip()]
         for at in range(0, len(kept), BATCH):
             batch = kept[at : at + BATCH]
-            texts = [f"{p.title}: {p.text}" if p.title else p.text for p in batch]
+            texts = [passage_text(p) for p in batch]
             vectors = np.ascontiguousarray(self.embedder.embed(texts), dtype=np.float32)
             if len(vectors) != len(batch) or not np.isfinite(vectors).all():
                 raise InvalidInputError(f"{self.embedder.name} returned {vectors.shape} for {len(batch)} texts, or NaN")

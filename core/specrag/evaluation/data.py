@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from specrag.embeddings import Embedder
 from specrag.errors import InvalidInputError
-from specrag.prompts import passage_text
+from specrag.models.embedders import Embedder
 from specrag.schema import Passage
+from specrag.text import passage_text
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from specrag.verification import normalize_answer
+from specrag.text import normalize_answer
 
 
 def contains_answer(text: str, answers: Sequence[str]) -> bool:

@@ -11,13 +11,11 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from specrag.errors import InvalidInputError
 from specrag.schema import Usage
-
-if TYPE_CHECKING:
-    from specrag.prompts import Prompts
 
 Role = Literal["system", "user", "assistant"]
 
@@ -170,11 +168,12 @@ class LanguageModel(ABC):
     """Anything that generates and scores text. Subclasses implement one blocking or async form of each.
 
     Attributes:
-        prompts: What it was trained to draft with, where it knows that; a pipeline's default.
+        folder: Where its weights lie, or those of its adapter, where that is a folder here. What it was trained with lies
+            beside them.
     """
 
     name: str = "language model"
-    prompts: Prompts | None = None
+    folder: Path | None = None
 
     @property
     @abstractmethod

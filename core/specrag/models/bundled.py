@@ -25,7 +25,7 @@ import platformdirs
 from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError
 
 if TYPE_CHECKING:
-    from specrag.embeddings import TransformersEmbedder
+    from specrag.models.embedders import TransformersEmbedder
     from specrag.models.transformers import TransformersLM
 
 
@@ -125,7 +125,7 @@ def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
     if name in ADAPTERS:
         options["adapter"] = adapter_folder(name)
     if name == "minilm":
-        from specrag.embeddings import TransformersEmbedder
+        from specrag.models.embedders import TransformersEmbedder
 
         return TransformersEmbedder(path, **options)
     from specrag.models.transformers import TransformersLM

@@ -225,7 +225,37 @@ class IncrementalDecoder:
         return piece
 
 
-def find_stop(text: str, stops: Sequence[str], start: int = 0) -> int | None:
-    """Where the first of ``stops`` begins in ``text`` at or behind ``start``; ``None`` if none does."""
-    found = [at for stop in stops if (at := text.find(stop, start)) >= 0]
-    return min(found, default=None)
+class StopStrings:
+    """The strings that end a text while it is being generated.
+
+    Args:
+        strings: Any of them ends the text; none may be empty.
+        after_visible: White space before the first visible character ends nothing.
+
+    Raises:
+        InvalidInputError: A string is empty.
+    """
+
+    def __init__(self, strings: Sequence[str], *, after_visible: bool = False) -> None:
+        if "" in strings:
+            raise InvalidInputError("a stop string must not be empty")
+        self._strings, self._after_visible = tuple(strings), after_visible
+        self._longest = max(map(len, self._strings), default=0)
+
+    def find(self, text: str, known: int = 0) -> int | None:
+        """Where the first stop string begins in ``text``; ``None`` if there is none.
+
+        ``known``: So many first characters were searched before; only what reaches beyond them is searched again.
+        """
+        start = max(0, known - self._longest)
+        if self._after_visible:
+            start = max(start, len(text) - len(text.lstrip()))
+        found = [at for string in self._strings if (at := text.find(string, start)) >= 0]
+        return min(found, default=None)
+
+    def held_back(self, text: str) -> int:
+        """How many characters at the end of ``text`` may be the beginning of a stop string."""
+        for length in range(min(self._longest - 1, len(text)), 0, -1):
+            if any(len(string) > length and text.endswith(string[:length]) for string in self._strings):
+                return length
+        return 0

@@ -27,8 +27,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from specrag.engine import forward
+from specrag.engine.int8 import quantize_int8
+from specrag.engine.kv_cache import RollbackCache, rollback_cache
+from specrag.engine.lora import merge_lora
+from specrag.engine.memory import out_of_memory
+from specrag.engine.onednn import unpack, use_onednn
+from specrag.engine.sampling import draw, to_probabilities
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
-from specrag.models import decoder
 from specrag.models.base import (
     Capabilities,
     Completion,
@@ -39,13 +45,7 @@ from specrag.models.base import (
     Score,
     Turn,
 )
-from specrag.models.kv_cache import RollbackCache, rollback_cache
-from specrag.models.linear import unpack, use_onednn
-from specrag.models.lora import merge_lora
-from specrag.models.quantization import quantize_int8
-from specrag.models.sampling import draw, to_probabilities
-from specrag.models.tokenization import ConversationEncoder, EncodedConversation, IncrementalDecoder, find_stop
-from specrag.prompts import Prompts
+from specrag.models.tokenization import ConversationEncoder, EncodedConversation, IncrementalDecoder, StopStrings
 from specrag.schema import Usage
 
 # Tokens of one packed pass. Its mask has the square of this many entries: 64 MiB in float32.
@@ -62,7 +62,7 @@ class TransformersLM(LanguageModel):
     """A causal LM of transformers, for drafting, verifying, or both.
 
     On x86 CPUs float32 linear layers multiply with oneDNN, and a model that is loaded here, in float32 or in bfloat16, has its weights
-    laid out for it (``specrag.models.linear``: ``unpack`` undoes that for those who train ``.model``).
+    laid out for it (``specrag.engine.onednn``: ``unpack`` undoes that for those who train ``.model``).
 
     Args:
         model: A folder, a ``.gguf`` file, a hub id, or a loaded model (then ``tokenizer`` is needed).
@@ -119,10 +119,10 @@ class TransformersLM(LanguageModel):
             tokenizer = load_tokenizer(tokenizer) if tokenizer else own
             if device_map is None:
                 self.model = self.model.to(wanted)
-            self.prompts = Prompts.of_drafter(Path(model))
+            self.folder = Path(model).expanduser()
         if adapter is not None:
             merge_lora(self.model, adapter)
-            self.prompts = Prompts.of_drafter(Path(adapter))
+            self.folder = Path(adapter).expanduser()
             self.name = f"{self.name}+{Path(adapter).name}"
         if quantization == "int8":
             quantize_int8(self.model)
@@ -206,12 +206,12 @@ class TransformersLM(LanguageModel):
             self.model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache.batch_repeat_interleave(len(prompts))
             mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=-1)
-        active, light = rows, isinstance(cache, RollbackCache) and decoder.supports(self.model)
+        active, light = rows, isinstance(cache, RollbackCache) and forward.supports(self.model)
         while True:
             if light and ids.shape[1] == 1:
                 hidden = torch.zeros(mask.shape).masked_fill_(mask == 0, float("-inf"))[:, None, None]
-                attend = partial(decoder.one_query_attention, hidden=hidden)
-                logits = decoder.decoder_forward(self.model, ids, positions, cache, attend)[:, -1]
+                attend = partial(forward.one_query_attention, hidden=hidden)
+                logits = forward.decoder_forward(self.model, ids, positions, cache, attend)[:, -1]
             else:
                 logits = self.model(
                     input_ids=ids,
@@ -388,6 +388,7 @@ class _Row:
         self._decoder = IncrementalDecoder(self._lm.tokenizer)
         self._log_probs: list[float] = []
         self._top: list[dict[str, float]] = []
+        self._stop = StopStrings(self._stages[0].stop, after_visible=True)
 
     @property
     def forced(self) -> bool:
@@ -410,11 +411,10 @@ class _Row:
         if token in self._lm.end_tokens:
             self._decoder.flush()
             return self._end_stage("stop", len(self._decoder.text))
-        searched = max(0, len(self._decoder.text) - max(map(len, stage.stop), default=0))
+        known = len(self._decoder.text)
         self._decoder.add(token)
         self._log_probs.append(log_prob)
-        visible = len(self._decoder.text) - len(self._decoder.text.lstrip())
-        stop = find_stop(self._decoder.text, stage.stop, max(searched, visible))
+        stop = self._stop.find(self._decoder.text, known)
         if stop is not None:
             return self._end_stage("stop", stop, unfed=self._pending_text(stop))
         if len(self._log_probs) == stage.max_tokens:
@@ -563,9 +563,7 @@ def load_tokenizer(path: str | Path | PreTrainedTokenizerBase) -> PreTrainedToke
 def _as_model_error(doing: str) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         raise ModelError(f"out of memory while {doing}: use fewer drafts or shorter passages") from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
-            raise ModelError(f"out of memory while {doing}: use fewer drafts or shorter passages") from error
-        raise

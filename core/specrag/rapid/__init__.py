@@ -1,8 +1,8 @@
 """RAPID: retrieval-augmented speculative decoding (Chen et al., arXiv 2502.20330)."""
 
-from specrag.rapid.controller import Controller
+from specrag.rapid.chat import Message, RapidChat, ToolCall
 from specrag.rapid.decoding import RapidSettings, RapidStats
-from specrag.rapid.pool import Message, RapidChat, ToolCall
+from specrag.rapid.draft_length import Controller
 from specrag.rapid.session import LongContext, RapidGenerator, RapidOutput
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The loop: draft, verify in one forward pass, accept, roll back (Chen et al., arXiv 2502.20330, section 3).
 
 The loop owns no mathematics and no cache: it moves tokens between a proposer, the target and the functions of
-``distributions``, and text to whoever listens.
+``acceptance``, and text to whoever listens.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from specrag.errors import InvalidInputError
-from specrag.models.tokenization import IncrementalDecoder, find_stop
-from specrag.rapid.controller import MODEL, Controller
-from specrag.rapid.distributions import TAILS, TRANSFERS, Tail, Transfer, augmented_target, verify, verify_greedy
+from specrag.models.tokenization import IncrementalDecoder, StopStrings
+from specrag.rapid.acceptance import TAILS, TRANSFERS, Tail, Transfer, accept, accept_greedy, augmented_target
+from specrag.rapid.draft_length import MODEL, Controller
 from specrag.rapid.proposers import CachedModel, Drawing, Proposal, Proposer
 
 
 @dataclass(frozen=True)
 class RapidSettings:
-    """What is sampled. See ``specrag.rapid.distributions`` for transfer, strength (η) and tail."""
+    """What is sampled. See ``specrag.rapid.acceptance`` for transfer, strength (η) and tail."""
 
     transfer: Transfer = "rapid"
     strength: float = 10.0
@@ -104,12 +104,10 @@ def decode(
     """
     if max_new_tokens < 1:
         raise InvalidInputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if "" in stop:
-        raise InvalidInputError("a stop string must not be empty")
     stats = stats if stats is not None else RapidStats()
     random = _generator(target.lm.device, seed)
     drawing = Drawing(settings.temperature, settings.top_k, settings.top_p, random)
-    output = _Output(IncrementalDecoder(target.lm.tokenizer), stop, end_tokens, max_new_tokens)
+    output = _Output(IncrementalDecoder(target.lm.tokenizer), StopStrings(stop), end_tokens, max_new_tokens)
     began, forwards = time.perf_counter(), _inside(target, proposer)
     needs_bonus = settings.transfer == "augmented" and proposer is not None and proposer.from_model
 
@@ -201,9 +199,9 @@ def _verify_round(
     hat = augmented_target(limited[: len(q)], q, strength, settings.temperature, settings.tail)
     bonus = hat[count] if len(q) > count else None
     if drawing.temperature == 0:
-        accepted, following = verify_greedy(p, hat[:count], candidates, bonus)
+        accepted, following = accept_greedy(p, hat[:count], candidates, bonus)
     else:
-        accepted, following = verify(p, q[:count], hat[:count], candidates, settings.transfer, bonus, drawing.generator)
+        accepted, following = accept(p, q[:count], hat[:count], candidates, settings.transfer, bonus, drawing.generator)
     kept, token = torch.stack([accepted, following]).tolist()  # the round's one wait for the device
     target.rollback_to(before + 1 + kept)
     return [*candidates[:kept].tolist(), token], kept, int(kept == count and bonus is None)
@@ -229,10 +227,8 @@ def _generator(device: torch.device, seed: int | None) -> torch.Generator:
 class _Output:
     """Tokens and text as they are certain; decides when to end."""
 
-    def __init__(
-        self, decoder: IncrementalDecoder, stop: Sequence[str], end_tokens: frozenset[int], limit: int
-    ) -> None:
-        self._decoder, self._stop, self._end, self._limit = decoder, tuple(stop), end_tokens, limit
+    def __init__(self, decoder: IncrementalDecoder, stop: StopStrings, end_tokens: frozenset[int], limit: int) -> None:
+        self._decoder, self._stop, self._end, self._limit = decoder, stop, end_tokens, limit
         self.tokens: list[int] = []
         self.finish: str | None = None
         self._shown = 0  # characters that were yielded
@@ -244,33 +240,24 @@ class _Output:
             if token in self._end:
                 self.finish = "stop"
                 break
-            searched = max(0, len(self._decoder.text) - max(map(len, self._stop), default=0))
+            known = len(self._decoder.text)
             self._decoder.add(token)
-            self._until = find_stop(self._decoder.text, self._stop, searched)
+            self._until = self._stop.find(self._decoder.text, known)
             if self._until is not None:
                 self.finish = "stop"
                 break
             if len(self.tokens) == self._limit:
                 self.finish = "length"
                 break
-        return self._take(len(self._decoder.text) - self._held() if self.finish is None else self._shown)
+        return self._take(
+            len(self._decoder.text) - self._stop.held_back(self._decoder.text) if self.finish is None else self._shown
+        )
 
     def rest(self) -> str:
         """What is left to show at the end."""
         if self._until is None:
             self._decoder.flush()
         return self._take(len(self._decoder.text) if self._until is None else self._until)
-
-    def _held(self) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
-        text = self._decoder.text
-        longest = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(text)), 0, -1):
-                if text.endswith(stop[:length]):
-                    longest = max(longest, length)
-                    break
-        return longest
 
     def _take(self, end: int) -> str:
         piece = self._decoder.text[self._shown : max(end, self._shown)]

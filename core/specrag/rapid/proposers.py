@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from specrag.engine import forward
+from specrag.engine.attention import attend, check_supported, packed_attention
+from specrag.engine.kv_cache import rollback_cache
+from specrag.engine.sampling import to_probabilities
 from specrag.errors import InvalidInputError
-from specrag.models import decoder
-from specrag.models.kv_cache import rollback_cache
-from specrag.models.sampling import to_probabilities
 from specrag.models.transformers import TransformersLM
-from specrag.rapid.attention import attend, check_supported, packed_attention
-from specrag.rapid.controller import MODEL, Source
+from specrag.rapid.draft_length import MODEL, Source
 
 # Tokens of one prefill pass: its activations and mask are what memory holds beside weights and cache.
 PREFILL_CHUNK = 512
@@ -43,7 +43,7 @@ class CachedModel:
         check_supported(lm.model.config)
         self.lm, self.vocabulary = lm, vocabulary
         self.cache = rollback_cache(lm.model.config, capacity)
-        self.light = decoder.supports(lm.model)  # whether steps of a few tokens take our own forward pass
+        self.light = forward.supports(lm.model)  # whether steps of a few tokens take our own forward pass
         self.skipped = 0  # tokens before the next one that the cache leaves out
         self.forward_seconds = 0.0
 
@@ -96,8 +96,8 @@ class CachedModel:
             start = time.perf_counter()
             first = self.length + self.skipped
             at = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
-            if self.light and self.length and ids.shape[1] <= decoder.MAX_TOKENS:
-                logits = decoder.decoder_forward(model, ids, at, self.cache, attend)[0, -keep:]
+            if self.light and self.length and ids.shape[1] <= forward.MAX_TOKENS:
+                logits = forward.decoder_forward(model, ids, at, self.cache, attend)[0, -keep:]
             else:
                 logits = model(
                     input_ids=ids, position_ids=at, past_key_values=self.cache, use_cache=True, logits_to_keep=keep

@@ -18,14 +18,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from specrag.embeddings import Embedder
+from specrag.engine.memory import out_of_memory
 from specrag.errors import InvalidInputError, ModelError, ModelNotFoundError
 from specrag.models.base import GenerationRequest, Turn
+from specrag.models.embedders import Embedder
 from specrag.models.tokenization import ConversationEncoder
 from specrag.models.transformers import TransformersLM
-from specrag.rapid.controller import Controller, Estimates
+from specrag.rapid.acceptance import Tail, Transfer
 from specrag.rapid.decoding import RapidSettings, RapidStats, decode
-from specrag.rapid.distributions import Tail, Transfer
+from specrag.rapid.draft_length import Controller, Estimates
 from specrag.rapid.proposers import (
     CachedModel,
     HybridProposer,
@@ -67,7 +68,7 @@ class RapidGenerator:
             sampled: for runs that repeat, fix it or give ``stats.schedule`` back.
         transfer_strength: η, or ``"auto"``: 10 scaled by how well the retrieved chunks match the query, from 0 at the
             cosine threshold to 10 at a cosine of 0.7.
-        transfer, tail: See ``specrag.rapid.distributions``.
+        transfer, tail: See ``specrag.rapid.acceptance``.
         temperature, top_k, top_p: Of target and drafter alike.
         seed: Of every draw. ``None``: a new one each time.
         proposer: ``"rag"`` (RAPID: the drafter reads the retrieved chunks), ``"sparse"`` (self-speculation on the target's
@@ -246,7 +247,7 @@ class LongContext:
         try:
             target.prefill(prompt[shared:], progress)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, ModelError) or not _out_of_memory(error):
+            if isinstance(error, ModelError) or not out_of_memory(error):
                 raise
             raise ModelError(
                 f"out of memory while reading {self._prompt_tokens} tokens: give a shorter text"
@@ -555,8 +556,3 @@ def fingerprint(lm: TransformersLM) -> str:
         digest.update(name.encode())
         digest.update(flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    known = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in known)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from specrag.engine.lora import adapter_files
 from specrag.errors import InvalidInputError
-from specrag.models.lora import adapter_files
-from specrag.prompts import Prompts
+from specrag.speculative.prompts import Prompts
 
 # What else stands in a config says how it was trained, not what it is.
 _SAME = ("peft_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out")

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specrag.drafting import Drafter
-from specrag.embeddings import Embedder
 from specrag.errors import InvalidInputError
 from specrag.evaluation.data import Question
 from specrag.models.base import GenerationRequest
+from specrag.models.embedders import Embedder
 from specrag.models.tokenization import ConversationEncoder
-from specrag.prompts import Prompts, passage_text
 from specrag.schema import Passage
+from specrag.speculative.drafting import Drafter
+from specrag.speculative.prompts import Prompts
+from specrag.text import passage_text
 from specrag.training.rationales import answer_in, extractive_rationale
 from specrag.training.substitution import Substitutes
 

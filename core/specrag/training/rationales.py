@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from specrag.schema import Passage
-from specrag.verification import normalize_answer
+from specrag.text import normalize_answer
 
 # A rationale is cut to this many words around the answer: with its title 37 tokens in the median, 68 in one of a hundred.
 MAX_WORDS = 26

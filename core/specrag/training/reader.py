@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from specrag.engine.onednn import multiplies_bfloat16
 from specrag.errors import InvalidInputError
-from specrag.models.linear import multiplies_bfloat16
 from specrag.models.reader import grouped_logsumexp, shared_log_normalizer, span_scores
-from specrag.prompts import passage_text
+from specrag.text import passage_text
 from specrag.training.rationales import whole_words
 from specrag.training.reader_examples import ReaderExample
 
@@ -103,9 +103,7 @@ def encode_group(example: ReaderExample, tokenizer: Any, max_tokens: int, longes
     return EncodedGroup(encoded["input_ids"], types, inside, sorted(gold))
 
 
-def in_order(
-    rounds: Sequence[Sequence[ReaderExample]], rows: int, seed: int = 0
-) -> list[list[ReaderExample]]:
+def in_order(rounds: Sequence[Sequence[ReaderExample]], rows: int, seed: int = 0) -> list[list[ReaderExample]]:
     """All rounds in training order: in each, groups of like length in batches of at most ``rows`` passages, shuffled."""
     random = np.random.default_rng(seed)
     ordered: list[list[ReaderExample]] = []
@@ -183,7 +181,9 @@ def train_reader(
         raise InvalidInputError("there are no examples to train on")
     output = Path(output)
     checkpoints = output / "checkpoints"
-    content = json.dumps([dataclasses.asdict(settings), [[e.question, [p.text for p in e.passages]] for b in batches for e in b]])
+    content = json.dumps(
+        [dataclasses.asdict(settings), [[e.question, [p.text for p in e.passages]] for b in batches for e in b]]
+    )
     resumed = claim_checkpoints(checkpoints, content.encode())
     torch.manual_seed(settings.seed)
     if not settings.train_embeddings:
@@ -280,7 +280,8 @@ class _ReaderTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         tokens = inputs["inside"].shape[1]
-        starts, ends = [], []
+        starts: list[Tensor] = []
+        ends: list[Tensor] = []
         for part in inputs["parts"]:
             count = int(part.pop("rows"))
             outputs = model(**part)

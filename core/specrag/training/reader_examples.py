@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from specrag.embeddings import Embedder
 from specrag.errors import InvalidInputError
 from specrag.evaluation.data import Question
-from specrag.prompts import passage_text
+from specrag.models.embedders import Embedder
 from specrag.schema import Passage
+from specrag.text import passage_text
 from specrag.training.rationales import answer_in, whole_words
 from specrag.training.substitution import Substitutes
 
@@ -145,13 +145,16 @@ def _example(
     mixture: ReaderMixture,
     random: np.random.Generator,
 ) -> ReaderExample:
-    if answers and random.random() < mixture.substituted:
-        # The rationale matters to a drafter alone: the answer itself stands for it.
-        if found := substitutes.substitute(record, answers[0], answers[0], random):
-            record, answers = found[0], (found[1],)
+    # The rationale matters to a drafter alone: the answer itself stands for it.
+    substituted = answers and random.random() < mixture.substituted
+    if substituted and (found := substitutes.substitute(record, answers[0], answers[0], random)):
+        record, answers = found[0], (found[1],)
     gold = [record.passages[i] for i in record.gold]
     holding = [p for p in gold if any(answer_in(p, [answer]) for answer in answers)] if answers else gold
-    others = [*negatives, *(p for p in record.passages if p not in gold and not any(answer_in(p, [a]) for a in answers))]
+    others = [
+        *negatives,
+        *(p for p in record.passages if p not in gold and not any(answer_in(p, [a]) for a in answers)),
+    ]
     alone = random.random() < mixture.alone
     count = 0 if alone else int(random.integers(1, mixture.most_negatives + 1))
     dropped = bool(others) and random.random() < mixture.unanswerable

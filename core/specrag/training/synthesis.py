@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from specrag import _blocking
-from specrag.embeddings import Embedder
 from specrag.errors import InvalidInputError, ModelError
 from specrag.evaluation.data import Question
 from specrag.models.base import GenerationRequest, LanguageModel, Stage, Turn
-from specrag.prompts import Prompts, passage_text
+from specrag.models.embedders import Embedder
 from specrag.schema import Passage
+from specrag.speculative.prompts import Prompts
+from specrag.text import normalize_answer, passage_text
 from specrag.training.rationales import answer_in
-from specrag.verification import normalize_answer
 
 Progress = Callable[[int, int], None]
 

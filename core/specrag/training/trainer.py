@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from specrag.drafting import Drafter
+from specrag.engine.lora import read_lora
+from specrag.engine.onednn import multiplies_bfloat16, unpack
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.evaluation.metrics import contains_answer, wilson_interval
 from specrag.models.base import LanguageModel
-from specrag.models.linear import multiplies_bfloat16, unpack
-from specrag.models.lora import read_lora
 from specrag.models.transformers import TransformersLM
-from specrag.prompts import Prompts
+from specrag.speculative.drafting import Drafter
+from specrag.speculative.prompts import Prompts
 from specrag.training.examples import IGNORED, EncodedExample, Example, encode_example, in_batches
 
 # Every linear layer of the supported architectures.

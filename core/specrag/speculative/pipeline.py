@@ -16,12 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specrag import _blocking
-from specrag.drafting import Drafter
-from specrag.embeddings import Embedder
 from specrag.errors import DraftingError, InvalidInputError
 from specrag.models.base import LanguageModel, Sampling
-from specrag.perspectives import SAMPLING_MODES, SamplingMode, one_of_each, sample_perspectives
-from specrag.prompts import Prompts, passage_text
+from specrag.models.embedders import Embedder
 from specrag.schema import (
     AnswerReady,
     Draft,
@@ -38,11 +35,15 @@ from specrag.schema import (
     Verdict,
     VerdictReady,
 )
-from specrag.tracing import Work, current_work
-from specrag.verification import RawScores, Scoring, Verifier, broken, rank
+from specrag.speculative.drafting import Drafter
+from specrag.speculative.perspectives import SAMPLING_MODES, SamplingMode, one_of_each, sample_perspectives
+from specrag.speculative.prompts import Prompts
+from specrag.speculative.verification import RawScores, Scoring, Verifier, broken, rank
+from specrag.speculative.work import Work, current_work
+from specrag.text import passage_text
 
 if TYPE_CHECKING:
-    from specrag.embeddings import TransformersEmbedder
+    from specrag.models.embedders import TransformersEmbedder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class SpeculativeRAG:
         embedder: Makes the perspectives; by default the bundled MiniLM, loaded when first needed.
         drafts: m, the number of drafts (at least 1).
         passages_per_draft: k, the passages a draft reads (at least 1). Fewer passages than k: all of them.
-        sampling: How subsets are chosen; see ``specrag.perspectives.sample_perspectives``.
+        sampling: How subsets are chosen; see ``specrag.speculative.perspectives.sample_perspectives``.
         scoring: Which scores count and how.
         prompts: Every text that the models see; by default those that the drafter was trained with, where it
             knows them, or else ``Prompts()``. ``.texts`` are those in use.
@@ -84,6 +85,7 @@ class SpeculativeRAG:
     reuse_embeddings: bool = True
     deadline: float | None = None
     seed: int = 0
+    _trained_with: Prompts | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("drafts", "passages_per_draft"):
@@ -101,11 +103,12 @@ class SpeculativeRAG:
                     f"{name} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)), "
                     f"got {type(model).__name__}"
                 )
-        trained = self.drafter.prompts
+        trained = Prompts.trained_with(self.drafter)
+        object.__setattr__(self, "_trained_with", trained)
         if trained is not None and self.prompts is not None and not self.prompts.drafts_like(trained):
             warnings.warn(
                 f"{self.drafter.name} was trained to draft with other prompts and will draft badly: leave `prompts` out, "
-                "or change others than those with dataclasses.replace(drafter.prompts, ...)",
+                "or change others than those with dataclasses.replace(rag.texts, ...)",
                 stacklevel=3,
             )
         self._drafting()  # validates its own part
@@ -113,7 +116,7 @@ class SpeculativeRAG:
     @property
     def texts(self) -> Prompts:
         """The prompts in use."""
-        return self.prompts or self.drafter.prompts or Prompts()
+        return self.prompts or self._trained_with or Prompts()
 
     def replace(self, **changes: Any) -> SpeculativeRAG:
         """The same pipeline with other settings; the models are shared."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from specrag.models.kv_cache import RollbackCache
-from specrag.models.linear import multiplies, product
+from specrag.engine.kv_cache import RollbackCache
+from specrag.engine.onednn import multiplies, product
 
 #: More tokens at once spend their time in products, where there is nothing to save.
 MAX_TOKENS = 64

@@ -63,7 +63,7 @@ def augmented_target(
     return kept / kept.sum(-1, keepdim=True)
 
 
-def acceptance(
+def acceptance_probability(
     p_hat: Tensor,  # [..., vocab]
     q: Tensor,  # [..., vocab]
     candidates: Tensor,  # [...], token ids drawn from q
@@ -118,7 +118,7 @@ def output_distribution(
     return accepted + rejected * residual(p, q, p if transfer == "none" else p_hat, transfer)
 
 
-def verify(
+def accept(
     p: Tensor,  # [γ + 1, vocab], the target after each candidate; the last row is the bonus position
     q: Tensor,  # [γ, vocab]
     p_hat: Tensor,  # [γ, vocab]
@@ -134,20 +134,20 @@ def verify(
     """
     hat = p[:-1] if transfer == "none" else p_hat
     draws = torch.rand(len(candidates), generator=generator, device=p.device)
-    kept = (draws < acceptance(hat, q, candidates)).long().cumprod(0)
+    kept = (draws < acceptance_probability(hat, q, candidates)).long().cumprod(0)
     accepted = kept.sum()
     after = torch.cat([residual(p[:-1], q, hat, transfer), (p[-1] if bonus is None else bonus)[None]])
     following = torch.multinomial(after[accepted], 1, generator=generator)[0]
     return accepted, following
 
 
-def verify_greedy(
+def accept_greedy(
     p: Tensor,  # [γ + 1, vocab], or logits: only the order matters
     p_hat: Tensor,  # [γ, vocab]
     candidates: Tensor,  # [γ]
     bonus: Tensor | None = None,  # [vocab]
 ) -> tuple[Tensor, Tensor]:  # accepted [], next token []
-    """``verify`` at temperature 0: a candidate is kept iff it is argmax p̂, else argmax p̂ is emitted."""
+    """``accept`` at temperature 0: a candidate is kept iff it is argmax p̂, else argmax p̂ is emitted."""
     best = torch.cat([p_hat.argmax(-1), (p[-1] if bonus is None else bonus).argmax(-1)[None]])
     accepted = (best[:-1] == candidates).long().cumprod(0).sum()
     return accepted, best[accepted]

@@ -4,17 +4,17 @@ import pytest
 import torch
 from scipy import stats
 
+from specrag.engine.sampling import to_probabilities
 from specrag.errors import InvalidInputError
-from specrag.models.sampling import to_probabilities
-from specrag.rapid.distributions import (
+from specrag.rapid.acceptance import (
     TAILS,
     TRANSFERS,
-    acceptance,
+    accept,
+    accept_greedy,
+    acceptance_probability,
     augmented_target,
     output_distribution,
     residual,
-    verify,
-    verify_greedy,
 )
 
 VOCABULARY = 7
@@ -89,7 +89,7 @@ def draws_of(p, q, p_hat, transfer, count=20_000, seed=0, wrong=None):
         emitted: list[int] = []
         while len(emitted) < count:
             candidates = torch.multinomial(q, 8, replacement=True, generator=generator)
-            accepted, following = verify(
+            accepted, following = accept(
                 p.expand(9, -1), q.expand(8, -1), p_hat.expand(8, -1), candidates, transfer, generator=generator
             )
             emitted += candidates[: int(accepted)].tolist()
@@ -97,7 +97,9 @@ def draws_of(p, q, p_hat, transfer, count=20_000, seed=0, wrong=None):
                 emitted.append(int(following))
         return torch.bincount(torch.tensor(emitted[:count]), minlength=len(p)).float()
     candidates = torch.multinomial(q, count, replacement=True, generator=generator)
-    kept = torch.rand(count, generator=generator) < acceptance(p_hat.expand(count, -1), q.expand(count, -1), candidates)
+    kept = torch.rand(count, generator=generator) < acceptance_probability(
+        p_hat.expand(count, -1), q.expand(count, -1), candidates
+    )
     following = torch.multinomial(wrong, count, replacement=True, generator=generator)
     return torch.bincount(torch.where(kept, candidates, following), minlength=len(p)).float()
 
@@ -138,8 +140,8 @@ def test_a_run_of_candidates_is_accepted_from_the_left():
     q = torch.full((3, 4), 0.25)
     for candidates, accepted, following in (([0, 1, 2], 3, 3), ([0, 3, 2], 1, 1), ([2, 1, 2], 0, 0)):
         for made in (
-            verify(p, q, p[:-1], torch.tensor(candidates), "none"),
-            verify_greedy(p, p[:-1], torch.tensor(candidates)),
+            accept(p, q, p[:-1], torch.tensor(candidates), "none"),
+            accept_greedy(p, p[:-1], torch.tensor(candidates)),
         ):
             assert (int(made[0]), int(made[1])) == (accepted, following)
 
@@ -147,7 +149,7 @@ def test_a_run_of_candidates_is_accepted_from_the_left():
 def test_the_bonus_token_comes_from_where_it_is_asked_to():
     p = torch.eye(3)[[0, 1]]
     bonus = torch.tensor([0.0, 0.0, 1.0])
-    made = verify(p, torch.full((1, 3), 1 / 3), p[:-1], torch.tensor([0]), "augmented", bonus)
+    made = accept(p, torch.full((1, 3), 1 / 3), p[:-1], torch.tensor([0]), "augmented", bonus)
     assert (int(made[0]), int(made[1])) == (1, 2)
 
 
@@ -168,8 +170,8 @@ def test_with_a_one_hot_drafter_transfer_would_copy_blindly():
     z = torch.tensor([9.0, 0.0, 0.0])  # the reason for η = 0 there: the target holds the candidate at 1e-4
     q = torch.tensor([0.0, 1.0, 0.0])
     p_hat = augmented_target(z, q, 10.0, 1.0)
-    assert float(acceptance(p_hat, q, torch.tensor(1))) > 0.3
-    assert float(acceptance(z.softmax(-1), q, torch.tensor(1))) < 2e-4
+    assert float(acceptance_probability(p_hat, q, torch.tensor(1))) > 0.3
+    assert float(acceptance_probability(z.softmax(-1), q, torch.tensor(1))) < 2e-4
 
 
 def test_augmentation_follows_the_formula_of_each_tail():

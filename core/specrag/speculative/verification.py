@@ -7,7 +7,6 @@ and asks the model. Log-probabilities are in nats, at temperature 1.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from typing import Literal, get_args
 
 from specrag.errors import InvalidInputError, LogProbsUnavailableError
 from specrag.models.base import GenerationRequest, LanguageModel, Score, Segment, Stage, Turn
-from specrag.prompts import Prompts
 from specrag.schema import ALL_SCORES, Draft, ScoreName, Usage, Verdict
+from specrag.speculative.prompts import Prompts
+from specrag.text import normalize_answer
 
 Evidence = Literal["rationale", "passages", "both"]
 Normalization = Literal["mixed", "sum", "mean"]
@@ -112,12 +112,6 @@ def rank(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName]) -> tuple[tupl
 
 def _number(value: float | None) -> float:
     return -math.inf if value is None else value
-
-
-def normalize_answer(text: str) -> str:
-    """Case, punctuation, articles and spacing removed, as in SQuAD's evaluation."""
-    text = re.sub(r"[^\w\s]", " ", text.casefold())
-    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
 
 
 @dataclass(frozen=True)

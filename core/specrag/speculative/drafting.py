@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from specrag.errors import InvalidInputError, ModelError
 from specrag.models.base import Completion, GeneratedText, GenerationRequest, LanguageModel, Sampling, Stage, Turn
-from specrag.prompts import Prompts
 from specrag.schema import Draft, DraftFailure, Passage
-from specrag.tracing import Work, current_work
+from specrag.speculative.prompts import Prompts
+from specrag.speculative.work import Work, current_work
 
 # Tokens that a chat template and the passages' delimiters may add to what was counted.
 _MARGIN = 64

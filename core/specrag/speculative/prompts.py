@@ -14,7 +14,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from specrag.errors import InvalidInputError
+from specrag.models.base import LanguageModel
 from specrag.schema import Passage
+from specrag.text import passage_text
 
 #: The statements R of the paper's Table 7. Each is answered with "Yes" when the draft is to be trusted.
 SELF_REFLECTION_STATEMENTS: tuple[str, ...] = (
@@ -143,6 +145,11 @@ class Prompts:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(f"{file} does not hold a drafter's prompts: {error!r}") from error
 
+    @classmethod
+    def trained_with(cls, lm: LanguageModel) -> Prompts | None:
+        """The prompts that ``lm`` was trained to draft with; ``None`` where nothing beside its weights says so."""
+        return None if lm.folder is None else cls.of_drafter(lm.folder)
+
     def drafts_like(self, other: Prompts) -> bool:
         """Whether a drafter trained with ``other`` sees here what it was trained with."""
         return all(getattr(self, name) == getattr(other, name) for name in DRAFTING_FIELDS)
@@ -168,11 +175,6 @@ class Prompts:
         """Whether ``answer`` is the abstention marker, up to case, punctuation and space around it."""
         trim = string.punctuation + string.whitespace
         return answer.strip(trim).casefold() == self.abstention.strip(trim).casefold()
-
-
-def passage_text(passage: Passage) -> str:
-    """A passage as models and embedders read it: title, then text."""
-    return f"{passage.title}: {passage.text}" if passage.title else passage.text
 
 
 def format_passages(passages: Sequence[Passage]) -> str:

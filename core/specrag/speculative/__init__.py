@@ -1,0 +1,1 @@
+"""Speculative RAG: passages -> drafts -> verdicts -> the answer (Wang et al., arXiv 2407.08223)."""
