@@ -138,7 +138,7 @@ def reader_loss(
     longest: int,
 ) -> Tensor:  # []
     """Minus log P of each question's right spans together (of no answer, where none is right), mean over questions."""
-    scores = span_scores(start_logits, end_logits, inside, longest)
+    scores = span_scores(start_logits, end_logits, inside, inside, longest)
     count = int(questions.max()) + 1
     normalizer = shared_log_normalizer(scores, questions, count)
     answered = torch.zeros(count, dtype=torch.bool, device=scores.device)
