@@ -85,6 +85,16 @@ class ScriptedLM(LanguageModel):
         return self.score(requests)
 
 
+def first_passage_lm(**options) -> ScriptedLM:
+    """Answers with the number of the first ``passage <number>`` that it reads."""
+
+    def reply(prompt: str) -> tuple[str, str]:
+        first = prompt.split("passage ")[1].split(" ")[0]
+        return f"Passage {first} says so.", f"answer {first}"
+
+    return ScriptedLM(reply, **options)
+
+
 class HashEmbedder(Embedder):
     """Vectors out of the texts' bytes: quick, equal for equal texts, of no meaning."""
 

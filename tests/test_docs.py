@@ -49,7 +49,7 @@ class Agents:
 
     @staticmethod
     def llama_index(model: str):
-        from tests.test_llamaindex import ScriptedAgentLLM
+        from tests.llamaindex_parts import ScriptedAgentLLM
 
         return ScriptedAgentLLM()
 

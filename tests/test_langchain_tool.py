@@ -1,0 +1,49 @@
+"""Speculative RAG as a LangChain tool, and agents that call it."""
+
+from __future__ import annotations
+
+from langchain.agents import create_agent
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, ToolMessage
+
+from langchain_specrag import SpeculativeRAGTool
+from specrag import Prompts
+from tests.fakes import HashEmbedder, ScriptedLM
+from tests.langchain_parts import FixedRetriever, chain_of, documents
+
+
+class ScriptedAgent(GenericFakeChatModel):
+    def bind_tools(self, tools, **kwargs):
+        return self
+
+
+def _agent_model(question: str = "who discovered radium"):
+    call = {"name": "search_documents", "args": {"question": question}, "id": "1", "type": "tool_call"}
+    return ScriptedAgent(messages=iter([AIMessage("", tool_calls=[call]), AIMessage("It was Marie Curie.")]))
+
+
+async def test_an_agent_calls_the_tool_and_gets_answer_and_artifact():
+    tool = SpeculativeRAGTool(chain=chain_of(ScriptedLM(lambda prompt: ("She did.", "Marie Curie"))))
+    for run in (create_agent(_agent_model(), [tool]).invoke, None):
+        asked = {"messages": [("user", "who discovered radium?")]}
+        state = run(asked) if run else await create_agent(_agent_model(), [tool]).ainvoke(asked)
+        (answer,) = [message for message in state["messages"] if isinstance(message, ToolMessage)]
+        assert answer.content == "Marie Curie\nEvidence: She did."
+        assert answer.artifact["answer"] == "Marie Curie" and len(answer.artifact["drafts"]) == 5
+        assert state["messages"][-1].content == "It was Marie Curie."
+
+
+def test_an_abstaining_tool_says_so_in_words():
+    tool = SpeculativeRAGTool.from_retriever(
+        FixedRetriever(documents=documents()),
+        ScriptedLM(lambda prompt: ("The passages do not say.", Prompts().abstention)),
+        embedder=HashEmbedder(),
+    )
+    message = tool.invoke({"type": "tool_call", "id": "1", "name": tool.name, "args": {"question": "q"}})
+    assert message.content == "The documents do not answer this question." and message.artifact["abstained"]
+
+
+def test_the_chain_is_a_tool_by_itself():
+    tool = chain_of().as_tool(name="ask", description="Asks.")
+    assert tool.args == {"input": {"title": "Input", "type": "string"}}
+    assert tool.invoke({"input": "q"})["answer"].startswith("answer ")

@@ -1,0 +1,93 @@
+"""RAPID as a LlamaIndex LLM: real SmolLM2, in engines, in chats and called by itself."""
+
+from __future__ import annotations
+
+import pytest
+from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.chat_engine import CondensePlusContextChatEngine
+from llama_index.core.schema import Document
+
+from llamaindex_specrag import RapidLLM
+from specrag.errors import InvalidInputError
+from specrag.rapid import RapidGenerator
+from tests.llamaindex_parts import collecting, real_index
+
+
+@pytest.fixture(scope="module")
+def index(minilm, questions):
+    return real_index(minilm, questions)
+
+
+@pytest.fixture
+def collected():
+    with collecting() as events_and_spans:
+        yield events_and_spans
+
+
+@pytest.fixture(scope="module")
+def rapid(smollm2, minilm):
+    return RapidLLM(rapid=RapidGenerator(smollm2, temperature=0, embedder=minilm), max_tokens=6)
+
+
+@pytest.mark.slow
+def test_rapid_serves_engines_and_chats(index, smollm2, minilm, questions):
+    made, _ = index
+    llm = RapidLLM(rapid=RapidGenerator(smollm2, temperature=0, embedder=minilm), max_tokens=8)
+    engine = made.as_query_engine(llm=llm, similarity_top_k=6)
+    response = engine.query(questions[0].question)
+    assert str(response) and llm.sessions[-1].tokens > 300  # the template's context part became the session
+    chat = CondensePlusContextChatEngine.from_defaults(made.as_retriever(similarity_top_k=3), llm=llm)
+    assert str(chat.chat(questions[0].question))
+    assert "".join(chat.stream_chat("Tell me more.").response_gen)
+
+
+def test_class_hierarchy():
+    assert BaseLLM.__name__ in [parent.__name__ for parent in RapidLLM.__mro__]
+    assert RapidLLM.class_name() == "RapidLLM"
+
+
+def test_components_are_written_and_read(smollm2_path):
+    llm = RapidLLM(model=str(smollm2_path), temperature=0.5, max_tokens=9, stop=["x"])
+    written = llm.to_dict()
+    assert written["model"] == str(smollm2_path) and len(str(written)) < 2000  # a path, no weights
+    read = RapidLLM.from_dict(written)
+    assert read.to_dict() == written and read.metadata.context_window == 8192
+
+
+async def test_every_form_of_a_call_gives_the_same_reply_and_its_event_once(rapid, collected):
+    events, _ = collected
+    messages = [ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Say hello.")]
+    whole = rapid.chat(messages)
+    assert whole.message.content and whole.additional_kwargs["completion_tokens"] == 6
+    assert [e.class_name() for e in events] == ["LLMChatStartEvent", "LLMChatEndEvent"]
+    events.clear()
+    parts = list(rapid.stream_chat(messages))
+    assert "".join(p.delta for p in parts) == whole.message.content == parts[-1].message.content
+    assert [e.class_name() for e in events].count("LLMChatEndEvent") == 1
+    events.clear()
+    assert (await rapid.achat(messages)).message.content == whole.message.content
+    assert [e.class_name() for e in events] == ["LLMChatStartEvent", "LLMChatEndEvent"]
+    events.clear()
+    assert [p async for p in await rapid.astream_chat(messages)][-1].message.content == whole.message.content
+    assert [e.class_name() for e in events].count("LLMChatEndEvent") == 1
+    completed = rapid.complete("Say hello.")
+    assert completed.text == (await rapid.acomplete("Say hello.")).text
+    assert "".join(p.delta for p in rapid.stream_complete("Say hello.")) == completed.text
+    assert [p async for p in await rapid.astream_complete("Say hello.")][-1].text == completed.text
+    assert completed.additional_kwargs["rapid"]["acceptance"] >= 0
+
+
+def test_options_and_refusals_of_rapid(rapid):
+    assert rapid.complete("Say hello.", max_tokens=2).additional_kwargs["completion_tokens"] == 2
+    word = rapid.complete("Say hello.").text.split()[1]
+    assert word not in rapid.complete("Say hello.", stop=[word]).text
+    document = Document(text="The turbine was checked in week seven. " * 20)
+    rapid.complete("When?", documents=[document])
+    assert rapid.sessions[-1].tokens > 100
+    with pytest.raises(InvalidInputError, match="unknown options top_p"):
+        rapid.complete("q", top_p=0.5)
+    with pytest.raises(InvalidInputError, match="takes system, user and assistant messages, got tool"):
+        rapid.chat([ChatMessage(role="tool", content="x")])
+    with pytest.raises(InvalidInputError, match="give model="):
+        RapidLLM()
