@@ -19,7 +19,7 @@ from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
 import specrag
-from langchain_specrag import SpeculativeRAG
+from langchain_specrag import SpeculativeRAGRunnable
 from llamaindex_specrag import SpeculativeSynthesizer
 from specrag import Passage
 from specrag.models import Capabilities, Completion, GeneratedText, LanguageModel, Score
@@ -53,7 +53,7 @@ def main() -> None:
         for i, (t, v) in enumerate(zip(texts, vectors, strict=True))
     ]
     core = specrag.SpeculativeRAG(drafter=Instant())
-    chain = SpeculativeRAG(drafter=Instant(), vector_store=lambda found: [vectors[int(d.id)] for d in found])
+    chain = SpeculativeRAGRunnable(drafter=Instant(), vector_store=lambda found: [vectors[int(d.id)] for d in found])
     synthesizer = SpeculativeSynthesizer(Instant())
 
     async def measure() -> dict[str, list[float]]:

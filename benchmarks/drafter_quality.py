@@ -29,10 +29,10 @@ from specrag.evaluation.data import Question, load_questions
 from specrag.evaluation.metrics import contains_answer, exact_match, f1, wilson_interval
 from specrag.models import GenerationRequest, Stage, TransformersLM, Turn, bundled
 from specrag.schema import ALL_SCORES, Draft, Verdict
-from specrag.speculative.drafting import Drafter
-from specrag.speculative.perspectives import sample_perspectives
-from specrag.speculative.verification import Normalization, RawScores, Verifier, rank
-from specrag.text import passage_text
+from specrag.speculative.drafting import Assignment, Drafter
+from specrag.speculative.perspectives import embed_passages, sample_perspectives
+from specrag.speculative.selection import rank
+from specrag.speculative.verification import Normalization, RawScores, Verifier
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
 
@@ -86,11 +86,11 @@ def main() -> None:
         if args.verifier and not args.no_standard:
             standard.append(answered_by_standard(judge, prompts, q))
         start = time.perf_counter()
-        texts = embedder.given_question(q.question, [passage_text(p) for p in q.passages])
-        subsets = sample_perspectives(embedder.embed(texts), len(q.passages), 5, 2).subsets
-        chosen = [[q.passages[i] for i in s] for s in subsets]
-        completions = lm.generate([drafter.request(q.question, passages) for passages in chosen])
-        drafts = [drafter.read(c, s, p, 0.0) for c, s, p in zip(completions, subsets, chosen, strict=True)]
+        vectors = asyncio.run(embed_passages(q.question, q.passages, embedder))
+        subsets = sample_perspectives(vectors, len(q.passages), 5, 2).subsets
+        assignments = [Assignment(j, s, tuple(q.passages[i] for i in s)) for j, s in enumerate(subsets)]
+        completions = lm.generate([drafter.request(q.question, each.passages) for each in assignments])
+        drafts = [drafter.read(c, each) for c, each in zip(completions, assignments, strict=True)]
         contest = [d for d in drafts if not d.abstained]
         drafted, scores = time.perf_counter() - start, {}
         for name, verifier in verifiers.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 from specrag.evaluation.data import load_questions
 from specrag.evaluation.metrics import wilson_interval
 from specrag.models import bundled
-from specrag.speculative.perspectives import SAMPLING_MODES, sample_perspectives
+from specrag.speculative.perspectives import SUBSET_MODES, sample_perspectives
 from specrag.text import passage_text
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
@@ -37,22 +37,22 @@ def main() -> None:
     }
     print(f"{len(questions)} questions, {args.seeds} seeds, k = {args.passages_per_draft}: gold passage in some subset")
     for drafts in args.drafts:
-        for sampling in SAMPLING_MODES:
+        for mode in SUBSET_MODES:
             for name, embeddings in vectors.items():
-                if sampling == "random" and name != "emb(d | Q)":
+                if mode == "random" and name != "emb(d | Q)":
                     continue
                 hits = 0
                 for q, vector in zip(questions, embeddings, strict=True):
                     for seed in range(args.seeds):
                         made = sample_perspectives(
-                            vector, len(q.passages), drafts, args.passages_per_draft, sampling=sampling, seed=seed
+                            vector, len(q.passages), drafts, args.passages_per_draft, subsets=mode, seed=seed
                         )
                         hits += any(q.gold[0] in subset for subset in made.subsets)
                 count = len(questions) * args.seeds
                 low, high = wilson_interval(hits, count)
-                label = "no embeddings" if sampling == "random" else name
+                label = "no embeddings" if mode == "random" else name
                 print(
-                    f"m={drafts} {sampling:15s}{label:14s}{100 * hits / count:6.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+                    f"m={drafts} {mode:15s}{label:14s}{100 * hits / count:6.1f} % ({100 * low:.1f} to {100 * high:.1f})"
                 )
 
 

@@ -45,7 +45,7 @@ def main() -> None:
         "year",
     ]
     drafts = [
-        Draft((i,), (), f"answer number {i}", " ".join(words[(i + j) % len(words)] for j in range(n)))
+        Draft(i, (i,), (), f"answer number {i}", " ".join(words[(i + j) % len(words)] for j in range(n)))
         for i, n in enumerate(LENGTHS)
     ]
     verifier = Verifier(lm)

@@ -4,7 +4,7 @@
     >>> chain = create_speculative_rag_chain(retriever, drafter=model)  # doctest: +SKIP
     >>> chain.invoke({"input": "who discovered radium"})["answer"]  # doctest: +SKIP
 
-Conversion, configuration and callbacks: what is computed is computed in ``specrag``.
+This package converts types, passes settings on and forwards callbacks. All computing is done in ``specrag``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from langchain_specrag.chain import MultiPerspectiveRetriever, SpeculativeRAG, create_speculative_rag_chain
+from langchain_specrag.chain import SpeculativeRAGRunnable, create_speculative_rag_chain
+from langchain_specrag.retriever import MultiPerspectiveRetriever
 from langchain_specrag.tool import SpeculativeRAGTool
 
 if TYPE_CHECKING:
@@ -22,14 +23,14 @@ __all__ = [
     "ChatRapid",
     "MultiPerspectiveRetriever",
     "RapidLLM",
-    "SpeculativeRAG",
+    "SpeculativeRAGRunnable",
     "SpeculativeRAGTool",
     "create_speculative_rag_chain",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """RAPID runs in this process: torch is loaded when it is asked for."""
+    """RAPID runs in this process, so torch is loaded only when one of its classes is asked for."""
     if name not in ("ChatRapid", "RapidLLM"):
         raise AttributeError(f"module 'langchain_specrag' has no attribute {name!r}")
     return getattr(importlib.import_module("langchain_specrag.chat"), name)

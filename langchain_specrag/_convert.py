@@ -1,11 +1,12 @@
-"""Between LangChain's types and the core's: documents and passages, embeddings, chat models, answers."""
+"""Conversion between LangChain's types and the core's: documents, settings, models, answers."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from langchain_core.documents import Document
@@ -18,10 +19,12 @@ from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
 from specrag.models.embedders import Embedder, unit_vectors
-from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict
-from specrag.speculative.work import current_work
+from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict, passages_of
+from specrag.speculative.pipeline import SpeculativeRAG
+from specrag.speculative.work import Work, current_work
 
-_SCORE_KEYS = ("score", "similarity", "similarity_score", "relevance_score")
+T = TypeVar("T")
+
 _ROLES = {"system": SystemMessage, "user": HumanMessage, "assistant": AIMessage}
 
 
@@ -29,31 +32,25 @@ _ROLES = {"system": SystemMessage, "user": HumanMessage, "assistant": AIMessage}
 
 
 def to_passages(documents: Sequence[Document], vector_store: Any = None) -> list[Passage]:
-    """Passages in the same order, with scores from the metadata and embeddings from the vector store, where it has them."""
-    vectors = stored_vectors(vector_store, documents) if vector_store is not None else None
-    passages = []
+    """Passages in the order of ``documents``, with the vectors that the store holds for them, where it holds them all.
+
+    Raises:
+        InvalidInputError: One of them is not a ``Document``.
+    """
     for i, document in enumerate(documents):
         if not isinstance(document, Document):
             raise InvalidInputError(f"context[{i}] is a {type(document).__name__}, expected a LangChain Document")
-        score = next((document.metadata[key] for key in _SCORE_KEYS if key in document.metadata), None)
-        title = document.metadata.get("title")
-        passages.append(
-            Passage(
-                document.page_content,
-                title=str(title) if title else None,
-                id=document.id,
-                score=float(score) if isinstance(score, int | float | np.number) else None,
-                embedding=vectors[i] if vectors is not None else document.metadata.get("embedding"),
-                metadata=document.metadata,
-            )
-        )
-    return passages
+    passages = passages_of(documents, "context")
+    vectors = stored_vectors(vector_store, documents) if vector_store is not None else None
+    if vectors is None:
+        return passages
+    return [replace(passage, embedding=vector) for passage, vector in zip(passages, vectors, strict=True)]
 
 
 def stored_vectors(store: Any, documents: Sequence[Document]) -> list[np.ndarray] | None:
-    """The vectors that ``store`` holds for ``documents``, or ``None`` where it cannot give them all.
+    """The vectors that ``store`` holds for ``documents``; ``None`` where it cannot give all of them.
 
-    Knows ``InMemoryVectorStore``, LangChain's ``FAISS``, and any function from documents to vectors.
+    ``store`` is an ``InMemoryVectorStore``, LangChain's ``FAISS``, or a function from documents to vectors.
     """
     try:
         if hasattr(store, "index_to_docstore_id"):  # FAISS
@@ -71,7 +68,23 @@ def stored_vectors(store: Any, documents: Sequence[Document]) -> list[np.ndarray
     return None
 
 
-# --- models ---------------------------------------------------------------------------------------------
+# --- settings and models --------------------------------------------------------------------------------
+
+
+def as_value(kind: type[T], given: T | Mapping[str, Any] | None, name: str) -> T:
+    """A core value from itself, from a mapping of its fields, or with its defaults.
+
+    Raises:
+        InvalidInputError: A key that is not a field.
+    """
+    if given is None:
+        return kind()
+    if not isinstance(given, Mapping):
+        return given  # its type is checked by the core
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if unknown := [str(key) for key in given if key not in known]:
+        raise InvalidInputError(f"{name} has no field {', '.join(unknown)}: there are {', '.join(known)}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
 
 
 def as_language_model(model: Any, role: str) -> LanguageModel:
@@ -128,11 +141,18 @@ class LangChainLM(ChatLM):
     def __init__(self, model: BaseLanguageModel[Any]) -> None:
         super().__init__(type(model).__name__)
         self._model = model
-        self._config_of: Callable[[Any], RunnableConfig | None] = lambda work: None
+        self._config_of: Callable[[Work | None], RunnableConfig | None] = lambda work: None
         self._limit: asyncio.Semaphore | None = None
 
-    def inside(self, config_of: Callable[[Any], RunnableConfig | None], max_concurrency: int | None) -> LangChainLM:
-        """The same model for one call of a chain: its runs go where ``config_of`` says, so many at a time."""
+    def inside(
+        self, config_of: Callable[[Work | None], RunnableConfig | None], max_concurrency: int | None
+    ) -> LangChainLM:
+        """The same model for one call of a chain.
+
+        Args:
+            config_of: Gives the config below which the runs of a piece of work belong.
+            max_concurrency: How many calls may run at the same time.
+        """
         bound = copy.copy(self)
         bound._config_of = config_of
         bound._limit = asyncio.Semaphore(max_concurrency) if max_concurrency else None
@@ -159,7 +179,7 @@ class LangChainLM(ChatLM):
         )
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
-        """What the model's own fields show that it understands; the rest stays as the user configured it."""
+        """The options that the model has fields for; the others stay as the user configured them."""
         known = getattr(type(self._model), "model_fields", {})
         wanted: dict[str, Any] = {
             "max_tokens": request.max_tokens,
@@ -174,17 +194,34 @@ class LangChainLM(ChatLM):
         return options | ({"stop": list(request.stop)} if request.stop else {})
 
 
+def inside(
+    core: SpeculativeRAG, config_of: Callable[[Work | None], RunnableConfig | None], max_concurrency: int | None
+) -> SpeculativeRAG:
+    """``core`` for one call of a chain: the runs of its LangChain models go where ``config_of`` says."""
+    models = {"drafter": core.drafter, "verifier": core.verifier}
+    bound = {
+        role: model.inside(config_of, max_concurrency)
+        for role, model in models.items()
+        if isinstance(model, LangChainLM)
+    }
+    return core.replace(**bound) if bound else core
+
+
 # --- answers --------------------------------------------------------------------------------------------
 
 
+#: What the chain adds to its input.
+RESULT_KEYS = ("answer", "rationale", "drafts", "citations", "abstained", "reason", "details")
+
+
 def draft_row(verdict: Verdict) -> dict[str, Any]:
-    """A draft and its scores as plain values; ``documents`` are positions in the context."""
+    """A draft and its scores as plain values. ``documents`` holds positions in the context."""
     row = verdict.to_row()
     return {"documents": row.pop("subset"), **row}
 
 
 def result_of(answer: SpeculativeAnswer, documents: Sequence[Document]) -> dict[str, Any]:
-    """What the chain adds to its input, but for the answer's text."""
+    """What the chain adds to its input (``RESULT_KEYS``), except the answer's text."""
     return {
         "rationale": answer.rationale,
         "drafts": [draft_row(verdict) for verdict in answer.verdicts],

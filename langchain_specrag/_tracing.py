@@ -1,8 +1,7 @@
-"""One call's runs and custom events: perspectives, each draft, each verification."""
+"""Traces of one call as LangChain shows them: child runs for the stages of each draft, and custom events."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, adispatch_custom_event
@@ -10,77 +9,92 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_async_callback_manager_for_config, patch_config
 
 from langchain_specrag._convert import draft_row
-from specrag.schema import DraftDone, DraftFailed, Event, SubsetsChosen, VerdictReady
-from specrag.speculative.work import Work
-
-# A stage and the subset of passages that it concerns; perspectives concern none.
-_Key = tuple[str, tuple[int, ...]]
+from specrag.schema import Draft, DraftDone, DraftFailed, Event, SubsetsChosen, Verdict, VerdictReady
+from specrag.speculative.work import Ended, Failed, Started, Step, Work, WorkTracker
 
 
 class Trace:
-    """Turns the core's events into child runs of ``config``'s run. Costs nothing when nobody listens."""
+    """Shows the core's events as child runs of ``config``'s run. Costs nothing when nobody listens."""
 
     def __init__(self, config: RunnableConfig, question: str) -> None:
         self._config, self._question = config, question
         self._manager = get_async_callback_manager_for_config(config)
         self._listening = bool(self._manager.handlers)
-        self._runs: dict[_Key, list[tuple[int, AsyncCallbackManagerForChainRun]]] = defaultdict(list)
+        self._tracker = WorkTracker()
+        self._runs: dict[Work, AsyncCallbackManagerForChainRun] = {}
 
     def config_of(self, work: Work | None) -> RunnableConfig:
-        """Where the runs of a model call belong."""
-        runs = self._runs.get((work.stage, work.subset)) if work is not None else None
-        return patch_config(self._config, callbacks=runs[0][1].get_child()) if runs else self._config
+        """The config below which the runs of a model call belong."""
+        run = self._runs.get(work) if work is not None else None
+        return patch_config(self._config, callbacks=run.get_child()) if run is not None else self._config
 
     async def begin(self) -> None:
         """The call begins."""
-        if self._listening:
-            await self._start(("perspectives", ()), 0, "perspectives", {"question": self._question})
+        await self._show(self._tracker.begin())
 
     async def see(self, event: Event) -> None:
-        """Something happened in the core."""
-        if not self._listening:
-            return
-        if isinstance(event, SubsetsChosen):
-            chosen = {"subsets": [list(s) for s in event.subsets], "embedding_source": event.embedding_source}
-            await self._end(("perspectives", ()), chosen)
-            await self._dispatch("specrag_subsets", chosen)
-            for j, subset in enumerate(event.subsets, start=1):
-                inputs = {"question": self._question, "documents": list(subset)}
-                await self._start(("draft", subset), j, f"draft {j}", inputs)
-        elif isinstance(event, DraftDone):
-            draft = event.draft
-            shown = {"answer": draft.text, "rationale": draft.rationale, "abstained": draft.abstained}
-            j = await self._end(("draft", draft.subset), shown)
-            await self._dispatch("specrag_draft", {**shown, "documents": list(draft.subset)})
-            if not draft.abstained:
-                await self._start(("verify", draft.subset), j, f"verification {j}", shown)
-        elif isinstance(event, VerdictReady):
-            row = draft_row(event.verdict)
-            await self._end(("verify", event.verdict.draft.subset), {k: v for k, v in row.items() if "log_" in k})
-            await self._dispatch("specrag_verdict", row)
-        elif isinstance(event, DraftFailed):
-            subset, error = event.failure.subset, event.failure.error
-            for stage in ("verify", "draft"):
-                if self._runs[stage, subset]:
-                    await self._runs[stage, subset].pop(0)[1].on_chain_error(RuntimeError(error))
-                    break
-            await self._dispatch("specrag_draft_failed", {"documents": list(subset), "error": error})
+        """Show what happened in the core."""
+        if self._listening and (told := _custom_event(event)) is not None:
+            await adispatch_custom_event(*told, config=self._config)
+        await self._show(self._tracker.see(event))
 
     async def close(self, error: BaseException | None = None) -> None:
         """End what is still open: drafts that came after the deadline, or everything after a failure."""
-        for _, run in [each for runs in self._runs.values() for each in runs]:
-            await (run.on_chain_end({"late": True}) if error is None else run.on_chain_error(error))
-        self._runs.clear()
+        await self._show(self._tracker.close(error))
 
-    async def _start(self, key: _Key, number: int, name: str, inputs: dict[str, Any]) -> None:
-        self._runs[key].append((number, await self._manager.on_chain_start(None, inputs, name=name)))
+    async def _show(self, steps: list[Step]) -> None:
+        if not self._listening:
+            return
+        for step in steps:
+            if isinstance(step, Started):
+                inputs = _inputs(self._question, step)
+                self._runs[step.work] = await self._manager.on_chain_start(None, inputs, name=_name(step.work))
+            elif isinstance(step, Ended):
+                await self._runs.pop(step.work).on_chain_end(_outputs(step))
+            elif isinstance(step, Failed):
+                await self._runs.pop(step.work).on_chain_error(step.error)
 
-    async def _end(self, key: _Key, outputs: dict[str, Any]) -> int:
-        if not self._runs[key]:
-            return 0
-        number, run = self._runs[key].pop(0)
-        await run.on_chain_end(outputs)
-        return number
 
-    async def _dispatch(self, name: str, data: Any) -> None:
-        await adispatch_custom_event(name, data, config=self._config)
+def _name(work: Work) -> str:
+    """``perspectives``, ``draft 1``, ``verification 1``: people count from 1."""
+    if work.index is None:
+        return work.stage
+    return f"{'draft' if work.stage == 'draft' else 'verification'} {work.index + 1}"
+
+
+def _inputs(question: str, step: Started) -> dict[str, Any]:
+    if isinstance(step.given, Draft):
+        return _shown(step.given)
+    return {"question": question} if step.given is None else {"question": question, "documents": list(step.given)}
+
+
+def _outputs(step: Ended) -> dict[str, Any]:
+    if isinstance(step.made, SubsetsChosen):
+        return _chosen(step.made)
+    if isinstance(step.made, Draft):
+        return _shown(step.made)
+    if isinstance(step.made, Verdict):
+        return {name: value for name, value in draft_row(step.made).items() if name.startswith("log_")}
+    return {"late": True}
+
+
+def _custom_event(event: Event) -> tuple[str, dict[str, Any]] | None:
+    if isinstance(event, SubsetsChosen):
+        return "specrag_subsets", _chosen(event)
+    if isinstance(event, DraftDone):
+        draft = event.draft
+        return "specrag_draft", {"index": draft.index, **_shown(draft), "documents": list(draft.subset)}
+    if isinstance(event, VerdictReady):
+        return "specrag_verdict", draft_row(event.verdict)
+    if isinstance(event, DraftFailed):
+        lost = event.failure
+        return "specrag_draft_failed", {"index": lost.index, "documents": list(lost.subset), "error": lost.error}
+    return None
+
+
+def _chosen(event: SubsetsChosen) -> dict[str, Any]:
+    return {"subsets": [list(subset) for subset in event.subsets], "embedding_source": event.embedding_source}
+
+
+def _shown(draft: Draft) -> dict[str, Any]:
+    return {"answer": draft.text, "rationale": draft.rationale, "abstained": draft.abstained}

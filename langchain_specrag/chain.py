@@ -1,32 +1,34 @@
-"""Speculative RAG as a Runnable, as a retrieval chain, and its clustering alone as a retriever."""
+"""Speculative RAG as a Runnable, and behind a retriever as a chain."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForChainRun,
-    AsyncCallbackManagerForRetrieverRun,
-    CallbackManagerForChainRun,
-    CallbackManagerForRetrieverRun,
-)
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnablePassthrough, RunnableSerializable
 from langchain_core.runnables.utils import AddableDict
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, PrivateAttr
 from typing_extensions import TypedDict
 
-import specrag
-from langchain_specrag._convert import LangChainLM, as_embedder, as_language_model, result_of, to_passages
+from langchain_specrag._convert import (
+    RESULT_KEYS,
+    as_embedder,
+    as_language_model,
+    as_value,
+    inside,
+    result_of,
+    to_passages,
+)
 from langchain_specrag._tracing import Trace
 from specrag import _blocking
 from specrag.errors import InvalidInputError
-from specrag.models.base import LanguageModel, Sampling
+from specrag.models.base import Sampling
 from specrag.schema import AnswerReady, Event
-from specrag.speculative.perspectives import SamplingMode
-from specrag.speculative.pipeline import aselect_perspectives, select_perspectives
+from specrag.speculative.perspectives import SubsetMode
+from specrag.speculative.pipeline import SpeculativeRAG
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.verification import Scoring
 
@@ -38,34 +40,83 @@ class ChainInput(TypedDict):
 
 
 class SpeculativeRAGInput(TypedDict):
-    """What ``SpeculativeRAG`` takes."""
+    """What ``SpeculativeRAGRunnable`` takes."""
 
     input: str
     context: list[Document]
 
 
-class SpeculativeRAG(RunnableSerializable[dict[str, Any], dict[str, Any]]):
-    """Answers ``input`` from ``context``: drafted in parallel by a small model, verified by a larger one.
+#: Settings that go to the core as they are.
+_PLAIN = (
+    "drafts",
+    "passages_per_draft",
+    "subsets",
+    "max_rationale_tokens",
+    "max_answer_tokens",
+    "reuse_embeddings",
+    "deadline",
+    "seed",
+)
 
-    Setup: ``pip install 'specrag[langchain]'`` and ``specrag models fetch`` for the embedded models.
+
+class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]]):
+    """Speculative RAG as a Runnable: answers ``input`` from the documents in ``context``.
+
+    A small model drafts several answers in parallel, each from a few documents, and a larger model picks the best.
+
+    Setup:
+        ```bash
+        pip install 'specrag[langchain]'
+        specrag models fetch  # the bundled drafter and embedder
+        ```
+
+    Key init args:
+        drafter: A core language model, or a LangChain chat model or LLM.
+        verifier: The same; by default the drafter.
+        embedder: A core embedder or LangChain ``Embeddings``; by default the bundled MiniLM.
+        vector_store: Where the documents come from. Its vectors replace the embedder's. ``FAISS``,
+            ``InMemoryVectorStore``, or a function from documents to vectors.
+        scoring, prompts, sampling: A core ``Scoring``, ``Prompts`` or ``Sampling``, or a mapping of its fields.
+
+        All other settings are those of ``specrag.SpeculativeRAG``.
+
+    Instantiate:
+        ```python
+        from langchain_specrag import SpeculativeRAGRunnable
+        from specrag.models import bundled
+
+        rag = SpeculativeRAGRunnable(drafter=bundled("smollm2-rag-drafter"), drafts=5, passages_per_draft=2)
+        ```
 
     Invoke:
-        >>> from specrag.models import bundled  # doctest: +SKIP
-        >>> rag = SpeculativeRAG(drafter=bundled("smollm2-rag-drafter"))  # doctest: +SKIP
-        >>> rag.invoke({"input": "who discovered radium", "context": documents})["answer"]  # doctest: +SKIP
+        ```python
+        result = rag.invoke({"input": "who discovered radium", "context": documents})
+        result["answer"], result["citations"]
+        ```
 
-    The result has the input's keys and ``answer`` (empty when ``abstained``), ``rationale``, ``drafts`` (each with its
-    scores), ``citations`` (the documents that the answer was drafted from), ``abstained``, ``reason`` and ``details``.
-    ``stream`` yields parts whose sum is that. Child runs and custom events (``specrag_subsets``, ``specrag_draft``,
-    ``specrag_draft_failed``, ``specrag_verdict``) tell what happens meanwhile.
+        The result has the keys of the input, and ``answer`` (empty when ``abstained``), ``rationale``, ``drafts`` (each
+        with its scores), ``citations`` (the documents that the answer was drafted from), ``abstained``, ``reason`` and
+        ``details``.
 
-    Args:
-        drafter, verifier: Core language models, LangChain chat models or LLMs. The verifier is the drafter by default.
-        embedder: A core embedder or LangChain embeddings; by default the bundled MiniLM.
-        vector_store: Where the documents come from: its vectors are used in place of an embedder's. ``FAISS``,
-            ``InMemoryVectorStore``, or a function from documents to vectors.
-        scoring, prompts, generation: Core values, or mappings of their fields.
-        others: As in ``specrag.SpeculativeRAG``.
+    Stream:
+        ```python
+        for part in rag.stream({"input": "who discovered radium", "context": documents}):
+            print(part.get("answer", ""), end="")
+        ```
+
+        The sum of the parts is the result of ``invoke``. The answer's parts come when it is chosen.
+
+    Async:
+        ```python
+        await rag.ainvoke({"input": "who discovered radium", "context": documents})
+        ```
+
+    Callbacks:
+        Child runs show the perspectives, each draft and each verification. The custom events ``specrag_subsets``,
+        ``specrag_draft``, ``specrag_draft_failed`` and ``specrag_verdict`` tell what happens meanwhile.
+
+    Raises:
+        InvalidInputError: A setting that the core refuses.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -74,28 +125,28 @@ class SpeculativeRAG(RunnableSerializable[dict[str, Any], dict[str, Any]]):
     verifier: Any = None
     embedder: Any = None
     vector_store: Any = None
-    drafts: int = 5
-    passages_per_draft: int = 2
-    sampling: SamplingMode = "coverage"
+    drafts: int = SpeculativeRAG.drafts
+    passages_per_draft: int = SpeculativeRAG.passages_per_draft
+    subsets: SubsetMode = SpeculativeRAG.subsets
     scoring: Scoring | Mapping[str, Any] | None = None
     prompts: Prompts | Mapping[str, Any] | None = None
-    generation: Sampling | Mapping[str, Any] | None = None
-    max_rationale_tokens: int = specrag.SpeculativeRAG.max_rationale_tokens
-    max_answer_tokens: int = specrag.SpeculativeRAG.max_answer_tokens
+    sampling: Sampling | Mapping[str, Any] | None = None
+    max_rationale_tokens: int = SpeculativeRAG.max_rationale_tokens
+    max_answer_tokens: int = SpeculativeRAG.max_answer_tokens
     reuse_embeddings: bool = True
     deadline: float | None = None
     seed: int = 0
-    _core: specrag.SpeculativeRAG = PrivateAttr()
+    _core: SpeculativeRAG = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
         """Build the core's pipeline, which checks the settings."""
-        self._core = specrag.SpeculativeRAG(
+        self._core = SpeculativeRAG(
             drafter=as_language_model(self.drafter, "drafter"),
             verifier=None if self.verifier is None else as_language_model(self.verifier, "verifier"),
             embedder=as_embedder(self.embedder),
-            scoring=_value(Scoring, self.scoring),
-            prompts=None if self.prompts is None else _value(Prompts, self.prompts),
-            generation=_value(Sampling, self.generation),
+            scoring=as_value(Scoring, self.scoring, "scoring"),
+            prompts=None if self.prompts is None else as_value(Prompts, self.prompts, "prompts"),
+            sampling=as_value(Sampling, self.sampling, "sampling"),
             **{name: getattr(self, name) for name in _PLAIN},
         )
 
@@ -116,33 +167,26 @@ class SpeculativeRAG(RunnableSerializable[dict[str, Any], dict[str, Any]]):
 
     # --- the Runnable interface ---------------------------------------------------------------------
 
-    def invoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **_: Any) -> dict[str, Any]:
-        return self._call_with_config(self._invoke, input, config)
+    def invoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
+        return self._call_with_config(self._invoke, input, config, **kwargs)
 
-    async def ainvoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **_: Any) -> dict[str, Any]:
-        return await self._acall_with_config(self._ainvoke, input, config)
+    async def ainvoke(
+        self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
 
-    def stream(self, input: dict[str, Any], config: RunnableConfig | None = None, **_: Any) -> Iterator[dict[str, Any]]:
-        yield from self.transform(iter([input]), config)
+    def stream(
+        self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[dict[str, Any]]:
+        yield from self._transform_stream_with_config(iter([input]), self._stream, config, **kwargs)
 
     async def astream(
-        self, input: dict[str, Any], config: RunnableConfig | None = None, **_: Any
+        self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[dict[str, Any]]:
-        async def one() -> AsyncIterator[dict[str, Any]]:
+        async def inputs() -> AsyncIterator[dict[str, Any]]:
             yield input
 
-        async for part in self.atransform(one(), config):
-            yield part
-
-    def transform(
-        self, input: Iterator[dict[str, Any]], config: RunnableConfig | None = None, **_: Any
-    ) -> Iterator[dict[str, Any]]:
-        yield from self._transform_stream_with_config(input, self._transform, config)
-
-    async def atransform(
-        self, input: AsyncIterator[dict[str, Any]], config: RunnableConfig | None = None, **_: Any
-    ) -> AsyncIterator[dict[str, Any]]:
-        async for part in self._atransform_stream_with_config(input, self._atransform, config):
+        async for part in self._atransform_stream_with_config(inputs(), self._astream, config, **kwargs):
             yield part
 
     def _invoke(
@@ -155,6 +199,22 @@ class SpeculativeRAG(RunnableSerializable[dict[str, Any], dict[str, Any]]):
     ) -> dict[str, Any]:
         return await self._answer(inputs, config)
 
+    def _stream(
+        self, inputs: Iterator[dict[str, Any]], run_manager: CallbackManagerForChainRun, config: RunnableConfig
+    ) -> Iterator[dict[str, Any]]:
+        for given in inputs:
+            yield from _blocking.iterate(self._parts(given, config))
+
+    async def _astream(
+        self,
+        inputs: AsyncIterator[dict[str, Any]],
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+    ) -> AsyncIterator[dict[str, Any]]:
+        async for given in inputs:
+            async for part in self._parts(given, config):
+                yield part
+
     async def _answer(self, inputs: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
         made: dict[str, Any] = {}
         async for event in self._events(inputs, config):
@@ -162,25 +222,8 @@ class SpeculativeRAG(RunnableSerializable[dict[str, Any], dict[str, Any]]):
                 made = {"answer": event.answer.text, **result_of(event.answer, inputs["context"])}
         return {**inputs, **made}
 
-    def _transform(
-        self, parts: Iterator[dict[str, Any]], run_manager: CallbackManagerForChainRun, config: RunnableConfig
-    ) -> Iterator[dict[str, Any]]:
-        inputs: dict[str, Any] | None = None
-        for part in parts:
-            inputs = part if inputs is None else AddableDict(inputs) + AddableDict(part)
-        yield from _blocking.iterate(self._parts(inputs or {}, config))
-
-    async def _atransform(
-        self, parts: AsyncIterator[dict[str, Any]], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
-    ) -> AsyncIterator[dict[str, Any]]:
-        inputs: dict[str, Any] | None = None
-        async for part in parts:
-            inputs = part if inputs is None else AddableDict(inputs) + AddableDict(part)
-        async for made in self._parts(inputs or {}, config):
-            yield made
-
     async def _parts(self, inputs: dict[str, Any], config: RunnableConfig) -> AsyncIterator[dict[str, Any]]:
-        yield AddableDict(inputs)
+        yield AddableDict({key: value for key, value in inputs.items() if key not in RESULT_KEYS})
         async for event in self._events(inputs, config):
             if isinstance(event, AnswerReady):
                 for piece in event.answer.pieces:
@@ -191,9 +234,7 @@ class SpeculativeRAG(RunnableSerializable[dict[str, Any], dict[str, Any]]):
         """The core's events for one call, traced."""
         question, documents = _checked(inputs)
         trace = Trace(config, question)
-        core = self._core.replace(
-            drafter=_inside(self._core.drafter, trace, config), verifier=_inside(self._core.verifier, trace, config)
-        )
+        core = inside(self._core, trace.config_of, config.get("max_concurrency"))
         try:
             await trace.begin()
             async for event in core.astream(question, to_passages(documents, self.vector_store)):
@@ -205,52 +246,57 @@ class SpeculativeRAG(RunnableSerializable[dict[str, Any], dict[str, Any]]):
         await trace.close()
 
 
-_PLAIN = (
-    "drafts",
-    "passages_per_draft",
-    "sampling",
-    "max_rationale_tokens",
-    "max_answer_tokens",
-    "reuse_embeddings",
-    "deadline",
-    "seed",
-)
-
-
-def _value(kind: Any, given: Any) -> Any:
-    """A core value from itself, its fields, or nothing."""
-    if isinstance(given, Mapping):
-        return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-    return kind() if given is None else given
-
-
-def _inside(model: LanguageModel | None, trace: Trace, config: RunnableConfig) -> Any:
-    """``model`` with its runs in the trace, where it is LangChain's."""
-    return model.inside(trace.config_of, config.get("max_concurrency")) if isinstance(model, LangChainLM) else model
-
-
 def _checked(inputs: Any) -> tuple[str, Sequence[Document]]:
     if not isinstance(inputs, Mapping) or "input" not in inputs or "context" not in inputs:
         found = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
-        raise InvalidInputError(f"SpeculativeRAG takes a mapping with 'input' and 'context', got {found}")
+        raise InvalidInputError(f"SpeculativeRAGRunnable takes a mapping with 'input' and 'context', got {found}")
     return inputs["input"], inputs["context"]
 
 
 def create_speculative_rag_chain(
     retriever: Runnable[Any, Any], drafter: Any = None, verifier: Any = None, **settings: Any
 ) -> Runnable[Any, dict[str, Any]]:
-    """A retrieval chain: ``{"input"}`` to ``{"input", "context", "answer", "rationale", "drafts", "abstained", ...}``.
+    """A retrieval chain that answers with Speculative RAG.
 
-    Setup: ``pip install 'specrag[langchain]'`` and ``specrag models fetch``.
-
-    Invoke:
-        >>> chain = create_speculative_rag_chain(store.as_retriever(), drafter=model)  # doctest: +SKIP
-        >>> chain.invoke({"input": "who discovered radium"})["answer"]  # doctest: +SKIP
+    It takes ``{"input": question}`` and returns what ``SpeculativeRAGRunnable`` returns, with the retrieved documents as
+    ``context``.
 
     Args:
-        retriever: A retriever, which is given the question; or any Runnable from the whole input to documents. Of a
-            vector store's retriever the store's vectors are used again.
-        drafter, verifier, settings: As in ``SpeculativeRAG``. Without a drafter, the embedded one.
+        retriever: A retriever, which is given the question; or any Runnable from the whole input to documents. The
+            vectors of a vector store's retriever replace the embedder's.
+        drafter: By default the bundled drafter.
+        verifier: By default the drafter.
+        settings: As in ``SpeculativeRAGRunnable``.
+
+    Raises:
+        InvalidInputError: Not a retriever or Runnable, or a setting that the core refuses.
+
+    Setup:
+        ```bash
+        pip install 'specrag[langchain]'
+        specrag models fetch  # the bundled drafter and embedder
+        ```
+
+    Instantiate:
+        ```python
+        chain = create_speculative_rag_chain(store.as_retriever(), drafter=model)
+        ```
+
+    Invoke:
+        ```python
+        chain.invoke({"input": "who discovered radium"})["answer"]
+        ```
+
+    Stream:
+        ```python
+        for part in chain.stream({"input": "who discovered radium"}):
+            print(part.get("answer", ""), end="")
+        ```
+
+    Async:
+        ```python
+        await chain.ainvoke({"input": "who discovered radium"})
+        ```
     """
     if drafter is None:
         from specrag.models import bundled
@@ -263,60 +309,10 @@ def create_speculative_rag_chain(
         find = retriever
     else:
         raise InvalidInputError(f"retriever must be a LangChain retriever or Runnable, got {type(retriever).__name__}")
-    answer = SpeculativeRAG(drafter=drafter, verifier=verifier, **settings)
+    answer = SpeculativeRAGRunnable(drafter=drafter, verifier=verifier, **settings)
     chain = RunnablePassthrough.assign(context=find.with_config(run_name="retrieve_documents")) | answer
     return chain.with_config(run_name="speculative_rag_chain").with_types(input_type=ChainInput)  # type: ignore[arg-type]
 
 
 def _question(inputs: Mapping[str, Any]) -> str:
     return str(inputs["input"])
-
-
-class MultiPerspectiveRetriever(BaseRetriever):
-    """Of what another retriever finds, one document per perspective: a diverse context for any chain.
-
-    Setup: ``pip install 'specrag[langchain]'``; ``specrag models fetch minilm`` for the default embedder.
-
-    Invoke:
-        >>> diverse = MultiPerspectiveRetriever(retriever=store.as_retriever(search_kwargs={"k": 20}), k=4)  # doctest: +SKIP
-        >>> diverse.invoke("effects of coffee", k=2)  # doctest: +SKIP
-
-    Args:
-        retriever: Finds the candidates, best first.
-        k: How many documents to keep; also per call.
-        embedder, vector_store, reuse_embeddings, seed: As in ``SpeculativeRAG``. The store of a vector store's retriever
-            is used by itself.
-    """
-
-    retriever: BaseRetriever
-    k: int = Field(default=2, ge=1)
-    embedder: Any = None
-    vector_store: Any = None
-    reuse_embeddings: bool = True
-    seed: int = 0
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Check the embedder, and find the store."""
-        self.embedder = as_embedder(self.embedder)
-        if self.vector_store is None:
-            self.vector_store = getattr(self.retriever, "vectorstore", None)
-
-    def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
-    ) -> list[Document]:
-        found = self.retriever.invoke(query, {"callbacks": run_manager.get_child()})
-        passages = to_passages(found, self.vector_store)
-        return [found[i] for i in select_perspectives(query, passages, self._count(k), **self._options())]
-
-    async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
-    ) -> list[Document]:
-        found = await self.retriever.ainvoke(query, {"callbacks": run_manager.get_child()})
-        passages = to_passages(found, self.vector_store)
-        return [found[i] for i in await aselect_perspectives(query, passages, self._count(k), **self._options())]
-
-    def _count(self, k: int | None) -> int:
-        return self.k if k is None else k
-
-    def _options(self) -> dict[str, Any]:
-        return {"embedder": self.embedder, "reuse_embeddings": self.reuse_embeddings, "seed": self.seed}

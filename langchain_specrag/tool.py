@@ -6,36 +6,64 @@ from typing import Any, Literal
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from langchain_specrag.chain import create_speculative_rag_chain
 
+NAME = "search_documents"
+DESCRIPTION = "Answers a question from the indexed documents, with the evidence for the answer."
 NO_ANSWER = "The documents do not answer this question."
 
 
 class QuestionInput(BaseModel):
     """The arguments of ``SpeculativeRAGTool``."""
 
+    model_config = ConfigDict(extra="forbid")
+
     question: str = Field(description="A complete question that stands on its own.")
 
 
 class SpeculativeRAGTool(BaseTool):
-    """Answers an agent's question from documents; the artifact is the chain's whole result.
+    """Answers an agent's question from documents. The artifact is the chain's whole result.
 
-    Setup: ``pip install 'specrag[langchain]'`` and ``specrag models fetch``.
+    Setup:
+        ```bash
+        pip install 'specrag[langchain]'
+        specrag models fetch  # the bundled drafter and embedder
+        ```
+
+    Key init args:
+        chain: From ``create_speculative_rag_chain``.
+        name, description: What the agent knows of the tool.
+        no_answer: What the agent reads when the documents do not answer.
+
+    Instantiate:
+        ```python
+        from langchain_specrag import SpeculativeRAGTool
+
+        tool = SpeculativeRAGTool.from_retriever(retriever, description="Answers questions about physics.")
+        ```
 
     Invoke:
-        >>> tool = SpeculativeRAGTool.from_retriever(retriever, description="Answers questions about ...")  # doctest: +SKIP
-        >>> tool.invoke({"question": "who discovered radium"})  # doctest: +SKIP
-        >>> agent = create_agent(model, [tool])  # doctest: +SKIP
+        ```python
+        tool.invoke({"question": "who discovered radium"})
+        ```
 
-    Args:
-        chain: From ``create_speculative_rag_chain``.
-        no_answer: What the agent reads when the documents do not answer.
+    Async:
+        ```python
+        await tool.ainvoke({"question": "who discovered radium"})
+        ```
+
+    Agent:
+        ```python
+        agent = create_agent(model, [tool])
+        ```
     """
 
-    name: str = "search_documents"
-    description: str = "Answers a question from the indexed documents, with the evidence for the answer."
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    name: str = NAME
+    description: str = DESCRIPTION
     args_schema: Any = QuestionInput
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
     chain: Runnable[Any, Any] = Field(exclude=True)
@@ -48,11 +76,11 @@ class SpeculativeRAGTool(BaseTool):
         drafter: Any = None,
         verifier: Any = None,
         *,
-        name: str = "search_documents",
-        description: str = "Answers a question from the indexed documents, with the evidence for the answer.",
+        name: str = NAME,
+        description: str = DESCRIPTION,
         **settings: Any,
     ) -> SpeculativeRAGTool:
-        """A tool over a new chain; the other arguments are ``create_speculative_rag_chain``'s."""
+        """A tool over a new chain. The other arguments are those of ``create_speculative_rag_chain``."""
         chain = create_speculative_rag_chain(retriever, drafter, verifier, **settings)
         return cls(chain=chain, name=name, description=description)
 

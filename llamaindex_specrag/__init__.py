@@ -4,7 +4,7 @@
     >>> engine = SpeculativeRAGQueryEngine.from_args(index.as_retriever(similarity_top_k=10))  # doctest: +SKIP
     >>> str(engine.query("who discovered radium"))  # doctest: +SKIP
 
-Conversion, configuration and instrumentation: what is computed is computed in ``specrag``.
+This package converts types, passes settings on and reports spans and events. All computing is done in ``specrag``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """RAPID runs in this process: torch is loaded when it is asked for."""
+    """RAPID runs in this process, so torch is loaded only when its class is asked for."""
     if name != "RapidLLM":
         raise AttributeError(f"module 'llamaindex_specrag' has no attribute {name!r}")
     return importlib.import_module("llamaindex_specrag.llm").RapidLLM

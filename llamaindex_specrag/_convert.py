@@ -1,4 +1,4 @@
-"""Between LlamaIndex's types and the core's: nodes and passages, embeddings, LLMs, answers."""
+"""Conversion between LlamaIndex's types and the core's: nodes, models, answers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from specrag.models.base import LanguageModel
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage
+from specrag.speculative.pipeline import SpeculativeRAG
 from specrag.speculative.work import Work, current_work
 
 
 def to_passage(node: NodeWithScore) -> Passage:
-    """A node as the drafter shall read it: its content in ``MetadataMode.LLM``, its title apart where it has one."""
+    """A node as the drafter reads it: its content in ``MetadataMode.LLM``, with the title apart where it has one."""
     inner = node.node
     metadata = getattr(inner, "metadata", {})
     excluded = list(getattr(inner, "excluded_llm_metadata_keys", []))
@@ -96,7 +97,7 @@ class LlamaIndexLM(ChatLM):
         self._span_of: Callable[[Work | None], str | None] = lambda work: None
 
     def inside(self, span_of: Callable[[Work | None], str | None]) -> LlamaIndexLM:
-        """The same LLM for one call of a pipeline: its spans go below those that ``span_of`` names."""
+        """The same LLM for one call of a pipeline. ``span_of`` gives the span below which a piece of work belongs."""
         bound = copy.copy(self)
         bound._span_of = span_of
         return bound
@@ -121,7 +122,7 @@ class LlamaIndexLM(ChatLM):
         )
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
-        """What the LLM's own fields show that it understands; the rest stays as the user configured it."""
+        """The options that the LLM has fields for; the others stay as the user configured them."""
         known = getattr(type(self._llm), "model_fields", {})
         wanted: dict[str, Any] = {
             "max_tokens": request.max_tokens,
@@ -134,10 +135,17 @@ class LlamaIndexLM(ChatLM):
         return {name: value for name, value in wanted.items() if name in known and value is not None}
 
 
-def chosen_tokens(text: str, positions: Sequence[Sequence[LogProb]]) -> list[dict[str, Any]] | None:
-    """LlamaIndex's log-probabilities in OpenAI's form: of each position's alternatives the one that ``text`` has.
+def inside(core: SpeculativeRAG, span_of: Callable[[Work | None], str | None]) -> SpeculativeRAG:
+    """``core`` for one call: the spans of its LlamaIndex LLMs go below those that ``span_of`` gives."""
+    models = {"drafter": core.drafter, "verifier": core.verifier}
+    bound = {role: model.inside(span_of) for role, model in models.items() if isinstance(model, LlamaIndexLM)}
+    return core.replace(**bound) if bound else core
 
-    ``None`` when at some position none of them continues the text.
+
+def chosen_tokens(text: str, positions: Sequence[Sequence[LogProb]]) -> list[dict[str, Any]] | None:
+    """LlamaIndex's log-probabilities in OpenAI's form: at each position, the alternative that ``text`` continues with.
+
+    ``None`` where no alternative of some position continues the text.
     """
     rest, content = text.encode(), []
     for alternatives in positions:
@@ -164,7 +172,7 @@ def _bytes(token: LogProb) -> bytes:
 
 
 def metadata_of(answer: SpeculativeAnswer) -> dict[str, Any]:
-    """What a response's metadata says: plain values."""
+    """The metadata of a response, as plain values."""
     drafts = []
     for verdict in answer.verdicts:
         row = verdict.to_row()

@@ -1,36 +1,51 @@
-"""The clustering of Speculative RAG alone: one node per perspective."""
+"""The clustering of Speculative RAG alone, as a postprocessor: one node per perspective."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from llama_index.core.bridge.pydantic import Field, SerializeAsAny
+from llama_index.core.bridge.pydantic import ConfigDict, Field, SerializeAsAny
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llamaindex_specrag._convert import as_embedder, to_passage
-from specrag.speculative.pipeline import aselect_perspectives, select_perspectives
+from specrag.speculative.perspectives import aselect_perspectives, select_perspectives
 
 
 class MultiPerspectivePostprocessor(BaseNodePostprocessor):
     """Keeps one node per perspective, the best ranked of each: a diverse context for any engine.
 
-    Setup: ``pip install 'specrag[llamaindex]'``; ``specrag models fetch minilm`` for the default embedder.
+    Setup:
+        ```bash
+        pip install 'specrag[llamaindex]'
+        specrag models fetch minilm  # the default embedder
+        ```
+
+    Instantiate:
+        ```python
+        from llamaindex_specrag import MultiPerspectivePostprocessor
+
+        diverse = MultiPerspectivePostprocessor(k=4)
+        ```
 
     Use:
-        >>> diverse = MultiPerspectivePostprocessor(k=4)  # doctest: +SKIP
-        >>> index.as_query_engine(similarity_top_k=20, node_postprocessors=[diverse])  # doctest: +SKIP
-
-    Args:
-        k: How many nodes to keep, at least 1.
-        embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. Not used when every node
-            carries its embedding, unless ``reuse_embeddings`` is false.
+        ```python
+        index.as_query_engine(similarity_top_k=20, node_postprocessors=[diverse])
+        ```
     """
 
-    k: int = Field(default=2, ge=1)
-    embedder: SerializeAsAny[Any] = Field(default=None, exclude=True)
-    reuse_embeddings: bool = True
-    seed: int = 0
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    k: int = Field(default=2, ge=1, description="How many nodes to keep.")
+    embedder: SerializeAsAny[Any] = Field(
+        default=None,
+        exclude=True,
+        description="A core embedder or a LlamaIndex embedding model. By default the bundled MiniLM.",
+    )
+    reuse_embeddings: bool = Field(
+        default=True, description="Use the nodes' own embeddings, and no embedder, when every node has one."
+    )
+    seed: int = Field(default=0, description="Seed of the clustering.")
 
     def model_post_init(self, context: Any, /) -> None:
         """Check the embedder."""

@@ -1,9 +1,9 @@
-"""Speculative RAG as a query engine, and as the synthesizer behind any engine that takes one."""
+"""Speculative RAG as a query engine, and as a response synthesizer behind any other engine."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from llama_index.core.base.response.schema import (
@@ -22,39 +22,54 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.settings import Settings
 
-import specrag
-from llamaindex_specrag._convert import LlamaIndexLM, as_embedder, as_language_model, metadata_of, to_passage
+from llamaindex_specrag._convert import as_embedder, as_language_model, inside, metadata_of, to_passage
 from llamaindex_specrag._instrumentation import Spans, dispatcher
 from specrag import _blocking
 from specrag.errors import InvalidInputError
 from specrag.schema import AnswerReady, SpeculativeAnswer
+from specrag.speculative.pipeline import SpeculativeRAG
 
 NO_ANSWER = "The passages do not answer this question."
-# Prompts of the core that Speculative RAG uses, as LlamaIndex's prompt keys.
+#: Prompts of the core that Speculative RAG uses, as LlamaIndex's prompt keys.
 PROMPT_KEYS = ("draft", "verify", "verify_with_passages", "statement", "free_format")
+# The synthesizer's arguments, and the settings of the core that it hands over.
+_OWN_SETTINGS = ("drafter", "verifier", "embedder", "streaming", "no_answer", "callback_manager")
+_SETTINGS = [field.name for field in fields(SpeculativeRAG) if field.init and field.name not in _OWN_SETTINGS]
 
 
 class SpeculativeSynthesizer(BaseSynthesizer):
-    """Drafts answers from subsets of the nodes with a small model and picks one by a larger model's scores.
+    """Drafts answers from subsets of the nodes with a small model, and picks one by a larger model's scores.
 
-    Setup: ``pip install 'specrag[llamaindex]'`` and ``specrag models fetch`` for the embedded models.
+    Setup:
+        ```bash
+        pip install 'specrag[llamaindex]'
+        specrag models fetch  # the bundled drafter and embedder
+        ```
 
-    Use:
-        >>> synthesizer = SpeculativeSynthesizer(drafter=bundled("smollm2-rag-drafter"))  # doctest: +SKIP
-        >>> engine = RetrieverQueryEngine(retriever, response_synthesizer=synthesizer)  # doctest: +SKIP
+    Instantiate:
+        ```python
+        from llamaindex_specrag import SpeculativeSynthesizer
+        from specrag.models import bundled
 
-    The response's ``source_nodes`` are the nodes that the chosen draft was made from; ``metadata`` has ``abstained``,
-    ``reason``, ``rationale`` and every draft with its scores. ``Settings.llm`` is never touched.
+        synthesizer = SpeculativeSynthesizer(drafter=bundled("smollm2-rag-drafter"))
+        engine = RetrieverQueryEngine(retriever, response_synthesizer=synthesizer)
+        ```
+
+    The response's ``source_nodes`` are the nodes that the chosen draft was made from. Its ``metadata`` has ``abstained``,
+    ``reason``, ``rationale`` and every draft with its scores. ``Settings.llm`` is never used.
 
     Args:
-        drafter, verifier: Core language models or LlamaIndex LLMs. The drafter is the embedded one by default, the verifier
-            the drafter.
-        embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. Not used when every
-            node carries its embedding.
-        streaming: Give the answer in pieces, once it is chosen.
-        no_answer: The response's text when it abstains.
-        callback_manager: By default the one of ``Settings``.
+        drafter: A core language model or a LlamaIndex LLM; by default the bundled drafter.
+        verifier: The same; by default the drafter.
+        embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. It is not used when every
+            node has an embedding.
+        streaming: Give the answer in pieces, after it is chosen.
+        no_answer: The response's text when no draft answers.
+        callback_manager: By default that of ``Settings``.
         settings: As in ``specrag.SpeculativeRAG``: ``drafts``, ``passages_per_draft``, ``scoring``, ``prompts``, ...
+
+    Raises:
+        InvalidInputError: An unknown setting, or one that the core refuses.
     """
 
     def __init__(
@@ -71,11 +86,15 @@ class SpeculativeSynthesizer(BaseSynthesizer):
         # Not the base's __init__, which asks `Settings` for an LLM that nothing here needs.
         if not no_answer.strip():
             raise InvalidInputError("no_answer must not be empty: an agent would read nothing")
+        if unknown := [name for name in settings if name not in _SETTINGS]:
+            raise InvalidInputError(
+                f"unknown settings {', '.join(unknown)}: there are {', '.join((*_OWN_SETTINGS, *_SETTINGS))}"
+            )
         if drafter is None:
             from specrag.models import bundled
 
             drafter = bundled("smollm2-rag-drafter")
-        self._core = specrag.SpeculativeRAG(
+        self._core = SpeculativeRAG(
             drafter=as_language_model(drafter, "drafter"),
             verifier=None if verifier is None else as_language_model(verifier, "verifier"),
             embedder=as_embedder(embedder),
@@ -88,7 +107,7 @@ class SpeculativeSynthesizer(BaseSynthesizer):
 
     @property
     def callback_manager(self) -> CallbackManager:
-        """The legacy callbacks."""
+        """The older callback system of LlamaIndex."""
         return self._callback_manager
 
     @callback_manager.setter
@@ -144,9 +163,7 @@ class SpeculativeSynthesizer(BaseSynthesizer):
     async def _answer(self, question: str, nodes: Sequence[NodeWithScore]) -> SpeculativeAnswer:
         """The core's answer, with its spans and events."""
         spans = Spans(question)
-        core = self._core.replace(
-            drafter=_inside(self._core.drafter, spans), verifier=_inside(self._core.verifier, spans)
-        )
+        core = inside(self._core, spans.span_of)
         answer = None
         try:
             async for event in core.astream(question, [to_passage(node) for node in nodes]):
@@ -186,12 +203,29 @@ class SpeculativeSynthesizer(BaseSynthesizer):
 class SpeculativeRAGQueryEngine(RetrieverQueryEngine):
     """A query engine that drafts with a small model and verifies with a larger one (Wang et al., arXiv 2407.08223).
 
-    Setup: ``pip install 'specrag[llamaindex]'`` and ``specrag models fetch`` for the embedded models.
+    Setup:
+        ```bash
+        pip install 'specrag[llamaindex]'
+        specrag models fetch  # the bundled drafter and embedder
+        ```
 
-    Use:
-        >>> engine = SpeculativeRAGQueryEngine.from_args(index.as_retriever(similarity_top_k=10))  # doctest: +SKIP
-        >>> response = engine.query("who discovered radium")  # doctest: +SKIP
-        >>> str(response), response.source_nodes, response.metadata["drafts"]  # doctest: +SKIP
+    Instantiate:
+        ```python
+        from llamaindex_specrag import SpeculativeRAGQueryEngine
+
+        engine = SpeculativeRAGQueryEngine.from_args(index.as_retriever(similarity_top_k=10))
+        ```
+
+    Query:
+        ```python
+        response = engine.query("who discovered radium")
+        str(response), response.source_nodes, response.metadata["drafts"]
+        ```
+
+    Async:
+        ```python
+        await engine.aquery("who discovered radium")
+        ```
 
     See ``SpeculativeSynthesizer`` for what the response holds.
     """
@@ -207,7 +241,7 @@ class SpeculativeRAGQueryEngine(RetrieverQueryEngine):
         callback_manager: CallbackManager | None = None,
         **synthesizer_settings: Any,
     ) -> SpeculativeRAGQueryEngine:
-        """An engine over ``retriever``. Settings as in ``SpeculativeSynthesizer``."""
+        """An engine over ``retriever``. The other arguments are those of ``SpeculativeSynthesizer``."""
         synthesizer = SpeculativeSynthesizer(
             drafter, verifier, callback_manager=callback_manager, **synthesizer_settings
         )
@@ -237,11 +271,6 @@ class _Synthesis:
 
     def __exit__(self, *error: Any) -> None:
         self._event.__exit__(*error)
-
-
-def _inside(model: Any, spans: Spans) -> Any:
-    """``model`` with its spans below the drafts' and verdicts', where it is LlamaIndex's."""
-    return model.inside(spans.span_of) if isinstance(model, LlamaIndexLM) else model
 
 
 def _text(query: str | QueryBundle) -> str:

@@ -95,6 +95,21 @@ def first_passage_lm(**options) -> ScriptedLM:
     return ScriptedLM(reply, **options)
 
 
+def failing_lm(position: int, stage: str = "draft") -> ScriptedLM:
+    """Writes "answer 0", "answer 1", ... a call each. Draft number ``position`` fails, in drafting or in verification."""
+    calls: list[str] = []
+
+    def reply(prompt: str) -> object:
+        calls.append(prompt)
+        number = len(calls) - 1
+        return RuntimeError("away") if stage == "draft" and number == position else ("because", f"answer {number}")
+
+    def scores(text: str) -> object:
+        return RuntimeError("away") if stage == "verify" and f"answer {position}" in text else -1.0
+
+    return ScriptedLM(reply, batched=False, scores=scores)
+
+
 class HashEmbedder(Embedder):
     """Vectors out of the texts' bytes: quick, equal for equal texts, of no meaning."""
 

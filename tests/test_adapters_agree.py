@@ -15,7 +15,7 @@ from specrag import Passage, Prompts
 def test_core_langchain_and_llamaindex_give_the_same_answer(quick_smollm2, minilm, questions, with_embeddings):
     from langchain_core.documents import Document as LangChainDocument
 
-    from langchain_specrag import SpeculativeRAG
+    from langchain_specrag import SpeculativeRAGRunnable
 
     question, smollm2 = questions[1], quick_smollm2
     vectors = minilm.embed([p.text for p in question.passages]) if with_embeddings else [None] * 10
@@ -24,7 +24,7 @@ def test_core_langchain_and_llamaindex_give_the_same_answer(quick_smollm2, minil
         "seed": 5,
         "embedder": minilm,
         "prompts": Prompts.for_small_models(),
-        "generation": specrag.Sampling(temperature=0.7, seed=11),
+        "sampling": specrag.Sampling(temperature=0.7, seed=11),
         "max_rationale_tokens": 12,
         "max_answer_tokens": 8,
     }
@@ -43,7 +43,7 @@ def test_core_langchain_and_llamaindex_give_the_same_answer(quick_smollm2, minil
         LangChainDocument(p.text, id=str(i), metadata={"title": p.title}) for i, p in enumerate(question.passages)
     ]
     store = (lambda found: [vectors[int(d.id)] for d in found]) if with_embeddings else None
-    chain = SpeculativeRAG(drafter=smollm2, vector_store=store, **settings)
+    chain = SpeculativeRAGRunnable(drafter=smollm2, vector_store=store, **settings)
     result = chain.invoke({"input": question.question, "context": documents})
     found = [
         NodeWithScore(

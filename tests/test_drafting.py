@@ -5,7 +5,7 @@ import pytest
 from specrag.errors import InvalidInputError, ModelError
 from specrag.models import Completion, GeneratedText
 from specrag.schema import Passage
-from specrag.speculative.drafting import Drafter, share, split_reply
+from specrag.speculative.drafting import Assignment, Drafter, share, split_reply
 from specrag.speculative.prompts import Prompts
 from tests.fakes import ScriptedLM, part
 
@@ -17,7 +17,7 @@ def drafter(reply=lambda text: ("because", "42"), **options) -> Drafter:
 
 
 def read(completion: Completion, prompts: Prompts = Prompts()):
-    return Drafter(ScriptedLM(lambda _: None), prompts).read(completion, (0, 1), PASSAGES, 1.0)
+    return Drafter(ScriptedLM(lambda _: None), prompts).read(completion, Assignment(3, (0, 1), PASSAGES), seconds=1.0)
 
 
 def test_a_draft_holds_the_parts_and_their_log_probabilities_without_headers():
@@ -26,6 +26,7 @@ def test_a_draft_holds_the_parts_and_their_log_probabilities_without_headers():
     assert draft.log_rationale == pytest.approx(3 * -0.25)
     assert draft.log_answer == pytest.approx(-1.5)
     assert draft.subset == (0, 1) and draft.passages == PASSAGES and not draft.abstained
+    assert draft.index == 3 and draft.seconds == 1.0
 
 
 @pytest.mark.parametrize("answer", ["not in the passages", " Not in the passages. ", "NOT IN THE PASSAGES"])

@@ -17,7 +17,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 
-from langchain_specrag import SpeculativeRAG, create_speculative_rag_chain
+from langchain_specrag import SpeculativeRAGRunnable, create_speculative_rag_chain
 from specrag import Prompts
 from specrag.errors import InvalidInputError
 from tests.fakes import HashEmbedder, ScriptedLM, first_passage_lm
@@ -93,8 +93,16 @@ async def test_the_parts_of_a_stream_sum_to_the_result():
     assert _untimed(await chain.ainvoke(QUESTION)) == _untimed(result)
 
 
+def test_results_of_an_earlier_call_in_the_input_are_replaced():
+    chain = SpeculativeRAGRunnable(drafter=first_passage_lm(), embedder=HashEmbedder())
+    earlier = chain.invoke({"input": "q", "context": documents(), "session": 7})
+    again = chain.invoke(earlier)
+    assert again["session"] == 7 and _untimed(again) == _untimed(earlier)
+    assert _untimed(reduce(operator.add, chain.stream(earlier))) == _untimed(again)
+
+
 def test_input_keys_of_the_caller_come_back():
-    result = SpeculativeRAG(drafter=first_passage_lm(), embedder=HashEmbedder()).invoke(
+    result = SpeculativeRAGRunnable(drafter=first_passage_lm(), embedder=HashEmbedder()).invoke(
         {"input": "q", "context": documents(), "session": 7}
     )
     assert result["session"] == 7 and result["context"][3].metadata["score"] == 0.7
@@ -102,19 +110,19 @@ def test_input_keys_of_the_caller_come_back():
 
 def test_what_is_missing_is_named():
     with pytest.raises(InvalidInputError, match="'input' and 'context', got input"):
-        SpeculativeRAG(drafter=first_passage_lm()).invoke({"input": "q"})
+        SpeculativeRAGRunnable(drafter=first_passage_lm()).invoke({"input": "q"})
     with pytest.raises(ValueError, match="drafter must be a specrag LanguageModel"):
-        SpeculativeRAG(drafter="gpt")
+        SpeculativeRAGRunnable(drafter="gpt")
     with pytest.raises(ValueError, match="drafts must be a whole number"):
-        SpeculativeRAG(drafter=first_passage_lm(), drafts=0)
+        SpeculativeRAGRunnable(drafter=first_passage_lm(), drafts=0)
     with pytest.raises(ValueError, match="dratfs"):
-        SpeculativeRAG(drafter=first_passage_lm(), dratfs=3)
+        SpeculativeRAGRunnable(drafter=first_passage_lm(), dratfs=3)
     with pytest.raises(InvalidInputError, match=r"context\[0\] is a str"):
-        SpeculativeRAG(drafter=first_passage_lm()).invoke({"input": "q", "context": ["text"]})
+        SpeculativeRAGRunnable(drafter=first_passage_lm()).invoke({"input": "q", "context": ["text"]})
 
 
 def test_settings_can_be_configured_per_call():
-    rag = SpeculativeRAG(drafter=first_passage_lm(), embedder=HashEmbedder()).configurable_fields(
+    rag = SpeculativeRAGRunnable(drafter=first_passage_lm(), embedder=HashEmbedder()).configurable_fields(
         drafts=ConfigurableField(id="drafts"), scoring=ConfigurableField(id="scoring")
     )
     inputs = {"input": "q", "context": documents()}
@@ -124,9 +132,9 @@ def test_settings_can_be_configured_per_call():
 
 
 def test_no_document_no_answer():
-    result = SpeculativeRAG(drafter=first_passage_lm()).invoke({"input": "q", "context": []})
+    result = SpeculativeRAGRunnable(drafter=first_passage_lm()).invoke({"input": "q", "context": []})
     assert result["abstained"] and result["answer"] == "" and result["reason"] == "no passages were given"
-    parts = list(SpeculativeRAG(drafter=first_passage_lm()).stream({"input": "q", "context": []}))
+    parts = list(SpeculativeRAGRunnable(drafter=first_passage_lm()).stream({"input": "q", "context": []}))
     assert reduce(operator.add, parts)["answer"] == ""
 
 
@@ -137,7 +145,7 @@ def test_it_retries_and_falls_back_as_any_runnable():
         calls.append(prompt)
         return RuntimeError("away") if len(calls) <= 10 else ("r", "a")
 
-    failing = SpeculativeRAG(drafter=ScriptedLM(reply), embedder=HashEmbedder(), drafts=1)
+    failing = SpeculativeRAGRunnable(drafter=ScriptedLM(reply), embedder=HashEmbedder(), drafts=1)
     inputs = {"input": "q", "context": documents()}
     fallback = RunnableLambda(lambda given: {**given, "answer": "from the fallback"})
     assert failing.with_fallbacks([fallback]).invoke(inputs)["answer"] == "from the fallback"
@@ -208,11 +216,11 @@ async def test_the_chain_is_a_node_of_a_graph_whose_stream_carries_its_events():
 def test_a_chain_over_serialisable_models_is_written_and_read_without_secrets():
     openai = pytest.importorskip("langchain_openai")
     model = openai.ChatOpenAI(model="m", api_key="sk-secret", base_url="http://127.0.0.1:1/v1")
-    rag = SpeculativeRAG(drafter=model, drafts=3, scoring={"scores": ["draft"]})
+    rag = SpeculativeRAGRunnable(drafter=model, drafts=3, scoring={"scores": ["draft"]})
     assert "sk-secret" not in dumps(rag)
     read = load(
         dumpd(rag),
-        allowed_objects=[SpeculativeRAG, openai.ChatOpenAI],
+        allowed_objects=[SpeculativeRAGRunnable, openai.ChatOpenAI],
         valid_namespaces=["langchain_specrag"],
         secrets_map={"OPENAI_API_KEY": "sk-other"},
     )
@@ -222,5 +230,5 @@ def test_a_chain_over_serialisable_models_is_written_and_read_without_secrets():
 def test_a_core_model_is_not_written():
     from specrag.models import OpenAILM
 
-    rag = SpeculativeRAG(drafter=OpenAILM("m", "http://127.0.0.1:1/v1", api_key="sk-secret"))
+    rag = SpeculativeRAGRunnable(drafter=OpenAILM("m", "http://127.0.0.1:1/v1", api_key="sk-secret"))
     assert "sk-secret" not in dumps(rag) and "not_implemented" in dumps(rag)

@@ -12,7 +12,7 @@ from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from pydantic import Field
 
-from langchain_specrag import SpeculativeRAG
+from langchain_specrag import SpeculativeRAGRunnable
 from specrag.speculative.verification import Scoring
 from tests.fakes import HashEmbedder
 from tests.langchain_parts import documents
@@ -50,7 +50,7 @@ def _result(message):
 
 def test_a_chat_models_log_probabilities_are_used_and_the_verifiers_yes_is_the_substitute():
     model = WithLogProbs()
-    result = SpeculativeRAG(drafter=model, embedder=HashEmbedder(), drafts=2).invoke(
+    result = SpeculativeRAGRunnable(drafter=model, embedder=HashEmbedder(), drafts=2).invoke(
         {"input": "who discovered radium", "context": documents()}
     )
     best = result["drafts"][0]
@@ -64,7 +64,7 @@ def test_a_chat_models_log_probabilities_are_used_and_the_verifiers_yes_is_the_s
 
 def test_a_chat_model_without_log_probabilities_serves_by_agreement():
     model = FakeListChatModel(responses=["Rationale: r\nAnswer: Curie", "Rationale: r\nAnswer: Curie", "Answer: Bohr"])
-    rag = SpeculativeRAG(drafter=model, embedder=HashEmbedder(), drafts=3, scoring=Scoring(scores=("draft",)))
+    rag = SpeculativeRAGRunnable(drafter=model, embedder=HashEmbedder(), drafts=3, scoring=Scoring(scores=("draft",)))
     result = rag.invoke({"input": "q", "context": documents()})
     assert result["answer"] == "Curie" and result["details"]["scores_used"] == []
     assert any("agreement among drafts" in note for note in result["details"]["notes"])
@@ -82,6 +82,6 @@ async def test_max_concurrency_reaches_the_models():
             running -= 1
             return self._generate(*args, **kwargs)
 
-    rag = SpeculativeRAG(drafter=Slow(responses=["Answer: a"]), embedder=HashEmbedder(), drafts=5)
+    rag = SpeculativeRAGRunnable(drafter=Slow(responses=["Answer: a"]), embedder=HashEmbedder(), drafts=5)
     await rag.ainvoke({"input": "q", "context": documents()}, {"max_concurrency": 2})
     assert most == 2

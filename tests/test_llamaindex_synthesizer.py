@@ -79,7 +79,7 @@ def test_settings_and_models_are_checked_at_the_door():
         engine_of("gpt")
     with pytest.raises(InvalidInputError, match="drafts must be a whole number"):
         engine_of(drafts=0)
-    with pytest.raises(TypeError, match="dratfs"):
+    with pytest.raises(InvalidInputError, match="unknown settings dratfs: there are drafter, .*passages_per_draft"):
         engine_of(dratfs=1)
     with pytest.raises(InvalidInputError, match="embedder must be"):
         engine_of(embedder="minilm")

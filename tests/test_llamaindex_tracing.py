@@ -7,9 +7,11 @@ import asyncio
 import pytest
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 
+from llamaindex_specrag._instrumentation import DraftEvent, DraftFailedEvent, VerdictEvent
+from specrag import Sampling
 from specrag.speculative.verification import Scoring
-from tests.fakes import ScriptedLM
-from tests.llamaindex_parts import WithLogProbs, collecting, engine_of
+from tests.fakes import ScriptedLM, failing_lm, first_passage_lm
+from tests.llamaindex_parts import WithLogProbs, collecting, engine_of, nodes
 
 
 @pytest.fixture
@@ -73,3 +75,34 @@ def test_the_legacy_callbacks_keep_working():
     for kind in (CBEventType.QUERY, CBEventType.SYNTHESIZE):
         ((start, end),) = debug.get_event_pairs(kind)
         assert start.payload and end.payload
+
+
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("stage", ["draft", "verify"])
+def test_of_drafts_with_equal_subsets_the_span_of_the_failed_one_is_dropped(collected, stage, position):
+    events, spans = collected
+    response = engine_of(
+        failing_lm(position, stage), nodes(1), drafts=2, sampling=Sampling(temperature=1.0, seed=0)
+    ).query("q")
+    assert [row["subset"] for row in response.metadata["drafts"]] == [[0]]
+    (dropped,) = spans.dropped_spans
+    (failed,) = [event for event in events if isinstance(event, DraftFailedEvent)]
+    assert (failed.index, failed.subset, failed.span_id) == (position, [0], dropped.id_)
+    assert dropped.id_.startswith(f"SpeculativeRAG.{stage}-") and "away" in failed.error
+    # The other draft's spans end with its own result.
+    (verdict,) = [event for event in events if isinstance(event, VerdictEvent)]
+    assert verdict.index == 1 - position and verdict.answer == f"answer {1 - position}" == str(response)
+    arrived = {event.index: event.span_id for event in events if isinstance(event, DraftEvent)}
+    assert set(arrived) == ({0, 1} if stage == "verify" else {1 - position})
+    assert len(set(arrived.values())) == len(arrived) and dropped.id_ not in arrived.values()
+    assert verdict.span_id in {span.id_ for span in spans.completed_spans} and not spans.open_spans
+
+
+def test_a_draft_that_comes_after_the_deadline_ends_its_span(collected):
+    events, spans = collected
+    drafter = first_passage_lm(batched=False, delay=lambda text: 30.0 if "passage 0 " in text else 0.0)
+    engine_of(drafter, drafts=3, deadline=0.5).query("q")
+    drafts = [span.id_ for span in spans.completed_spans if span.id_.startswith("SpeculativeRAG.draft")]
+    arrived = [event.span_id for event in events if isinstance(event, DraftEvent)]
+    assert len(drafts) == 3 and len(arrived) == 2 and set(arrived) < set(drafts)
+    assert not spans.open_spans and not spans.dropped_spans

@@ -42,12 +42,12 @@ def test_default_subsets_are_full_distinct_diverse_and_leave_nothing_out(case):
 
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.sampled_from(["paper", "random", "single_cluster"]))
-def test_other_samplings_give_full_subsets_and_repeat_under_a_seed(case, sampling):
+def test_other_modes_give_full_subsets_and_repeat_under_a_seed(case, mode):
     vectors, drafts, k, seed = case
-    made = sample_perspectives(vectors, len(vectors), drafts, k, sampling=sampling, seed=seed)
+    made = sample_perspectives(vectors, len(vectors), drafts, k, subsets=mode, seed=seed)
     assert len(made.subsets) == drafts
     assert all(len(set(subset)) == min(k, len(vectors)) for subset in made.subsets)
-    assert made == sample_perspectives(vectors, len(vectors), drafts, k, sampling=sampling, seed=seed)
+    assert made == sample_perspectives(vectors, len(vectors), drafts, k, subsets=mode, seed=seed)
 
 
 def test_the_seed_matters():
@@ -72,7 +72,7 @@ def test_single_cluster_draws_from_one_group_and_coverage_from_all():
         np.repeat(centres, 5, axis=0) + np.random.default_rng(1).standard_normal((10, 8)).astype(np.float32) * 0.01
     )
     group = [0] * 5 + [1] * 5
-    single = sample_perspectives(vectors, 10, 6, 2, sampling="single_cluster", seed=3)
+    single = sample_perspectives(vectors, 10, 6, 2, subsets="single_cluster", seed=3)
     assert all(len({group[i] for i in subset}) == 1 for subset in single.subsets)
     spread = sample_perspectives(vectors, 10, 5, 2, seed=3)
     assert all(len({group[i] for i in subset}) == 2 for subset in spread.subsets)
@@ -90,7 +90,7 @@ def test_evening_out_moves_the_nearest_passage_first():
         ({"count": 0}, "passages must be at least 1"),
         ({"drafts": 0}, "drafts must be at least 1"),
         ({"passages_per_draft": 0}, "passages_per_draft must be at least 1"),
-        ({"sampling": "best"}, "sampling must be one of coverage, paper"),
+        ({"subsets": "best"}, "subsets must be one of coverage, paper"),
         ({"embeddings": np.ones((3, 2))}, r"shape \[4, dim\]"),
         ({"embeddings": np.full((4, 2), np.nan)}, "must be finite"),
         ({"embeddings": None}, "needs embeddings"),
@@ -98,6 +98,5 @@ def test_evening_out_moves_the_nearest_passage_first():
 )
 def test_bad_arguments_are_refused_with_what_was_given(changes, message):
     arguments = {"embeddings": np.eye(4), "count": 4, "drafts": 2, "passages_per_draft": 2} | changes
-    sampling = arguments.pop("sampling", "coverage")
     with pytest.raises(InvalidInputError, match=message):
-        sample_perspectives(**arguments, sampling=sampling)
+        sample_perspectives(**arguments)

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from langchain_core.documents import Document
 
 from specrag import Passage, Prompts, SpeculativeRAG
 from specrag.errors import DraftingError, InvalidInputError, LogProbsUnavailableError, ModelError
@@ -34,11 +35,14 @@ def pipeline(reply=by_passage, **options) -> SpeculativeRAG:
 # --- with real models -----------------------------------------------------------------------------
 
 
-def test_real_drafts_are_made_scored_and_chosen_over_real_passages(smollm2, minilm, questions, forward_passes):
-    rag = SpeculativeRAG(drafter=smollm2, embedder=minilm, prompts=_small(), seed=0)
-    smollm2.score([_probe()])
-    counts = forward_passes(smollm2.model)
-    answer = rag.answer(questions[0].question, questions[0].passages)
+def test_real_drafts_are_made_scored_and_chosen_over_real_passages(quick_smollm2, minilm, questions, forward_passes):
+    question = questions[0].question
+    passages = [dataclasses.replace(p, text=" ".join(p.text.split()[:40])) for p in questions[0].passages]
+    short = {"max_rationale_tokens": 16, "max_answer_tokens": 8}
+    rag = SpeculativeRAG(drafter=quick_smollm2, embedder=minilm, prompts=Prompts.for_small_models(), seed=0, **short)
+    quick_smollm2.score([_probe()])
+    counts = forward_passes(quick_smollm2.model)
+    answer = rag.answer(question, passages)
     drafting = [n for n in counts if n != counts[-1]]
     assert drafting
     assert counts[-1] == max(counts[2:])  # the last pass scores all drafts together
@@ -55,19 +59,13 @@ def test_real_drafts_are_made_scored_and_chosen_over_real_passages(smollm2, mini
     assert (answer.text, answer.rationale, answer.passages) == (best.text, best.rationale, best.passages)
     assert {i for made in (*answer.verdicts, *answer.failures) for i in subset_of(made)} == set(range(10))
     assert answer.timings.total >= answer.timings.draft > 0 < answer.timings.verify
-    again = rag.answer(questions[0].question, questions[0].passages)
+    again = rag.answer(question, passages)
     assert [v.draft.text for v in again.verdicts] == [v.draft.text for v in answer.verdicts]
     assert [v.log_score for v in again.verdicts] == pytest.approx(totals)
 
 
 def subset_of(made):
     return made.draft.subset if hasattr(made, "draft") else made.subset
-
-
-def _small():
-    from specrag import Prompts
-
-    return Prompts.for_small_models()
 
 
 def _probe():
@@ -109,6 +107,17 @@ def test_the_best_verified_draft_at_the_deadline_is_the_answer():
     assert "0" not in answer.text.split()
     assert answer.timings.total < 5
     assert "deadline of 1.0 s passed with 1 drafts open" in " ".join(answer.notes)
+
+
+def test_a_failed_draft_is_not_open_at_the_deadline():
+    def reply(text):
+        return ValueError("away") if reads(text, 1) else by_passage(text)
+
+    answer = pipeline(
+        reply, batched=False, delay=lambda text: 30.0 if reads(text, 0) else 0.0, deadline=0.5, passages_per_draft=1
+    ).answer("q", PASSAGES[:3])
+    assert len(answer.verdicts) == len(answer.failures) == 1
+    assert "the deadline of 0.5 s passed with 1 drafts open" in answer.notes
 
 
 def test_nothing_verified_by_the_deadline_is_an_abstention_that_says_so():
@@ -231,6 +240,33 @@ def test_a_drafter_that_fails_on_one_subset_costs_that_draft(batched):
     assert sum(isinstance(event, DraftFailed) for event in events) == 1
 
 
+@pytest.mark.parametrize("batched", [True, False])
+def test_drafts_and_failures_have_the_number_of_their_subset(batched):
+    def reply(text):
+        return ValueError("cannot read this") if reads(text, 2) else by_passage(text)
+
+    events = list(pipeline(reply, batched=batched).stream("q", PASSAGES))
+    subsets = events[0].subsets
+    made = [*(v.draft for v in events[-1].answer.verdicts), *events[-1].answer.failures]
+    assert sorted(each.index for each in made) == list(range(5))
+    assert all(subsets[each.index] == each.subset for each in made)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_of_drafts_with_equal_subsets_the_one_that_failed_is_known(batched):
+    calls = []
+
+    def reply(text):
+        calls.append(text)
+        # The batch fails; then each draft is asked for by itself, in order.
+        return ValueError("away") if len(calls) in ((1, 3) if batched else (2,)) else ("because", "42")
+
+    rag = pipeline(reply, batched=batched, sampling=Sampling(temperature=1.0, seed=0), drafts=3)
+    answer = rag.answer("q", PASSAGES[:1])
+    assert [v.draft.subset for v in answer.verdicts] == [(0,), (0,)] == [answer.failures[0].subset] * 2
+    assert sorted(v.draft.index for v in answer.verdicts) == [0, 2] and answer.failures[0].index == 1
+
+
 def test_all_drafts_lost_is_an_error_with_the_first_reason():
     with pytest.raises(DraftingError, match="all 5 drafts failed; the first: ModelError: broken"):
         pipeline(lambda text: ModelError("broken")).answer("q", PASSAGES)
@@ -283,8 +319,24 @@ def test_one_passage_makes_one_draft_without_embedding():
 
 
 def test_repeated_subsets_are_drafted_again_when_sampling():
-    rag = pipeline(generation=Sampling(temperature=1.0, seed=0))
+    rag = pipeline(sampling=Sampling(temperature=1.0, seed=0))
     assert len(rag.answer("q", PASSAGES[:1]).verdicts) == 5
+
+
+def test_plain_strings_mappings_and_documents_are_welcome_as_passages():
+    texts = [p.text for p in PASSAGES]
+    given = [
+        texts[0],
+        {"text": texts[1], "title": "T1"},
+        Document(page_content=texts[2], metadata={"title": "T2"}),
+        *PASSAGES[3:],
+    ]
+    rag = pipeline(scores=lambda text: -0.1 if "2" in text else -3.0)
+    answer = rag.answer("q", given)
+    assert answer.text == rag.answer("q", PASSAGES).text
+    assert {type(p) for v in answer.verdicts for p in v.draft.passages} == {Passage}
+    assert answer.passages == tuple(Passage.of(given[i]) for i in answer.subset) and 2 in answer.subset
+    assert [e.answer.text for e in rag.stream("q", iter(given)) if isinstance(e, AnswerReady)] == [answer.text]
 
 
 def test_equal_and_empty_passages_are_left_out_and_positions_stay_the_callers():
@@ -303,7 +355,14 @@ def test_a_huge_passage_is_cut_and_the_answer_says_so():
 
 @pytest.mark.parametrize(
     ("question", "passages", "message"),
-    [(" ", PASSAGES, "question is empty"), ("q", ["text"], r"wrap it, Passage\(text=...\)")],
+    [
+        (" ", PASSAGES, "question is empty"),
+        (3, PASSAGES, "question is empty"),
+        ("q", [*PASSAGES, 3], r"passages\[10\]: a passage is .*; got an int"),
+        ("q", [{"title": "T"}], r"passages\[0\]: no 'text' in a mapping with title"),
+        ("q", "one text", "passages must be a list of passages, got a str"),
+        ("q", None, "passages must be a list of passages, got a NoneType"),
+    ],
 )
 def test_unusable_input_is_refused(question, passages, message):
     with pytest.raises(InvalidInputError, match=message):
@@ -316,7 +375,11 @@ def test_unusable_input_is_refused(question, passages, message):
         ({"drafts": 0}, "drafts must be a whole number of at least 1"),
         ({"passages_per_draft": 0}, "passages_per_draft must be"),
         ({"drafts": 2.5}, "whole number"),
-        ({"sampling": "x"}, "sampling must be one of"),
+        ({"subsets": "x"}, "subsets must be one of"),
+        ({"sampling": "coverage"}, "sampling must be a Sampling; `subsets` says how passages are chosen, got str"),
+        ({"scoring": ("draft",)}, "scoring must be a Scoring, got tuple"),
+        ({"prompts": "Q: {question}"}, "prompts must be a Prompts, got str"),
+        ({"embedder": "minilm"}, "embedder must be a specrag Embedder, got str"),
         ({"deadline": 0}, "deadline must be a positive"),
         ({"max_answer_tokens": 0}, "max_answer_tokens must be at least 1"),
         ({"drafter": "gpt"}, "drafter must be a specrag LanguageModel"),

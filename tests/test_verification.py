@@ -1,33 +1,28 @@
 import math
+from dataclasses import replace
 
 import pytest
 
 from specrag.errors import InvalidInputError
-from specrag.schema import Draft, Passage, Verdict
+from specrag.models import Completion
+from specrag.schema import Draft, DraftFailure, Passage, Usage, Verdict
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.verification import (
+    SUBSTITUTE_NOTE,
     RawScores,
     Scoring,
     Verifier,
-    combine,
     draft_score,
-    normalize_answer,
-    rank,
-    scores_counting,
     yes_log_probability,
 )
-from tests.fakes import ScriptedLM
+from tests.fakes import ScriptedLM, part
 
 P = Passage("the evidence")
 
 
 def draft(text="x", rationale="because", subset=(0, 1), **changes) -> Draft:
     values = {"log_rationale": -4.0, "log_answer": -1.0, "rationale_tokens": 4, "answer_tokens": 2} | changes
-    return Draft(subset, (P,), text, rationale, **values)
-
-
-def verdict(text="x", draft_=-1.0, contain=-1.0, reflect=-1.0, **changes) -> Verdict:
-    return Verdict(draft(text, **changes), draft_, contain, reflect)
+    return Draft(0, subset, (P,), text, rationale, **values)
 
 
 def test_the_draft_score_is_the_papers_sum_of_two_probabilities():
@@ -48,42 +43,6 @@ def test_a_draft_without_rationale_is_scored_by_its_answer_alone():
 
 def test_without_log_probabilities_there_is_no_draft_score():
     assert draft_score(draft(log_rationale=None, log_answer=None)) is None
-
-
-def test_a_score_that_one_draft_lacks_counts_for_none():
-    verdicts = [verdict(), verdict(contain=None)]
-    assert scores_counting(verdicts, ("draft", "self_contain", "self_reflect")) == ("draft", "self_reflect")
-
-
-def test_the_total_is_the_product_of_what_counts():
-    assert combine(verdict(draft_=-1, contain=-2, reflect=-4), ("draft", "self_reflect")).log_score == -5
-    assert combine(verdict(), ()).log_score is None
-
-
-def test_the_best_comes_first_and_abstaining_drafts_last():
-    verdicts = [verdict("a", draft_=-3), verdict("no", draft_=9, abstained=True), verdict("b", draft_=-2)]
-    ranked, used = rank(verdicts, ("draft",))
-    assert [v.draft.text for v in ranked] == ["b", "a", "no"]
-    assert used == ("draft",) and ranked[2].log_score is None
-
-
-def test_an_abstaining_draft_without_scores_does_not_decide_what_counts():
-    ranked, used = rank([verdict("a"), verdict("no", contain=None, abstained=True)], ("draft", "self_contain"))
-    assert used == ("draft", "self_contain") and ranked[0].log_score == -2
-
-
-def test_without_scores_agreement_then_rank_decides():
-    verdicts = [
-        verdict("Paris", None, None, None, subset=(3, 4)),
-        verdict("Rome", None, None, None, subset=(0, 1)),
-        verdict("the paris!", None, None, None, subset=(2, 5)),
-    ]
-    ranked, used = rank(verdicts, ("draft", "self_contain"))
-    assert [v.draft.text for v in ranked] == ["the paris!", "Paris", "Rome"] and used == ()
-
-
-def test_answers_are_compared_without_case_articles_and_punctuation():
-    assert normalize_answer("The  Eiffel-Tower.") == normalize_answer("an eiffel tower")
 
 
 def test_the_conversation_is_q_answer_rationale_r_yes():
@@ -110,7 +69,7 @@ def test_scores_that_are_switched_off_are_not_asked_for():
     only_reflect = Verifier(lm, scoring=Scoring(("self_reflect",))).conversation("q", draft())
     assert all(s.name is None for s in only_reflect[1].segments)
     assert len(Verifier(lm, scoring=Scoring(("self_contain",))).conversation("q", draft())) == 2
-    assert not Verifier(lm, scoring=Scoring(("draft",))).needed
+    assert not Verifier(lm, scoring=Scoring(("draft",))).needed_for(draft())
 
 
 @pytest.mark.parametrize(("evidence", "rationale", "passage"), [("passages", False, True), ("both", True, True)])
@@ -140,3 +99,19 @@ def test_yes_is_the_sum_over_its_spellings():
 def test_scoring_options_are_checked_at_construction(arguments, message):
     with pytest.raises(InvalidInputError, match=message):
         Scoring(**arguments)
+
+
+async def test_a_batch_gets_a_verdict_or_a_failure_per_draft_in_order():
+    lm = ScriptedLM(lambda _: None, scores=lambda text: math.nan if "bad" in text else -1.0)
+    drafts = [replace(draft("good"), index=4), replace(draft("bad"), index=7)]
+    made = await Verifier(lm).verify("q", drafts)
+    good, bad = made.outcomes
+    assert isinstance(good, Verdict) and good.draft is drafts[0] and good.log_self_reflect == -1.0
+    assert isinstance(bad, DraftFailure) and bad.index == 7 and "NaN" in bad.error
+    assert lm.score_calls == [2] and made.usage == Usage(prompt_tokens=14) and made.notes == ()
+
+
+async def test_a_substitute_is_noted_once_per_batch():
+    lm = ScriptedLM(lambda _: Completion((replace(part("Yes"), top_log_probs=({"Yes": -0.5},)),)), scores=None)
+    made = await Verifier(lm).verify("q", [draft("a"), draft("b")])
+    assert [v.log_self_reflect for v in made.outcomes] == [-0.5, -0.5] and made.notes == (SUBSTITUTE_NOTE,)

@@ -1,13 +1,13 @@
-"""The values that pass between the stages of Speculative RAG: all frozen, none with behaviour.
+"""The values that pass between the stages of Speculative RAG. All are frozen.
 
 Log-probabilities are natural logarithms (nats) of the models' own distributions at temperature 1.
-``None`` stands for "not available", never for a number.
+``None`` means "not available". It never stands for a number.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -25,13 +25,16 @@ class Passage:
     """A retrieved passage.
 
     Args:
-        text: What the drafter reads. May be empty; such a passage is left out of the drafts.
-        title: Shown to the models before the text.
-        id: The caller's own key. It is carried along, never interpreted.
-        score: The retriever's similarity, whatever its scale. Carried along.
-        embedding: A vector of shape [dim]. Used in place of an embedder's when every passage of a
-            question has one (see ``SpeculativeRAG(reuse_embeddings=...)``).
-        metadata: Anything else the caller wants back with the citation.
+        text: What the drafter reads. A passage with an empty text is left out of the drafts.
+        title: The models see it before the text.
+        id: The caller's own key. The answer's citations carry it.
+        score: The retriever's similarity, on any scale. The answer's citations carry it.
+        embedding: A vector of shape [dim]. It replaces the embedder's when every passage of the question has one
+            (see ``SpeculativeRAG(reuse_embeddings=...)``).
+        metadata: Anything else that the citations shall carry.
+
+    Raises:
+        InvalidInputError: The text is not a string, or the embedding is not one vector of numbers.
     """
 
     text: str
@@ -45,15 +48,104 @@ class Passage:
         if not isinstance(self.text, str):
             raise InvalidInputError(f"Passage.text must be a string, got {type(self.text).__name__}")
         if self.embedding is not None:
-            vector = np.asarray(self.embedding, dtype=np.float32)
+            try:
+                vector = np.asarray(self.embedding, dtype=np.float32)
+            except (TypeError, ValueError) as error:
+                raise InvalidInputError(f"Passage.embedding must be a vector of numbers: {error}") from error
             if vector.ndim != 1:
                 raise InvalidInputError(f"Passage.embedding must have one dimension, got shape {vector.shape}")
             object.__setattr__(self, "embedding", vector)
 
+    @classmethod
+    def of(cls, value: Any) -> Passage:
+        """A passage from what a caller has.
+
+        Args:
+            value: A ``Passage``, a string, a mapping, or an object with ``page_content`` and ``metadata`` (a LangChain
+                ``Document``). A mapping has ``text`` or ``page_content``, and may have ``title``, ``id``, ``score``,
+                ``embedding`` and ``metadata``. A title, a score (also named ``similarity``, ``similarity_score`` or
+                ``relevance_score``) and an embedding that stand in the metadata alone are read from there.
+
+        Raises:
+            InvalidInputError: It is none of these, it has no text, or the mapping has a key that is not listed here.
+        """
+        if isinstance(value, Passage):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if isinstance(value, Mapping):
+            given = dict(value)
+        elif hasattr(value, "page_content") and hasattr(value, "metadata"):
+            given = {"text": value.page_content, "id": getattr(value, "id", None), "metadata": value.metadata}
+        else:
+            raise InvalidInputError(
+                "a passage is a Passage, a string, a mapping with 'text', or a document with page_content and metadata; "
+                f"got {_a(type(value).__name__)}"
+            )
+        return cls(**_passage_fields(given))
+
+
+#: The keys under which retrievers leave a similarity in a document's metadata; the first that is there counts.
+_SCORE_KEYS = ("score", "similarity", "similarity_score", "relevance_score")
+_PASSAGE_KEYS = ("text", "page_content", "title", "id", "score", "embedding", "metadata")
+
+
+def _passage_fields(given: dict[str, Any]) -> dict[str, Any]:
+    """``Passage``'s fields out of a mapping's items."""
+    if "page_content" in given:
+        given.setdefault("text", given.pop("page_content"))
+        given.pop("type", None)  # of a Document that was written as a mapping
+    if unknown := [str(key) for key in given if key not in _PASSAGE_KEYS]:
+        raise InvalidInputError(
+            f"unknown key {', '.join(unknown)}: a passage has {', '.join(_PASSAGE_KEYS)}; "
+            "what else the citations shall carry goes into 'metadata'"
+        )
+    if "text" not in given:
+        raise InvalidInputError(f"no 'text' in a mapping with {', '.join(map(str, given)) or 'no keys'}")
+    metadata = given.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(f"metadata must be a mapping, got {_a(type(metadata).__name__)}")
+    title, key, score = given.get("title") or metadata.get("title"), given.get("id"), given.get("score")
+    if score is None:
+        found = next((metadata[name] for name in _SCORE_KEYS if name in metadata), None)
+        score = found if isinstance(found, int | float | np.number) else None
+    elif not isinstance(score, int | float | np.number):
+        raise InvalidInputError(f"score must be a number, got {_a(type(score).__name__)}")
+    embedding = given.get("embedding")
+    return {
+        "text": given["text"],
+        "title": str(title) if title else None,
+        "id": None if key is None else str(key),
+        "score": None if score is None else float(score),
+        "embedding": metadata.get("embedding") if embedding is None else embedding,
+        "metadata": metadata,
+    }
+
+
+def passages_of(values: Iterable[Any], name: str = "passages") -> list[Passage]:
+    """Passages from a caller's list; see ``Passage.of`` for what may stand in it.
+
+    Raises:
+        InvalidInputError: ``values`` is not a list of passages. The message names the position and the type.
+    """
+    if isinstance(values, str | bytes | Mapping | Passage) or not isinstance(values, Iterable):
+        raise InvalidInputError(f"{name} must be a list of passages, got {_a(type(values).__name__)}")
+    passages = []
+    for position, value in enumerate(values):
+        try:
+            passages.append(Passage.of(value))
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{name}[{position}]: {error}") from error
+    return passages
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
+
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that went through one model call or several."""
+    """Tokens of one model call or of several."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -66,10 +158,22 @@ class Usage:
 class Draft:
     """An answer α with its rationale β, made from one subset δ of the passages (paper, section 3.2).
 
-    ``subset`` holds positions in the list of passages that the caller gave. ``log_rationale`` is
-    log P(β | Q, δ) and ``log_answer`` is log P(α | Q, δ, β), both over the tokens of the text alone.
+    Attributes:
+        index: The number of the draft, from 0: its position among the subsets of ``SubsetsChosen``.
+        subset: Positions of its passages in the list that the caller gave.
+        passages: Those passages.
+        text: The answer α.
+        rationale: The rationale β; may be empty.
+        abstained: The answer is the marker that says: the passages do not answer.
+        log_rationale: log P(β | Q, δ), over the tokens of the text alone.
+        log_answer: log P(α | Q, δ, β), over the tokens of the text alone.
+        rationale_tokens, answer_tokens: How many tokens these two are sums over.
+        usage: Tokens of the model call that made it.
+        seconds: How long that call took.
+        notes: What was not done as asked, for example passages that were cut.
     """
 
+    index: int
     subset: tuple[int, ...]
     passages: tuple[Passage, ...]
     text: str
@@ -86,17 +190,26 @@ class Draft:
 
 @dataclass(frozen=True)
 class DraftFailure:
-    """A subset whose draft was lost, and why. The answer is made from the others."""
+    """A draft that was lost, in drafting or in verification, and why. The answer is made from the others.
 
+    ``index`` and ``subset`` are as in ``Draft``.
+    """
+
+    index: int
     subset: tuple[int, ...]
     error: str
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The scores of one draft (paper, section 3.3). A score that no model could give is ``None``.
+    """The scores of one draft (paper, section 3.3). A score that no model can give is ``None``.
 
-    ``log_score`` is the sum of the scores that counted for this question, or ``None`` when none did.
+    Attributes:
+        draft: The draft.
+        log_draft: log ρ_draft (equation 1).
+        log_self_contain: log ρ_SC.
+        log_self_reflect: log ρ_SR.
+        log_score: The sum of the scores that count for this question; ``None`` when none does.
     """
 
     draft: Draft
@@ -108,6 +221,7 @@ class Verdict:
     def to_row(self) -> dict[str, Any]:
         """The draft and its scores as plain values, without its passages."""
         return {
+            "index": self.draft.index,
             "answer": self.draft.text,
             "rationale": self.draft.rationale,
             "abstained": self.draft.abstained,
@@ -121,7 +235,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock seconds. ``draft`` and ``verify`` overlap when drafts are verified as they arrive."""
+    """Wall-clock seconds of each stage. ``draft`` and ``verify`` overlap when drafts are verified as they arrive."""
 
     embed: float = 0.0
     cluster: float = 0.0
@@ -132,19 +246,23 @@ class Timings:
 
 @dataclass(frozen=True)
 class SpeculativeAnswer:
-    """What the pipeline returns: the chosen draft, every other one, and how the choice was made.
+    """What the pipeline returns: the chosen draft, all other drafts, and how the choice was made.
 
     Attributes:
+        question: The question, without white space around it.
         text: The winning draft's answer; empty when ``abstained``.
-        rationale: The winning draft's rationale; when abstaining, the best abstaining draft's, if any.
+        rationale: The winning draft's rationale; when ``abstained``, that of the best draft, if there is one.
         passages: The winning draft's passages: the citations. Empty when ``abstained``.
-        abstained: No draft answered, or none scored above the threshold.
-        reason: Why the pipeline abstained; ``None`` when it answered.
-        verdicts: Every draft, best first; drafts that abstain come last.
-        failures: Drafts that were lost.
-        scores_used: Which of the three scores counted. Empty: agreement among the drafts decided, then rank.
+        abstained: No draft answers, or none scores above the threshold.
+        verdicts: Every draft with its scores, best first; drafts that abstain come last.
+        scores_used: Which of the three scores counted. When none did, agreement among the drafts decided, then
+            retrieval rank.
         embedding_source: What the perspectives were made from.
-        notes: Substitutes, trimming, a missed deadline: whatever was not done as asked.
+        timings: Seconds of each stage.
+        reason: Why the pipeline abstained; ``None`` when it answered.
+        failures: Drafts that were lost.
+        drafter_usage, verifier_usage: Tokens that each model read and wrote.
+        notes: What was not done as asked: substitutes, cut passages, a missed deadline.
     """
 
     question: str
@@ -167,7 +285,7 @@ class SpeculativeAnswer:
         return _plain(self)
 
     def details(self) -> dict[str, Any]:
-        """How it was made, as plain JSON values: everything but the answer itself, its passages and drafts."""
+        """How the answer was made, as plain JSON values: everything but the answer itself, its passages and its drafts."""
         left_out = ("question", "text", "rationale", "passages", "abstained", "reason", "verdicts")
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
 
@@ -178,7 +296,7 @@ class SpeculativeAnswer:
 
     @property
     def pieces(self) -> list[str]:
-        """The text in words, for whoever streams it; at least one piece."""
+        """The text in words, to be streamed; at least one piece."""
         return re.findall(r"\s*\S+\s*$|\s*\S+", self.text) or [self.text]
 
 
@@ -204,7 +322,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class SubsetsChosen:
-    """The perspectives are made: ``subsets[j]`` are the passages that draft j will read."""
+    """The perspectives are made: ``subsets[j]`` holds the positions of the passages that draft j reads."""
 
     subsets: tuple[tuple[int, ...], ...]
     embedding_source: EmbeddingSource
@@ -226,14 +344,14 @@ class DraftFailed:
 
 @dataclass(frozen=True)
 class VerdictReady:
-    """A draft was scored. ``log_score`` is final only in the answer: scores that some draft lacks are left out."""
+    """A draft was scored. Its ``log_score`` is still ``None``: only the answer knows which scores all drafts have."""
 
     verdict: Verdict
 
 
 @dataclass(frozen=True)
 class AnswerReady:
-    """The last event."""
+    """The last event: the answer."""
 
     answer: SpeculativeAnswer
 

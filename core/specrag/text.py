@@ -1,4 +1,4 @@
-"""Texts as every part of the package reads and compares them."""
+"""How every part of the package writes passages and compares answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from specrag.schema import Passage
 
 
 def passage_text(passage: Passage) -> str:
-    """A passage as models and embedders read it: title, then text."""
+    """A passage as models and embedders read it: the title, then the text."""
     return f"{passage.title}: {passage.text}" if passage.title else passage.text
 
 
 def normalize_answer(text: str) -> str:
-    """Case, punctuation, articles and spacing removed, as in SQuAD's evaluation."""
+    """``text`` without case, punctuation, articles and extra spaces, as in SQuAD's evaluation (arXiv 1606.05250)."""
     text = re.sub(r"[^\w\s]", " ", text.casefold())
     return " ".join(word for word in text.split() if word not in ("a", "an", "the"))

@@ -1,4 +1,8 @@
-"""Drafting: a subset of passages -> an answer with its rationale (paper, section 3.2)."""
+"""Drafting: each subset of passages gives an answer with its rationale (Wang et al., arXiv 2407.08223, section 3.2).
+
+``Drafter`` does it with a language model. What the pipeline needs of a drafter is ``drafts``: assignments go in, and drafts
+or failures come out as they are made.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,26 @@ from specrag.errors import InvalidInputError, ModelError
 from specrag.models.base import Completion, GeneratedText, GenerationRequest, LanguageModel, Sampling, Stage, Turn
 from specrag.schema import Draft, DraftFailure, Passage
 from specrag.speculative.prompts import Prompts
-from specrag.speculative.work import Work, current_work
+from specrag.speculative.work import Work, working_on
 
 # Tokens that a chat template and the passages' delimiters may add to what was counted.
 _MARGIN = 64
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What one draft is made from."""
+class Assignment:
+    """What one draft is made from: subset number ``index``, as positions in the caller's list and as passages."""
 
     index: int
     subset: tuple[int, ...]
-    passages: Sequence[Passage]
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An assignment, and how the model is asked for its draft."""
+
+    assignment: Assignment
     request: GenerationRequest
     notes: tuple[str, ...]
 
@@ -35,8 +46,13 @@ class Drafter:
     """Makes drafts with a language model.
 
     Args:
-        max_rationale_tokens, max_answer_tokens: Where a draft is cut.
-        sampling: How tokens are drawn; greedy by default, which makes repeated subsets pointless.
+        lm: The model that writes them.
+        prompts: What it is asked.
+        max_rationale_tokens, max_answer_tokens: Limits of the two parts of a draft, in tokens.
+        sampling: How tokens are drawn. Greedy by default: drafts of the same subset are then equal.
+
+    Raises:
+        InvalidInputError: A limit below 1.
     """
 
     lm: LanguageModel
@@ -50,8 +66,103 @@ class Drafter:
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    def drafts(self, question: str, assignments: Sequence[Assignment]) -> AsyncIterator[Draft | DraftFailure]:
+        """One draft or failure per assignment, as they arrive. An error of the model costs its draft alone.
+
+        Raises:
+            InvalidInputError: The question does not fit the model's window.
+        """
+        if self.lm.capabilities.batched:
+            return self._in_one_batch(question, assignments)
+        return self._one_by_one(question, assignments)
+
+    async def _in_one_batch(
+        self, question: str, assignments: Sequence[Assignment]
+    ) -> AsyncIterator[Draft | DraftFailure]:
+        jobs = self._jobs(question, assignments)
+        start = time.perf_counter()
+        try:
+            completions = await self.lm.agenerate([job.request for job in jobs], self.sampling)
+        except Exception:  # find the draft that fails, and keep the others
+            for job in jobs:
+                yield await self._draft(job)
+            return
+        seconds = time.perf_counter() - start
+        for job, completion in zip(jobs, completions, strict=True):
+            try:
+                yield self._read(completion, job, seconds)
+            except ModelError as error:
+                yield _failure(job, str(error))
+
+    async def _one_by_one(
+        self, question: str, assignments: Sequence[Assignment]
+    ) -> AsyncIterator[Draft | DraftFailure]:
+        tasks = [asyncio.create_task(self._draft(job)) for job in self._jobs(question, assignments)]
+        try:
+            for next_done in asyncio.as_completed(tasks):
+                yield await next_done
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _jobs(self, question: str, assignments: Sequence[Assignment]) -> list[_Job]:
+        jobs = []
+        for assignment in assignments:
+            fitted, cut = self.fit(question, assignment.passages)
+            notes = (f"passages cut to fit the drafter's window of {self.lm.context_window} tokens",) if cut else ()
+            jobs.append(_Job(assignment, self.request(question, fitted), notes))
+        return jobs
+
+    async def _draft(self, job: _Job) -> Draft | DraftFailure:
+        """The draft of ``job``, with a call of its own."""
+        start = time.perf_counter()
+        try:
+            with working_on(Work("draft", job.assignment.index)):
+                completion = (await self.lm.agenerate([job.request], self._seeded(job.assignment.index)))[0]
+            return self._read(completion, job, time.perf_counter() - start)
+        except Exception as error:  # a failing model costs its draft, whatever it raises
+            return _failure(job, f"{type(error).__name__}: {error}")
+
+    def _seeded(self, index: int) -> Sampling:
+        """The sampling of one draft: seeded as its row of a batch is."""
+        seed = self.sampling.seed
+        return self.sampling if seed is None else replace(self.sampling, seed=seed + index)
+
+    def _read(self, completion: Completion, job: _Job, seconds: float) -> Draft:
+        return replace(self.read(completion, job.assignment, seconds), notes=job.notes)
+
+    def read(self, completion: Completion, assignment: Assignment, seconds: float = 0.0) -> Draft:
+        """A draft out of what the model wrote in ``seconds``.
+
+        Raises:
+            ModelError: It wrote no answer, or its log-probabilities are not numbers.
+        """
+        if completion.staged:
+            rationale, answer = completion.parts[0], completion.parts[-1]
+        else:
+            rationale, answer = split_reply(completion.parts[0], self.prompts)
+        if not answer.text.strip():
+            raise ModelError("the drafter wrote no answer")
+        log_rationale, log_answer = total(rationale.log_probs), total(answer.log_probs)
+        if any(value is not None and math.isnan(value) for value in (log_rationale, log_answer)):
+            raise ModelError("the drafter's log-probabilities are not numbers (NaN)")
+        return Draft(
+            index=assignment.index,
+            subset=assignment.subset,
+            passages=assignment.passages,
+            text=answer.text.strip(),
+            rationale=rationale.text.strip(),
+            abstained=self.prompts.is_abstention(answer.text),
+            log_rationale=log_rationale,
+            log_answer=log_answer,
+            rationale_tokens=rationale.tokens,
+            answer_tokens=answer.tokens,
+            usage=completion.usage,
+            seconds=seconds,
+        )
+
     def request(self, question: str, passages: Sequence[Passage]) -> GenerationRequest:
-        """The generation that makes a draft: rationale, then answer, each one line."""
+        """The generation that makes a draft: rationale, then answer, one line each."""
         return GenerationRequest(
             turns=(
                 *(turn for asked, reply in self.prompts.examples for turn in _example(asked, reply)),
@@ -65,7 +176,7 @@ class Drafter:
         )
 
     def fit(self, question: str, passages: Sequence[Passage]) -> tuple[tuple[Passage, ...], bool]:
-        """``passages``, cut where they exceed the model's window together, and whether they were.
+        """``passages``, cut where together they exceed the model's window, and whether they were cut.
 
         Raises:
             InvalidInputError: The question alone does not fit.
@@ -93,92 +204,15 @@ class Drafter:
         ), True
 
     def _cut(self, text: str, size: int, limit: int) -> str:
+        """The beginning of ``text``, which has ``size`` tokens, in at most ``limit`` tokens."""
         while size > limit and text:
             text = text[: min(len(text) - 1, int(len(text) * limit / size))]
             size = self.lm.count_tokens(text)
         return text
 
-    async def drafts(
-        self, question: str, subsets: Sequence[tuple[int, ...]], passages: Sequence[Sequence[Passage]]
-    ) -> AsyncIterator[Draft | DraftFailure]:
-        """Drafts as they arrive. ``passages[j]`` are those of ``subsets[j]``; what fails costs its draft alone."""
-        jobs: list[_Job] = []
-        for j, (subset, members) in enumerate(zip(subsets, passages, strict=True)):
-            fitted, cut = self.fit(question, members)
-            notes: tuple[str, ...] = ()
-            if cut:
-                notes = (f"passages cut to fit the drafter's window of {self.lm.context_window} tokens",)
-            jobs.append(_Job(j, subset, members, self.request(question, fitted), notes))
 
-        async def one(job: _Job) -> Draft | DraftFailure:
-            start = time.perf_counter()
-            current_work.set(Work("draft", job.subset))  # of this task alone
-            try:
-                completion = (await self.lm.agenerate([job.request], self._seeded(job.index)))[0]
-                return self._draft(completion, job, time.perf_counter() - start)
-            except Exception as error:  # a failing drafter costs its draft, whatever it raises
-                return DraftFailure(job.subset, f"{type(error).__name__}: {error}")
-
-        if self.lm.capabilities.batched:
-            start = time.perf_counter()
-            try:
-                completions = await self.lm.agenerate([job.request for job in jobs], self.sampling)
-            except Exception:  # find the one that fails, and keep the others
-                for job in jobs:
-                    yield await one(job)
-                return
-            seconds = time.perf_counter() - start
-            for job, completion in zip(jobs, completions, strict=True):
-                try:
-                    yield self._draft(completion, job, seconds)
-                except ModelError as error:
-                    yield DraftFailure(job.subset, str(error))
-            return
-        tasks = [asyncio.create_task(one(job)) for job in jobs]
-        try:
-            for next_done in asyncio.as_completed(tasks):
-                yield await next_done
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    def _draft(self, completion: Completion, job: _Job, seconds: float) -> Draft:
-        return replace(self.read(completion, job.subset, job.passages, seconds), notes=job.notes)
-
-    def _seeded(self, j: int) -> Sampling:
-        seed = self.sampling.seed
-        return self.sampling if seed is None else replace(self.sampling, seed=seed + j)
-
-    def read(
-        self, completion: Completion, subset: tuple[int, ...], passages: Sequence[Passage], seconds: float
-    ) -> Draft:
-        """A draft out of what the model wrote.
-
-        Raises:
-            ModelError: It wrote no answer, or its log-probabilities are not numbers.
-        """
-        if completion.staged:
-            rationale, answer = completion.parts[0], completion.parts[-1]
-        else:
-            rationale, answer = split_reply(completion.parts[0], self.prompts)
-        if not answer.text.strip():
-            raise ModelError("the drafter wrote no answer")
-        log_rationale, log_answer = total(rationale.log_probs), total(answer.log_probs)
-        if any(value is not None and math.isnan(value) for value in (log_rationale, log_answer)):
-            raise ModelError("the drafter's log-probabilities are not numbers (NaN)")
-        return Draft(
-            subset=subset,
-            passages=tuple(passages),
-            text=answer.text.strip(),
-            rationale=rationale.text.strip(),
-            abstained=self.prompts.is_abstention(answer.text),
-            log_rationale=log_rationale,
-            log_answer=log_answer,
-            rationale_tokens=rationale.tokens,
-            answer_tokens=answer.tokens,
-            usage=completion.usage,
-            seconds=seconds,
-        )
+def _failure(job: _Job, error: str) -> DraftFailure:
+    return DraftFailure(job.assignment.index, job.assignment.subset, error)
 
 
 def _example(asked: str, reply: str) -> tuple[Turn, Turn]:
@@ -186,7 +220,7 @@ def _example(asked: str, reply: str) -> tuple[Turn, Turn]:
 
 
 def share(room: int, sizes: Sequence[int]) -> list[int]:
-    """Divide ``room`` tokens among texts of ``sizes`` tokens: short ones whole, the rest equally."""
+    """How many of ``room`` tokens each text of ``sizes`` tokens gets: short ones all they need, the others equal parts."""
     allowed = [0] * len(sizes)
     left = list(range(len(sizes)))
     while left:
@@ -202,12 +236,12 @@ def share(room: int, sizes: Sequence[int]) -> list[int]:
 
 
 def total(log_probs: Sequence[float] | None) -> float | None:
-    """The sum in nats; ``None`` where there are none to sum over."""
+    """The sum of ``log_probs`` in nats; ``None`` where the backend gives none."""
     return None if log_probs is None else float(sum(log_probs))
 
 
 def split_reply(reply: GeneratedText, prompts: Prompts) -> tuple[GeneratedText, GeneratedText]:
-    """Rationale and answer out of a reply in free form; without an answer header all of it is the answer."""
+    """Rationale and answer out of a reply in free form. Without an answer header, the whole reply is the answer."""
 
     def header(text: str) -> re.Match[str] | None:
         name = re.escape(text.rstrip(":"))
@@ -227,7 +261,7 @@ def split_reply(reply: GeneratedText, prompts: Prompts) -> tuple[GeneratedText, 
 
 
 def _slice(reply: GeneratedText, begin: int, end: int) -> GeneratedText:
-    """A part of ``reply`` with the tokens whose characters end in it."""
+    """The characters ``begin`` to ``end`` of ``reply``, with the tokens that end there."""
     inside = [i for i, at in enumerate(reply.token_ends or ()) if begin < at <= end]
     known = reply.log_probs is not None and reply.token_ends is not None
     return replace(

@@ -1,28 +1,34 @@
-"""Verification: drafts -> scores -> the choice (paper, section 3.3).
+"""Verification: each draft gets its scores (Wang et al., arXiv 2407.08223, section 3.3).
 
-The three scores and their combination are pure functions; ``Verifier`` only builds the conversations
-and asks the model. Log-probabilities are in nats, at temperature 1.
+``Verifier`` does it with a language model. What the pipeline needs of a verifier is ``verify``: a batch of drafts goes in,
+and a verdict or failure per draft comes out. Log-probabilities are in nats, at temperature 1. Which scores count and which
+draft wins is decided in ``selection``.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from specrag.errors import InvalidInputError, LogProbsUnavailableError
 from specrag.models.base import GenerationRequest, LanguageModel, Score, Segment, Stage, Turn
-from specrag.schema import ALL_SCORES, Draft, ScoreName, Usage, Verdict
+from specrag.schema import ALL_SCORES, Draft, DraftFailure, ScoreName, Usage, Verdict
 from specrag.speculative.prompts import Prompts
-from specrag.text import normalize_answer
+from specrag.speculative.work import Work, working_on
 
 Evidence = Literal["rationale", "passages", "both"]
 Normalization = Literal["mixed", "sum", "mean"]
 
-# How many likely tokens a server is asked for when P("Yes") must come from a generated token; the most OpenAI gives.
+#: How many likely tokens a server is asked for when P("Yes") comes from a generated token. OpenAI gives no more.
 TOP_LOG_PROBS = 20
+#: The note on an answer whose P("Yes") comes from generated tokens.
+SUBSTITUTE_NOTE = (
+    'the verifier gives no log-probabilities of given text: P("Yes") is that of its first generated token, '
+    "and self-containment is left out"
+)
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,18 @@ class Scoring:
     """Which scores count, and how they are made.
 
     Args:
-        scores: Any of ``"draft"`` (ρ_draft), ``"self_contain"`` (ρ_SC), ``"self_reflect"`` (ρ_SR).
-        normalization: ``"sum"`` over tokens, as in the paper, which favours short drafts; ``"mean"`` a token; or ``"mixed"``:
-            ρ_draft by its sum, the verifier's scores by their mean, which measures best (docs/benchmarks.md).
-        evidence: What the verifier sees beside the answer: the rationale, the passages in its place
-            (paper, Table 8), or both.
-        threshold: Abstain when no draft's log-score is above it. Its scale depends on the other three. ``None`` was chosen on dev:
-            any threshold that abstains from more unanswerable questions loses right answers (docs/benchmarks.md).
+        scores: Any of ``"draft"`` (ρ_draft), ``"self_contain"`` (ρ_SC) and ``"self_reflect"`` (ρ_SR).
+        normalization: ``"sum"`` over tokens, as in the paper, which favours short drafts; ``"mean"`` per token; or
+            ``"mixed"``: the sum for ρ_draft and the mean for the verifier's scores, which measures best
+            (docs/benchmarks.md).
+        evidence: What the verifier sees beside the answer: the rationale, the passages in its place (paper, Table 8), or
+            both.
+        threshold: Abstain when no draft's log-score is above it, in nats. Its scale depends on the other three settings.
+            ``None`` by default: on dev data, any threshold that abstains from more unanswerable questions loses right
+            answers (docs/benchmarks.md).
+
+    Raises:
+        InvalidInputError: An unknown name, a score named twice, or a threshold that is not a number.
     """
 
     scores: tuple[ScoreName, ...] = ALL_SCORES
@@ -59,9 +70,10 @@ class Scoring:
 
 
 def draft_score(draft: Draft, normalization: Normalization = "sum") -> float | None:
-    """Log ρ_draft = logaddexp(log P(β | Q, δ), log P(α | Q, δ, β)) (paper, equation 1, in log space).
+    """Log ρ_draft = logaddexp(log P(β | Q, δ), log P(α | Q, δ, β)), in nats (paper, equation 1, in log space).
 
-    Of the sums over tokens, with ``"mean"`` of their means. A draft without a rationale has no first term. ``None`` where the drafter gave no log-probabilities.
+    The two terms are sums over tokens; with ``"mean"``, means per token. A draft without a rationale has no first term.
+    ``None`` where the drafter gives no log-probabilities.
     """
     mean = normalization == "mean"
     answer = _per_token(draft.log_answer, draft.answer_tokens) if mean else draft.log_answer
@@ -78,86 +90,94 @@ def _per_token(value: float | None, tokens: int) -> float | None:
     return None if value is None else value / max(tokens, 1)
 
 
-def scores_counting(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName]) -> tuple[ScoreName, ...]:
-    """Of the ``wanted`` scores those that every verdict has: what one draft lacks counts for none."""
-    if not verdicts:
-        return ()
-    return tuple(name for name in wanted if all(getattr(v, f"log_{name}") is not None for v in verdicts))
-
-
-def combine(verdict: Verdict, scores: Sequence[ScoreName]) -> Verdict:
-    """Log ρ = the sum of ``scores`` (the paper's product, in log space)."""
-    if not scores:
-        return replace(verdict, log_score=None)
-    return replace(verdict, log_score=float(sum(getattr(verdict, f"log_{name}") for name in scores)))
-
-
-def rank(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName]) -> tuple[tuple[Verdict, ...], tuple[ScoreName, ...]]:
-    """All verdicts with their log-scores, best first, and the scores that counted.
-
-    Drafts that abstain come last and do not decide what counts. Without a score, the answer that most
-    drafts agree on comes first, then the one with the better ranked passages.
-    """
-    contest = [v for v in verdicts if not v.draft.abstained]
-    abstaining = [v for v in verdicts if v.draft.abstained]
-    counting = scores_counting(contest, wanted)
-    if counting:
-        ranked = sorted((combine(v, counting) for v in contest), key=lambda v: -_number(v.log_score))
-    else:
-        votes = Counter(normalize_answer(v.draft.text) for v in contest)
-        by_vote = sorted(contest, key=lambda v: (-votes[normalize_answer(v.draft.text)], v.draft.subset))
-        ranked = [replace(v, log_score=None) for v in by_vote]
-    return (*ranked, *(replace(v, log_score=None) for v in abstaining)), counting
-
-
-def _number(value: float | None) -> float:
-    return -math.inf if value is None else value
-
-
 @dataclass(frozen=True)
 class RawScores:
-    """What the verifier said of one draft, before normalisation. ``substitute``: P("Yes") from a generated token."""
+    """What the verifier says of one draft, token by token, before normalisation.
+
+    Attributes:
+        self_contain: log P of each token of α and β.
+        self_reflect: log P of each token of the affirmation ("Yes").
+        usage: Tokens of the model call, counted once where several drafts share it.
+        substitute: P("Yes") comes from a generated token.
+    """
 
     self_contain: tuple[float, ...] | None = None
     self_reflect: tuple[float, ...] | None = None
     usage: Usage = Usage()
     substitute: bool = False
 
+    @property
+    def broken(self) -> bool:
+        """Whether some value is not a number."""
+        return any(math.isnan(value) for part in (self.self_contain, self.self_reflect) for value in part or ())
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verifier says of a batch of drafts: a verdict or a failure per draft, in order."""
+
+    outcomes: tuple[Verdict | DraftFailure, ...]
+    usage: Usage = Usage()
+    notes: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True)
 class Verifier:
-    """Scores drafts with a language model: all that are given, in one call of it."""
+    """Scores drafts with a language model: all that are given, with one call of it.
+
+    Args:
+        lm: The model that scores them.
+        prompts: What it reads.
+        scoring: Which scores count and how they are made.
+    """
 
     lm: LanguageModel
     prompts: Prompts = Prompts()
     scoring: Scoring = Scoring()
 
     @property
-    def needed(self) -> bool:
-        """Whether any score that counts comes from the verifier."""
-        return any(name != "draft" for name in self.scoring.scores)
+    def batched(self) -> bool:
+        """Whether one call with all drafts is faster than a call per draft."""
+        return self.lm.capabilities.batched
 
-    def conversation(self, question: str, draft: Draft) -> tuple[Turn, ...]:
-        """[Q, α, β, R, "Yes"], with the scored pieces named."""
-        turns = list(self._shown(question, draft))
-        if "self_reflect" in self.scoring.scores:
-            turns.append(Turn.of("user", self.prompts.statement))
-            turns.append(Turn("assistant", (Segment(self.prompts.affirmation, "self_reflect"),)))
-        return tuple(turns)
+    def needed_for(self, draft: Draft) -> bool:
+        """Whether a score that counts for ``draft`` comes from this verifier."""
+        return not draft.abstained and any(name != "draft" for name in self.scoring.scores)
 
-    def _shown(self, question: str, draft: Draft) -> tuple[Turn, Turn]:
-        contain = "self_contain" if "self_contain" in self.scoring.scores else None
-        passages = draft.passages if self.scoring.evidence != "rationale" else None
-        reply = [Segment(f"{self.prompts.answer_header} "), Segment(draft.text, contain)]
-        if draft.rationale and self.scoring.evidence != "passages":
-            reply += [Segment(f"\n{self.prompts.rationale_header} "), Segment(draft.rationale, contain)]
-        return Turn.of("user", self.prompts.verify_text(question, passages)), Turn("assistant", tuple(reply))
-
-    async def raw_scores(self, question: str, drafts: Sequence[Draft]) -> list[RawScores]:
-        """The verifier's scores of ``drafts``, in order. Equal drafts are scored once.
+    async def verify(self, question: str, drafts: Sequence[Draft]) -> Verification:
+        """A verdict per draft, in order. Scores that are not numbers cost their draft alone.
 
         Raises:
-            ModelError: The verifier failed.
+            ModelError: The model failed.
+        """
+        with working_on(Work("verify", drafts[0].index)) if len(drafts) == 1 else nullcontext():
+            raw_scores = await self.raw_scores(question, drafts)
+        outcomes: list[Verdict | DraftFailure] = []
+        for draft, raw in zip(drafts, raw_scores, strict=True):
+            if raw.broken:
+                outcomes.append(DraftFailure(draft.index, draft.subset, "the verifier's scores are not numbers (NaN)"))
+            else:
+                outcomes.append(self.verdict(draft, raw))
+        substituted = any(raw.substitute and not raw.broken for raw in raw_scores)
+        usage = sum((raw.usage for raw in raw_scores), Usage())
+        return Verification(tuple(outcomes), usage, (SUBSTITUTE_NOTE,) if substituted else ())
+
+    def verdict(self, draft: Draft, raw: RawScores = RawScores()) -> Verdict:
+        """``draft`` with its scores after normalisation. Their sum is made when all are known (``selection.rank``)."""
+        kind = self.scoring.normalization
+        contain = None if raw.self_contain is None else float(sum(raw.self_contain))
+        return Verdict(
+            draft=draft,
+            log_draft=draft_score(draft, kind),
+            log_self_contain=contain if kind == "sum" else _per_token(contain, len(raw.self_contain or ())),
+            log_self_reflect=None if raw.self_reflect is None else float(sum(raw.self_reflect)),
+        )
+
+    async def raw_scores(self, question: str, drafts: Sequence[Draft]) -> list[RawScores]:
+        """The model's scores of ``drafts``, in order. Equal drafts are scored once.
+
+        Raises:
+            ModelError: The model failed.
         """
         conversations = [self.conversation(question, draft) for draft in drafts]
         distinct = list(dict.fromkeys(conversations))
@@ -174,11 +194,7 @@ class Verifier:
         return await self._substitute(question, drafts)
 
     async def _substitute(self, question: str, drafts: Sequence[Draft]) -> list[RawScores]:
-        """P("Yes") as the summed probability of its spellings among the likeliest first tokens of the reply.
-
-        Where none of them is among the tokens that the server lists, the least likely listed token's
-        log-probability stands in: an upper bound.
-        """
+        """P("Yes") from the likeliest first tokens of the model's own reply; see ``yes_log_probability``."""
         if "self_reflect" not in self.scoring.scores or self.lm.capabilities.generation_log_probs is False:
             return [RawScores() for _ in drafts]
         requests = [
@@ -196,16 +212,21 @@ class Verifier:
             results.append(RawScores(None, None if value is None else (value,), completion.usage, substitute=True))
         return results
 
-    def verdict(self, draft: Draft, raw: RawScores) -> Verdict:
-        """``draft`` with its scores as they count; the total is made when all are known (``rank``)."""
-        kind = self.scoring.normalization
-        contain = None if raw.self_contain is None else float(sum(raw.self_contain))
-        return Verdict(
-            draft=draft,
-            log_draft=draft_score(draft, kind),
-            log_self_contain=contain if kind == "sum" else _per_token(contain, len(raw.self_contain or ())),
-            log_self_reflect=None if raw.self_reflect is None else float(sum(raw.self_reflect)),
-        )
+    def conversation(self, question: str, draft: Draft) -> tuple[Turn, ...]:
+        """[Q, α, β, R, "Yes"] as turns. The segments whose tokens are scored have a name."""
+        turns = list(self._shown(question, draft))
+        if "self_reflect" in self.scoring.scores:
+            turns.append(Turn.of("user", self.prompts.statement))
+            turns.append(Turn("assistant", (Segment(self.prompts.affirmation, "self_reflect"),)))
+        return tuple(turns)
+
+    def _shown(self, question: str, draft: Draft) -> tuple[Turn, Turn]:
+        contain = "self_contain" if "self_contain" in self.scoring.scores else None
+        passages = draft.passages if self.scoring.evidence != "rationale" else None
+        reply = [Segment(f"{self.prompts.answer_header} "), Segment(draft.text, contain)]
+        if draft.rationale and self.scoring.evidence != "passages":
+            reply += [Segment(f"\n{self.prompts.rationale_header} "), Segment(draft.rationale, contain)]
+        return Turn.of("user", self.prompts.verify_text(question, passages)), Turn("assistant", tuple(reply))
 
 
 def _raw(score: Score, counts: bool) -> RawScores:
@@ -214,7 +235,11 @@ def _raw(score: Score, counts: bool) -> RawScores:
 
 
 def yes_log_probability(top: object, affirmation: str = "Yes") -> float | None:
-    """Log of the summed probabilities of ``affirmation``'s spellings in {token text: log-probability}."""
+    """Log of the summed probability of ``affirmation``'s spellings ("Yes", " Yes", "yes").
+
+    ``top`` maps the text of each listed token to its log-probability. Where none of the spellings is listed, the lowest
+    listed log-probability stands in, which is an upper bound. ``None`` where nothing is listed.
+    """
     if not isinstance(top, dict) or not top:
         return None
     wanted = affirmation.strip().casefold()
@@ -223,8 +248,3 @@ def yes_log_probability(top: object, affirmation: str = "Yes") -> float | None:
         return float(min(top.values()))
     high = max(values)
     return float(min(0.0, high + math.log(sum(math.exp(value - high) for value in values))))
-
-
-def broken(raw: RawScores) -> bool:
-    """Whether the verifier returned something that is not a number."""
-    return any(math.isnan(value) for part in (raw.self_contain, raw.self_reflect) for value in part or ())

@@ -1,19 +1,120 @@
-"""What the running task works on, for adapters that attach a framework's traces to the models' calls."""
+"""The work on one question, piece by piece: what begins, ends and fails, for adapters that show it as traces.
+
+A piece of work is one stage of the pipeline, for one draft where the stage concerns a draft. ``WorkTracker`` turns the
+pipeline's events into the starts and ends of these pieces, and ``current_work`` says to which piece a model call belongs.
+Adapters map both to their framework's runs or spans.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
+from specrag.schema import Draft, DraftDone, DraftFailed, Event, SubsetsChosen, Verdict, VerdictReady
+
+Stage = Literal["perspectives", "draft", "verify"]
+
 
 @dataclass(frozen=True)
 class Work:
-    """A draft being made, or verified, one at a time. ``subset`` as in ``Draft.subset``."""
+    """One stage of the pipeline. ``index`` is the draft's (``Draft.index``), or ``None`` for the perspectives."""
 
-    stage: Literal["draft", "verify"]
-    subset: tuple[int, ...]
+    stage: Stage
+    index: int | None = None
 
 
-#: Set in the task of a model call that concerns one draft alone; ``None`` elsewhere.
+#: The piece of work that the running task's model call serves; ``None`` where a call serves several drafts at once.
 current_work: ContextVar[Work | None] = ContextVar("specrag_current_work", default=None)
+
+
+@contextmanager
+def working_on(work: Work) -> Iterator[None]:
+    """``current_work`` is ``work`` inside the ``with`` block, in this task alone."""
+    token = current_work.set(work)
+    try:
+        yield
+    finally:
+        current_work.reset(token)
+
+
+@dataclass(frozen=True)
+class Started:
+    """``work`` began. ``given``: the subset that a draft is made from, or the draft that is verified."""
+
+    work: Work
+    given: tuple[int, ...] | Draft | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """``work`` ended with ``made``. ``None`` means too late: the answer was chosen before the work had a result."""
+
+    work: Work
+    made: SubsetsChosen | Draft | Verdict | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """``work`` failed."""
+
+    work: Work
+    error: BaseException
+
+
+Step = Started | Ended | Failed
+
+
+class WorkTracker:
+    """Turns the pipeline's events for one question into the steps of each piece of work.
+
+    A draft is drafted from the moment when the subsets are chosen, and verified from the moment when it arrives, unless it
+    abstains. Every piece of work that starts also ends or fails exactly once.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[Work, None] = {}  # in the order in which they began
+
+    def begin(self) -> list[Step]:
+        """The question was asked."""
+        return [self._start(Work("perspectives"))]
+
+    def see(self, event: Event) -> list[Step]:
+        """What ``event`` means for the work: first what ends, then what begins."""
+        if isinstance(event, SubsetsChosen):
+            drafting = (self._start(Work("draft", j), subset) for j, subset in enumerate(event.subsets))
+            return [*self._end(Work("perspectives"), event), *drafting]
+        if isinstance(event, DraftDone):
+            draft = event.draft
+            verifying = [] if draft.abstained else [self._start(Work("verify", draft.index), draft)]
+            return [*self._end(Work("draft", draft.index), draft), *verifying]
+        if isinstance(event, VerdictReady):
+            return self._end(Work("verify", event.verdict.draft.index), event.verdict)
+        if isinstance(event, DraftFailed):
+            index = event.failure.index
+            lost = [work for work in self._open if work.index == index]  # drafting or verification, never both
+            return [self._fail(work, RuntimeError(event.failure.error)) for work in lost]
+        return []
+
+    def close(self, error: BaseException | None = None) -> list[Step]:
+        """The question is done: what is still open is late, or fails with ``error``."""
+        still_open = list(self._open)
+        if error is None:
+            return [step for work in still_open for step in self._end(work, None)]
+        return [self._fail(work, error) for work in still_open]
+
+    def _start(self, work: Work, given: tuple[int, ...] | Draft | None = None) -> Started:
+        self._open[work] = None
+        return Started(work, given)
+
+    def _end(self, work: Work, made: SubsetsChosen | Draft | Verdict | None) -> list[Step]:
+        if work not in self._open:
+            return []  # the verdict of a draft that abstains: nothing was asked
+        del self._open[work]
+        return [Ended(work, made)]
+
+    def _fail(self, work: Work, error: BaseException) -> Failed:
+        del self._open[work]
+        return Failed(work, error)

@@ -1,0 +1,132 @@
+"""The middle of the pipeline: drafts arrive, and each is verified as soon as that pays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+
+from specrag.schema import Draft, DraftDone, DraftFailed, DraftFailure, Event, Usage, Verdict, VerdictReady
+from specrag.speculative._clock import Clock
+from specrag.speculative._waiting import Arrivals, first_of
+from specrag.speculative.verification import Verification, Verifier
+
+
+class VerifiedDrafts:
+    """The drafts of one question with their verdicts. ``events`` runs them; the attributes are complete after it.
+
+    Args:
+        question: Q.
+        drafts: Drafts and failures as they are made.
+        together: All drafts arrive at about the same time (they are one batch of one model).
+        verifier: Scores them.
+        clock: Stops the wait at its deadline.
+
+    Attributes:
+        verdicts: One per draft that was verified or needs no verification, in the order of arrival.
+        failures: Drafts that were lost.
+        errors: What the verifier raised.
+        drafter_usage, verifier_usage: Tokens so far.
+        notes: What was not done as asked, each once.
+        timed_out: The deadline passed before every draft was verified or lost.
+    """
+
+    def __init__(
+        self,
+        question: str,
+        drafts: AsyncIterator[Draft | DraftFailure],
+        *,
+        together: bool,
+        verifier: Verifier,
+        clock: Clock,
+    ) -> None:
+        self.verdicts: list[Verdict] = []
+        self.failures: list[DraftFailure] = []
+        self.errors: list[Exception] = []
+        self.drafter_usage, self.verifier_usage = Usage(), Usage()
+        self.notes: list[str] = []
+        self.timed_out = False
+        self._question, self._drafts, self._together = question, drafts, together
+        self._verifier, self._clock = verifier, clock
+        self._waiting: list[Draft] = []
+        self._verifying: dict[asyncio.Task[Verification], list[Draft]] = {}
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """What happens, as it happens, until every draft is verified or lost or the deadline passes."""
+        self._clock.begin("draft")
+        arrivals = Arrivals(self._drafts)
+        try:
+            while not arrivals.closed or self._waiting or self._verifying:
+                in_time = await first_of({*arrivals.pending(), *self._verifying}, self._clock.left)
+                for arrival in arrivals.take():
+                    for event in self._take_draft(arrival):
+                        yield event
+                for task in [task for task in self._verifying if task.done()]:
+                    for event in self._take_verdicts(task):
+                        yield event
+                if not in_time:
+                    self.timed_out = True
+                    return
+                for batch in self._batches(all_arrived=arrivals.closed):
+                    self._start_verifying(batch)
+        finally:
+            for task in self._verifying:
+                task.cancel()
+            await arrivals.close()
+
+    def _take_draft(self, arrival: Draft | DraftFailure) -> Iterator[Event]:
+        self._clock.mark("draft")
+        if isinstance(arrival, DraftFailure):
+            yield self._lose(arrival)
+            return
+        self.drafter_usage += arrival.usage
+        self._note(arrival.notes)
+        if self._verifier.needed_for(arrival):
+            self._waiting.append(arrival)
+            yield DraftDone(arrival)
+        else:
+            yield DraftDone(arrival)
+            yield self._keep(self._verifier.verdict(arrival))
+
+    def _take_verdicts(self, task: asyncio.Task[Verification]) -> Iterator[Event]:
+        drafts = self._verifying.pop(task)
+        self._clock.mark("verify")
+        if (error := task.exception()) is not None:
+            if not isinstance(error, Exception):
+                raise error
+            self.errors.append(error)
+            reason = f"verifier: {type(error).__name__}: {error}"
+            for draft in drafts:
+                yield self._lose(DraftFailure(draft.index, draft.subset, reason))
+            return
+        verification = task.result()
+        self.verifier_usage += verification.usage
+        self._note(verification.notes)
+        for outcome in verification.outcomes:
+            yield self._lose(outcome) if isinstance(outcome, DraftFailure) else self._keep(outcome)
+
+    def _batches(self, *, all_arrived: bool) -> list[list[Draft]]:
+        """What to verify now: each draft by itself on a server, all that wait in one pass in this process."""
+        if not self._waiting:
+            return []
+        if not self._verifier.batched:
+            return [[draft] for draft in self._waiting]
+        if self._verifying or (self._together and not all_arrived):
+            return []  # the other drafts are about to arrive, and one pass for all costs less than two
+        return [list(self._waiting)]
+
+    def _start_verifying(self, batch: Sequence[Draft]) -> None:
+        self._clock.begin("verify")
+        task = asyncio.create_task(self._verifier.verify(self._question, batch))
+        self._verifying[task] = list(batch)
+        self._waiting = [draft for draft in self._waiting if draft not in batch]
+
+    def _keep(self, verdict: Verdict) -> VerdictReady:
+        self.verdicts.append(verdict)
+        return VerdictReady(verdict)
+
+    def _lose(self, failure: DraftFailure) -> DraftFailed:
+        self.failures.append(failure)
+        return DraftFailed(failure)
+
+    def _note(self, notes: Sequence[str]) -> None:
+        self.notes += [note for note in notes if note not in self.notes]

@@ -1,0 +1,89 @@
+"""What a caller may hand over as a passage."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from langchain_core.documents import Document
+
+from specrag import Passage
+from specrag.errors import InvalidInputError
+from specrag.schema import passages_of
+from specrag.speculative.perspectives import select_perspectives
+
+
+def test_a_passage_stays_as_it_is_and_a_string_is_its_text():
+    passage = Passage("text", title="T")
+    assert Passage.of(passage) is passage
+    assert Passage.of("text") == Passage("text")
+
+
+def test_a_mapping_gives_its_fields():
+    made = Passage.of(
+        {"text": "x", "title": "T", "id": 7, "score": np.float32(0.5), "embedding": [1, 0], "metadata": {"page": 3}}
+    )
+    assert (made.text, made.title, made.id, made.score, made.metadata) == ("x", "T", "7", 0.5, {"page": 3})
+    assert made.embedding.tolist() == [1.0, 0.0]
+    assert Passage.of({"text": "x"}) == Passage("x")
+
+
+@pytest.mark.parametrize("form", [lambda document: document, lambda document: document.model_dump()])
+def test_a_langchain_document_gives_text_id_and_what_its_metadata_hold(form):
+    metadata = {"title": "T", "relevance_score": 0.25, "embedding": [0.0, 1.0], "page": 3}
+    made = Passage.of(form(Document("x", id="d1", metadata=metadata)))
+    assert (made.text, made.title, made.id, made.score) == ("x", "T", "d1", 0.25)
+    assert made.embedding.tolist() == [0.0, 1.0] and made.metadata == metadata
+    bare = Passage.of(form(Document("x", metadata={"score": "high"})))
+    assert (bare.title, bare.id, bare.score, bare.embedding) == (None, None, None, None)
+
+
+def test_any_object_with_page_content_and_metadata_serves():
+    assert Passage.of(SimpleNamespace(page_content="x", metadata=None)) == Passage("x")
+
+
+def test_a_mappings_own_fields_come_before_its_metadata():
+    made = Passage.of({"text": "x", "title": "own", "score": 1, "metadata": {"title": "other", "score": 2}})
+    assert (made.title, made.score) == ("own", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, "got an int"),
+        (None, "got a NoneType"),
+        (b"bytes", "got a bytes"),
+        ({}, "no 'text' in a mapping with no keys"),
+        ({"text": "x", "titel": "T"}, "unknown key titel: a passage has text, .*title"),
+        ({"text": 3}, "must be a string, got int"),
+        ({"text": "x", "score": "high"}, "score must be a number, got a str"),
+        ({"text": "x", "metadata": "page 3"}, "metadata must be a mapping, got a str"),
+        ({"text": "x", "embedding": "vector"}, "must be a vector of numbers"),
+        ({"text": "x", "embedding": [[1.0], [2.0]]}, r"one dimension, got shape \(2, 1\)"),
+    ],
+)
+def test_what_cannot_be_a_passage_is_refused_with_its_position(value, message):
+    with pytest.raises(InvalidInputError, match=message):
+        Passage.of(value)
+    with pytest.raises(InvalidInputError, match=rf"passages\[2\]: .*{message}"):
+        passages_of(["a", "b", value])
+
+
+@pytest.mark.parametrize("values", ["text", b"text", {"text": "x"}, Passage("x"), 3, None])
+def test_a_list_is_asked_for(values):
+    with pytest.raises(InvalidInputError, match="passages must be a list of passages, got an? "):
+        passages_of(values)
+
+
+def test_perspectives_are_selected_among_anything_that_is_a_passage():
+    passages = [
+        {"text": "a", "embedding": [1.0, 0.0]},
+        {"text": "", "embedding": [0.0, 1.0]},
+        Document("b", metadata={"embedding": [1.0, 0.1]}),
+        Passage("c", embedding=np.array([0.0, 1.0])),
+    ]
+    assert select_perspectives("q", passages, 2) == (0, 3)
+    assert select_perspectives("q", ["a", "a", "b"], 2) == (0, 2)
+    with pytest.raises(InvalidInputError, match=r"passages\[1\]"):
+        select_perspectives("q", ["a", 1], 1)
+    with pytest.raises(InvalidInputError, match="number of perspectives must be at least 1"):
+        select_perspectives("q", ["a"], 0)
