@@ -1,10 +1,10 @@
-"""What the adapters cost over the core, with models that answer at once.
+"""What the adapters add to the core's latency, with models that answer at once.
 
     python benchmarks/adapters.py [--calls 200]
 
-The core, the LangChain chain's last step and the LlamaIndex synthesizer answer the same question over the same ten
-passages with embeddings; they take turns. A row is the median of its calls, and of the difference to the core's call in the
-same turn.
+The core, the LangChain Runnable and the LlamaIndex synthesizer answer the same question from the same ten passages,
+which have embeddings. They take turns. Each row is the median of its calls, and the median difference to the core's
+call of the same turn.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
     print(machine())
     for name, values in times.items():
         extra = [a - b for a, b in zip(values, times["core"], strict=True)]
-        print(f"{name:12} {median(values) * 1e3:6.2f} ms a call, {median(extra) * 1e3:+.2f} ms over the core")
+        print(f"{name:12} {median(values) * 1e3:6.2f} ms per call, {median(extra) * 1e3:+.2f} ms over the core")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Accuracy against the number of training examples (the paper's Table 9): one drafter a size, each trained from the base.
+"""Accuracy against the number of training examples (the paper's Table 9). Each drafter is trained from the base.
 
     python benchmarks/drafter_curve.py train.jsonl --out FOLDER [--sizes 0 250 500 1000 2000] [--questions 100]
 
-`train.jsonl` as for `specrag train`. Every size is one round over that many records with the defaults of `specrag train`; a size whose
-adapter lies in the folder already is not trained again, and a killed run goes on. Examined: NQ dev (`data/`), the gold passage
-alone, and the gold passage with a hard distractor, before and after it in turn; greedy, int8 weights on the CPU.
-Right: the answer's text alone holds a right answer; in brackets 95 % Wilson intervals.
+`train.jsonl` is as for `specrag train`. For every size, a drafter is trained for one round over that many records,
+with the defaults of `specrag train`. A size whose adapter is in the folder already is not trained again, so a killed
+run can go on. Evaluation: NQ dev (`data/`), with the gold passage alone, and with a hard distractor before or after
+it; greedy, int8 weights on the CPU. Right: the text of the answer contains a right answer. Brackets: 95 % Wilson
+intervals.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A drafter in float32, bfloat16 and int8: what five drafts take, and how far its log-probabilities move.
+"""A drafter in float32, bfloat16 and int8: the time of five drafts, and how much its log-probabilities differ.
 
     python benchmarks/drafter_precision.py [--questions 8] [--tokens 48] [--model FOLDER]
 
-Five prompts of two passages each a question, greedy, every draft writes all its tokens; reading the prompts is timed as generating one token of
-each, decoding is the rest. Medians, taking turns. Log-probabilities: of the passages' own tokens, against float32.
+For each question, five prompts of two passages; greedy; every draft writes all its tokens. Reading the prompts is
+timed as generating one token of each, and decoding is the rest. The precisions take turns; medians.
+Log-probabilities: those of the passages' own tokens, against float32.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def main() -> None:
     for name in sides:
         total = median([r + (args.tokens - 1) * w for r, w in zip(reading[name], writing[name], strict=True)])
         print(
-            f"{name:9} reading {median(reading[name]):5.2f} s, a step of five rows {1e3 * median(writing[name]):5.1f} ms, both {total:5.2f} s; "
+            f"{name:9} reading {median(reading[name]):5.2f} s, "
+            f"a step of five rows {1e3 * median(writing[name]):5.1f} ms, both {total:5.2f} s; "
             f"log-probabilities moved by {sum(moved[name]) / len(moved[name]):.3f} nats a token"
         )
 

@@ -2,11 +2,15 @@
 
     python benchmarks/drafter_quality.py [--model smollm2-rag-drafter] [--questions 100] [--skip 0] [--verifier PATH]
 
-NQ dev with ten passages a question (`data/`). Right: the answer's text alone holds one of the right answers. Printed, with 95 %
-Wilson intervals: drafts from the gold passage alone; the drafts of Speculative RAG (m = 5, k = 2) whose subset holds the gold
-passage, and those whose subset does not; the pipeline's answer under every combination of scores; right answers over
-questions that the pipeline answers as a threshold on the score rises, and how often it abstains when no passage answers.
-`--verifier`: another model scores the drafts; its own answer from all ten passages (standard RAG) is the row to beat.
+Data: NQ dev with ten passages per question (`data/`). Right: the text of the answer contains one of the right answers.
+Printed, with 95 % Wilson intervals:
+
+- drafts from the gold passage alone;
+- drafts of Speculative RAG (m = 5, k = 2) with and without the gold passage in their subset;
+- the pipeline's answer under every combination of scores;
+- right answers among the questions that are answered, for several thresholds, and abstentions where no passage answers.
+
+`--verifier`: another model scores the drafts. Its own answer from all ten passages (standard RAG) is the row to beat.
 """
 
 from __future__ import annotations
@@ -119,7 +123,8 @@ def main() -> None:
             [contains_answer(t, q.answers) for q, (t, _) in zip(questions, standard, strict=True)],
         )
         print(
-            f"latency: standard {median([s for _, s in standard]):.1f} s, speculative {median([d.seconds for d in done]):.1f} s"
+            f"latency: standard {median([s for _, s in standard]):.1f} s, "
+            f"speculative {median([d.seconds for d in done]):.1f} s"
         )
 
     for name, verifier in verifiers.items():
@@ -145,7 +150,7 @@ def main() -> None:
 
 
 def report_scores(name: str, verifier: Verifier, done: list[Drafted], coverage: float) -> None:
-    """The pipeline's answer under every combination of scores, and what a threshold on the best one buys."""
+    """The pipeline's answer under every combination of scores, and the accuracy of the best-scored answers."""
     print(f"\nverified by {name}")
     print("scores that count                  norm  right            EM     F1     abstains  efficiency")
     best: tuple[float, str, list[tuple[float, bool]]] | None = None
@@ -176,12 +181,16 @@ def report_scores(name: str, verifier: Verifier, done: list[Drafted], coverage: 
     for answered in (0.25, 0.5, 0.75, 1.0):
         taken = ordered[: max(1, int(answered * len(ordered)))]
         print(
-            f"  best {len(taken):3} answers: {sum(r for _, r in taken) / len(taken):5.1%} right, score above {taken[-1][0]:.2f}"
+            f"  best {len(taken):3} answers: {sum(r for _, r in taken) / len(taken):5.1%} right, "
+            f"score above {taken[-1][0]:.2f}"
         )
 
 
 def report_thresholds(name: str, verifier: Verifier, done: list[Drafted]) -> None:
-    """What a threshold on the default score costs and buys. A question without an answer: one without its gold passage's drafts."""
+    """Right answers and abstentions for several thresholds on the default score.
+
+    A question without an answer is imitated by leaving out the drafts that read its gold passage.
+    """
 
     def best(d: Drafted, drafts: list[tuple[Draft, RawScores]]) -> tuple[float, bool]:
         ranked, _ = rank([verifier.verdict(x, raw) for x, raw in drafts], verifier.scoring.scores)
@@ -197,7 +206,8 @@ def report_thresholds(name: str, verifier: Verifier, done: list[Drafted]) -> Non
         for d in done
     ]
     print(
-        f"\n{verifier.scoring.normalization}, all scores: threshold; right, right of what is answered, unanswerable abstained"
+        f"\n{verifier.scoring.normalization}, all scores: threshold; right, right of what is answered, "
+        "unanswerable abstained"
     )
     for threshold in (-math.inf, -4.5, -3.5, -3.0, -2.5):
         answered = [right for score, right in with_it if score > threshold]
@@ -219,7 +229,8 @@ def answered_by_standard(lm: TransformersLM, prompts: Prompts, q: Question) -> t
 def report(name: str, values: list[bool]) -> None:
     low, high = wilson_interval(sum(values), len(values))
     print(
-        f"{name:42} {sum(values):4} of {len(values):4}  {sum(values) / max(len(values), 1):5.1%} ({low:.0%}-{high:.0%})",
+        f"{name:42} {sum(values):4} of {len(values):4}  {sum(values) / max(len(values), 1):5.1%} "
+        f"({low:.0%}-{high:.0%})",
         flush=True,
     )
 

@@ -3,8 +3,8 @@
     python benchmarks/perspectives.py [--drafts 3]
 
 Compares the ways to choose subsets, and emb(d | Q) against the passages' own embeddings, on the 100 questions
-of `data/`. With m * k below the number of passages the choice matters; at the default (5 * 2 of 10) the
-default sampling reads every passage.
+of `data/`. With m * k below the number of passages the choice matters. With the defaults (5 * 2 of 10) the
+drafts together read every passage.
 """
 
 from __future__ import annotations

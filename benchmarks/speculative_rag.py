@@ -2,10 +2,10 @@
 
     python benchmarks/speculative_rag.py --verifier PATH [--drafter PATH] [--questions 20]
 
-Standard RAG is the verifier model reading all ten passages, with an answer-only prompt and the same stop
-rule; all sides use the same engine, dtype (`--dtype`) and threads, and take turns question by question, each
-going first in turn. On the CPU a second speculative row has its drafter with int8 weights. The verifier is any model folder;
-Qwen2.5-Coder-1.5B-Instruct in the figures of docs/benchmarks.md.
+Standard RAG is the verifier model reading all ten passages, with an answer-only prompt and the same stop rule. All
+sides use the same engine, dtype (`--dtype`) and threads. They take turns on every question, and another side goes
+first each time. On the CPU, a second speculative row has its drafter in int8. The verifier is any model folder; in
+the figures of docs/benchmarks.md it is Qwen2.5-Coder-1.5B-Instruct.
 """
 
 from __future__ import annotations

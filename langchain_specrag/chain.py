@@ -258,8 +258,8 @@ def create_speculative_rag_chain(
 ) -> Runnable[Any, dict[str, Any]]:
     """A retrieval chain that answers with Speculative RAG.
 
-    It takes ``{"input": question}`` and returns what ``SpeculativeRAGRunnable`` returns, with the retrieved documents as
-    ``context``.
+    It takes ``{"input": question}`` and returns what ``SpeculativeRAGRunnable`` returns, with the retrieved documents
+    as ``context``.
 
     Args:
         retriever: A retriever, which is given the question; or any Runnable from the whole input to documents. The

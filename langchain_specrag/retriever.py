@@ -26,8 +26,8 @@ class MultiPerspectiveRetriever(BaseRetriever):
         retriever: Finds the candidates, best first.
         k: How many documents to keep, at least 1.
         embedder: A core embedder or LangChain ``Embeddings``; by default the bundled MiniLM.
-        vector_store: Where the documents come from. Its vectors replace the embedder's. By default the store of a vector
-            store's retriever.
+        vector_store: Where the documents come from. Its vectors replace the embedder's. By default the store of a
+            vector store's retriever.
         reuse_embeddings: Use vectors that the documents or the store have.
         seed: Of the clustering.
 

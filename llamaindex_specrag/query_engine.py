@@ -55,14 +55,14 @@ class SpeculativeSynthesizer(BaseSynthesizer):
         engine = RetrieverQueryEngine(retriever, response_synthesizer=synthesizer)
         ```
 
-    The response's ``source_nodes`` are the nodes that the chosen draft was made from. Its ``metadata`` has ``abstained``,
-    ``reason``, ``rationale`` and every draft with its scores. ``Settings.llm`` is never used.
+    The response's ``source_nodes`` are the nodes that the chosen draft was made from. Its ``metadata`` has
+    ``abstained``, ``reason``, ``rationale`` and every draft with its scores. ``Settings.llm`` is never used.
 
     Args:
         drafter: A core language model or a LlamaIndex LLM; by default the bundled drafter.
         verifier: The same; by default the drafter.
-        embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. It is not used when every
-            node has an embedding.
+        embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. It is not used when
+            every node has an embedding.
         streaming: Give the answer in pieces, after it is chosen.
         no_answer: The response's text when no draft answers.
         callback_manager: By default that of ``Settings``.

@@ -96,7 +96,7 @@ def first_passage_lm(**options) -> ScriptedLM:
 
 
 def failing_lm(position: int, stage: str = "draft") -> ScriptedLM:
-    """Writes "answer 0", "answer 1", ... a call each. Draft number ``position`` fails, in drafting or in verification."""
+    """Writes "answer 0", "answer 1", ... one per call. Draft ``position`` fails, in drafting or in verification."""
     calls: list[str] = []
 
     def reply(prompt: str) -> object:

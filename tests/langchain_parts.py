@@ -1,4 +1,4 @@
-"""What the tests of the LangChain adapter share: a retriever, documents, a chain over a scripted model, collected runs."""
+"""What the tests of the LangChain adapter share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the LlamaIndex adapter share: retrievers, nodes, a real index, a scripted agent, collected events."""
+"""What the tests of the LlamaIndex adapter share."""
 
 from __future__ import annotations
 

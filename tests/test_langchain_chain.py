@@ -1,4 +1,4 @@
-"""The LangChain chain: real FAISS, embedder and SmolLM2 end to end; a scripted model where the wiring is the point."""
+"""The LangChain chain: with real FAISS, embedder and SmolLM2, then with scripted models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The LlamaIndex query engine: real FAISS, embedder and SmolLM2 end to end; a scripted model where the wiring is the point."""
+"""The LlamaIndex query engine: with real FAISS, embedder and SmolLM2, then with scripted models."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ class Passage:
             given = {"text": value.page_content, "id": getattr(value, "id", None), "metadata": value.metadata}
         else:
             raise InvalidInputError(
-                "a passage is a Passage, a string, a mapping with 'text', or a document with page_content and metadata; "
-                f"got {_a(type(value).__name__)}"
+                "a passage is a Passage, a string, a mapping with 'text', or a document with page_content and "
+                f"metadata; got {_a(type(value).__name__)}"
             )
         return cls(**_passage_fields(given))
 
@@ -285,7 +285,7 @@ class SpeculativeAnswer:
         return _plain(self)
 
     def details(self) -> dict[str, Any]:
-        """How the answer was made, as plain JSON values: everything but the answer itself, its passages and its drafts."""
+        """How the answer was made, as plain JSON values: all but the answer itself, its passages and its drafts."""
         left_out = ("question", "text", "rationale", "passages", "abstained", "reason", "verdicts")
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
 

@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 class Arrivals(Generic[T]):
-    """The items of an asynchronous iterator, read in a task of its own, so that a loop can wait for other tasks as well."""
+    """The items of an asynchronous iterator, read in a task of its own.
+
+    So a loop can wait for the next item and for other tasks at the same time.
+    """
 
     def __init__(self, items: AsyncIterator[T]) -> None:
         self._ready: list[T] = []

@@ -1,7 +1,7 @@
 """Drafting: each subset of passages gives an answer with its rationale (Wang et al., arXiv 2407.08223, section 3.2).
 
-``Drafter`` does it with a language model. What the pipeline needs of a drafter is ``drafts``: assignments go in, and drafts
-or failures come out as they are made.
+``Drafter`` does it with a language model. What the pipeline needs of a drafter is ``drafts``: assignments go in, and
+drafts or failures come out as they are made.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _example(asked: str, reply: str) -> tuple[Turn, Turn]:
 
 
 def share(room: int, sizes: Sequence[int]) -> list[int]:
-    """How many of ``room`` tokens each text of ``sizes`` tokens gets: short ones all they need, the others equal parts."""
+    """How many of ``room`` tokens each text of ``sizes`` tokens gets: all it needs, or as many as the other long ones."""
     allowed = [0] * len(sizes)
     left = list(range(len(sizes)))
     while left:

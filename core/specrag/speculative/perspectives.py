@@ -1,7 +1,7 @@
-"""Perspectives: cluster the retrieved passages, then choose diverse subsets (Wang et al., arXiv 2407.08223, section 3.1).
+"""Perspectives: cluster the retrieved passages, then choose diverse subsets (Speculative RAG, section 3.1).
 
-First what works on passages and asks an embedder; then Algorithm 1 as pure functions on arrays. Every random choice comes
-from the seed.
+The functions on passages ask an embedder. The functions on arrays are pure and implement Algorithm 1 of the paper (Wang
+et al., arXiv 2407.08223). Every random choice comes from the seed.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ async def embed_passages(
 
 @dataclass(frozen=True)
 class Perspectives:
-    """``clusters[i]`` is the perspective of passage i; ``subsets[j]`` holds the passages of draft j, in retrieval order."""
+    """``clusters[i]`` is the perspective of passage i; ``subsets[j]`` holds the passages of draft j, best first."""
 
     clusters: tuple[int, ...]
     subsets: tuple[tuple[int, ...], ...]
@@ -145,8 +145,8 @@ def sample_perspectives(
         seed: Of K-means and of every draw.
 
     Returns:
-        Subsets of min(count, k) passages each. Under ``"coverage"`` and ``"random"`` they are distinct as long as distinct
-        ones exist; after that they repeat.
+        Subsets of min(count, k) passages each. Under ``"coverage"`` and ``"random"`` they are distinct as long as
+        distinct ones exist; after that they repeat.
 
     Raises:
         InvalidInputError: A number below 1, an unknown ``subsets``, or embeddings that do not fit.
@@ -258,9 +258,9 @@ def even_out(
 ) -> np.ndarray:  # [passages]
     """Labels after passages moved from clusters with more than ``drafts`` members into smaller ones, nearest first.
 
-    A cluster gives each draft one passage. Members beyond ``drafts`` would never be read, while a smaller cluster repeats
-    itself. After this no cluster is empty, and none is above ``drafts`` while another is below: together the drafts read
-    min(passages, drafts · clusters) different passages.
+    A cluster gives each draft one passage. Members beyond ``drafts`` would never be read, while a smaller cluster
+    repeats itself. After this no cluster is empty, and none is above ``drafts`` while another is below: together the
+    drafts read min(passages, drafts · clusters) different passages.
     """
     labels = labels.copy()
     while True:

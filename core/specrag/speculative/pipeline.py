@@ -1,7 +1,7 @@
 """Speculative RAG: perspectives, then drafting and verification, then selection (Wang et al., arXiv 2407.08223).
 
-One asynchronous generator, ``SpeculativeRAG.astream``, is the whole pipeline; every other entry reads it. Drafts are verified
-as they arrive: all in one pass when both models run in this process, one by one when they are servers.
+One asynchronous generator, ``SpeculativeRAG.astream``, is the whole pipeline. Every other entry reads it. Drafts are
+verified as they arrive: all in one pass when both models run in this process, one by one when they are servers.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class SpeculativeRAG:
         embedder: Makes the perspectives; by default the bundled MiniLM, loaded when first needed.
         drafts: m, the number of drafts (at least 1).
         passages_per_draft: k, the passages that a draft reads (at least 1). Where there are fewer, it reads all.
-        subsets: How the passages of each draft are chosen; see ``specrag.speculative.perspectives.sample_perspectives``.
+        subsets: How the passages of each draft are chosen; see
+            ``specrag.speculative.perspectives.sample_perspectives``.
         scoring: Which scores count and how.
         prompts: Every text that the models see. By default the prompts that the drafter was trained with, where a file
             beside its weights holds them, else ``Prompts()``. ``texts`` are those in use.

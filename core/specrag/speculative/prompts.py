@@ -1,7 +1,8 @@
-"""Every prompt of Speculative RAG, as data: what is asked, in which order, behind which headers.
+"""Every prompt of Speculative RAG, as data.
 
-A ``Prompts`` value is what a user replaces. Passages stand in numbered blocks whose delimiters carry a
-mark that no passage contains, so a passage cannot end its block, whatever it says.
+A user replaces prompts with a ``Prompts`` value. Passages are shown in numbered blocks. When a passage contains
+something that looks like a delimiter, all delimiters get a mark that no passage contains, so no passage can end its
+block.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ SELF_REFLECTION_STATEMENTS: tuple[str, ...] = (
     "Is the rationale good enough to support the answer? (Yes or No)",
 )
 
-#: What of ``Prompts`` a drafter is trained with: it drafts badly behind any other.
+#: The fields of ``Prompts`` that a drafter is trained with. With other values it drafts badly.
 DRAFTING_FIELDS = ("draft", "examples", "rationale_header", "answer_header", "abstention")
 _DRAFTING_FILE = "prompts.json"
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts that the models see. Placeholders are in braces; each field names those it may use.
+    """The texts that the models see. Placeholders are in braces; the list below names those of each field.
 
     Attributes:
-        draft: The drafter's turn ({passages}, {question}, and {abstention} for a drafter that shall know it).
-        examples: Earlier turns shown to the drafter, each what it is asked and what it replies.
+        draft: The drafter's turn ({passages}, {question}, and {abstention} where the drafter is told the marker).
+        examples: Earlier turns that the drafter sees, each a pair: what it is asked, and what it replies.
         free_format: Added to the drafter's turn where a server cannot begin the reply with the header.
-        rationale_header, answer_header: What stands before β and α, in drafts and in verification.
-        abstention: What a drafter writes as its answer when the passages do not answer.
+        rationale_header, answer_header: What comes before β and α, in drafts and in verification.
+        abstention: The marker: what a drafter writes as its answer when the passages do not answer.
         verify: Q as the verifier sees it ({question}).
         verify_with_passages: Q with passages beside or in place of the rationale ({passages}, {question}).
         statement: R, the self-reflection statement.
@@ -48,6 +49,9 @@ class Prompts:
         standard: Standard RAG, answer only ({passages}, {question}).
         synthesis: Asks a strong LM for the rationale of a known answer ({passages}, {question}, {answer}).
         questions: Asks a strong LM for questions that a passage answers, with their answers ({passages}).
+
+    Raises:
+        InvalidInputError: A text is empty, or a placeholder is missing or unknown.
     """
 
     draft: str = (
@@ -70,8 +74,8 @@ class Prompts:
         "Write one sentence that states the evidence in the passages for this answer."
     )
     questions: str = (
-        "Write questions that the passage answers, as somebody types them who does not have it: each names what it is about. "
-        "Behind each stands its answer, copied from the passage: a name, a date, a number, or a few words.\n\n"
+        "Write questions that the passage answers, as somebody types them who does not have it: each names what it is "
+        "about. Behind each stands its answer, copied from the passage: a name, a date, a number, or a few words.\n\n"
         "[1] Eiffel Tower: The Eiffel Tower was designed by Maurice Koechlin and completed in March 1889. [/1]\n"
         "Question: who designed the eiffel tower\nAnswer: Maurice Koechlin\n"
         "Question: when was the eiffel tower finished\nAnswer: March 1889\n\n{passages}"
@@ -110,9 +114,9 @@ class Prompts:
 
     @classmethod
     def for_small_models(cls) -> Prompts:
-        """For a drafter that was not trained for drafting: one worked example in place of instructions.
+        """Prompts for a drafter that was not trained to draft: one worked example in place of instructions.
 
-        A model of 135M parameters follows no instructions; told of the abstention marker, it copies it.
+        A model of 135M parameters does not follow instructions, and copies the abstention marker when it sees it.
         """
         passages = [
             Passage("It was completed in March 1889 by the company of Gustave Eiffel.", title="Eiffel Tower"),
@@ -124,16 +128,16 @@ class Prompts:
         return cls(draft=asked, examples=((shown, reply),))
 
     def save_drafting(self, folder: Path) -> None:
-        """Write what a drafter was trained with beside its weights (``Prompts.of_drafter`` reads it)."""
+        """Write what a drafter was trained with into the folder of its weights. ``of_drafter`` reads it."""
         content = {name: getattr(self, name) for name in DRAFTING_FIELDS}
         (folder / _DRAFTING_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def of_drafter(cls, folder: Path) -> Prompts | None:
-        """The prompts that the drafter in ``folder`` was trained with; ``None`` where it does not say.
+        """The prompts that the drafter in ``folder`` was trained with; ``None`` where no file says so.
 
         Raises:
-            InvalidInputError: The file that says it cannot be read.
+            InvalidInputError: The file cannot be read.
         """
         file = folder / _DRAFTING_FILE
         if not file.is_file():
@@ -151,7 +155,7 @@ class Prompts:
         return None if lm.folder is None else cls.of_drafter(lm.folder)
 
     def drafts_like(self, other: Prompts) -> bool:
-        """Whether a drafter trained with ``other`` sees here what it was trained with."""
+        """Whether a drafter that was trained with ``other`` sees the same here."""
         return all(getattr(self, name) == getattr(other, name) for name in DRAFTING_FIELDS)
 
     def draft_text(self, question: str, passages: Sequence[Passage]) -> str:
@@ -178,10 +182,10 @@ class Prompts:
 
 
 def format_passages(passages: Sequence[Passage]) -> str:
-    """Passages in numbered blocks: ``[1] ...`` up to a closing ``[/1]``.
+    """Passages in numbered blocks, from ``[1]`` to ``[/1]``.
 
-    When some passage holds text that looks like a delimiter, all delimiters get a mark made from the
-    passages' own hash, which none of them contains: ``[1:3fa9] ... [/1:3fa9]``.
+    When some passage contains text that looks like a delimiter, all delimiters get a mark. It is made from the
+    passages' hash, and no passage contains it: ``[1:3fa9] ... [/1:3fa9]``.
     """
     texts = [passage_text(passage).strip() for passage in passages]
     joined = "\n".join(texts)

@@ -64,8 +64,8 @@ def _reason_to_abstain(ranked: Sequence[Verdict], threshold: float | None) -> st
 def rank(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName]) -> tuple[tuple[Verdict, ...], tuple[ScoreName, ...]]:
     """All verdicts with their log-scores, best first, and the scores that counted.
 
-    Drafts that abstain come last and do not decide what counts. Where no score counts, the answer that most drafts agree
-    on comes first, then the one with the better ranked passages.
+    Drafts that abstain come last and do not decide what counts. Where no score counts, the answer that most drafts
+    agree on comes first, then the one with the better ranked passages.
     """
     contest = [verdict for verdict in verdicts if not verdict.draft.abstained]
     abstaining = [replace(verdict, log_score=None) for verdict in verdicts if verdict.draft.abstained]

@@ -1,8 +1,8 @@
 """Verification: each draft gets its scores (Wang et al., arXiv 2407.08223, section 3.3).
 
-``Verifier`` does it with a language model. What the pipeline needs of a verifier is ``verify``: a batch of drafts goes in,
-and a verdict or failure per draft comes out. Log-probabilities are in nats, at temperature 1. Which scores count and which
-draft wins is decided in ``selection``.
+``Verifier`` does it with a language model. What the pipeline needs of a verifier is ``verify``: a batch of drafts goes
+in, and a verdict or failure per draft comes out. Log-probabilities are in nats, at temperature 1. Which scores count
+and which draft wins is decided in ``selection``.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Scoring:
         normalization: ``"sum"`` over tokens, as in the paper, which favours short drafts; ``"mean"`` per token; or
             ``"mixed"``: the sum for ρ_draft and the mean for the verifier's scores, which measures best
             (docs/benchmarks.md).
-        evidence: What the verifier sees beside the answer: the rationale, the passages in its place (paper, Table 8), or
-            both.
-        threshold: Abstain when no draft's log-score is above it, in nats. Its scale depends on the other three settings.
-            ``None`` by default: on dev data, any threshold that abstains from more unanswerable questions loses right
-            answers (docs/benchmarks.md).
+        evidence: What the verifier sees beside the answer: the rationale, the passages in its place (paper, Table 8),
+            or both.
+        threshold: Abstain when no draft's log-score is above it, in nats. Its scale depends on the other three
+            settings. ``None`` by default: on dev data, any threshold that abstains from more unanswerable questions
+            loses right answers (docs/benchmarks.md).
 
     Raises:
         InvalidInputError: An unknown name, a score named twice, or a threshold that is not a number.

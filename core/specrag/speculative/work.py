@@ -1,8 +1,8 @@
 """The work on one question, piece by piece: what begins, ends and fails, for adapters that show it as traces.
 
-A piece of work is one stage of the pipeline, for one draft where the stage concerns a draft. ``WorkTracker`` turns the
-pipeline's events into the starts and ends of these pieces, and ``current_work`` says to which piece a model call belongs.
-Adapters map both to their framework's runs or spans.
+A piece of work is one stage of the pipeline, for one draft where the stage concerns a draft. ``WorkTracker`` turns
+the pipeline's events into the starts and ends of these pieces, and ``current_work`` says to which piece a model call
+belongs. Adapters map both to their framework's runs or spans.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ Step = Started | Ended | Failed
 class WorkTracker:
     """Turns the pipeline's events for one question into the steps of each piece of work.
 
-    A draft is drafted from the moment when the subsets are chosen, and verified from the moment when it arrives, unless it
-    abstains. Every piece of work that starts also ends or fails exactly once.
+    A draft is drafted from the moment when the subsets are chosen, and verified from the moment when it arrives,
+    unless it abstains. Every piece of work that starts also ends or fails exactly once.
     """
 
     def __init__(self) -> None:
