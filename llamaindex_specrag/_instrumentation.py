@@ -9,60 +9,14 @@ from uuid import uuid4
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.span import active_span_id
-from pydantic import ConfigDict
 
+from llamaindex_specrag.events import DraftEvent, DraftFailedEvent, PerspectivesEvent, VerdictEvent
 from specrag.schema import Draft, DraftDone, DraftFailed, Event, SubsetsChosen, Verdict, VerdictReady
 from specrag.speculative.work import Ended, Failed, Started, Step, Work, WorkTracker
 
 dispatcher = get_dispatcher(__name__)
 
 _SCORES = ("log_draft", "log_self_contain", "log_self_reflect")
-
-
-class _Event(BaseEvent):
-    """An event of this package, shown under its class's name."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
-
-    @classmethod
-    def class_name(cls) -> str:
-        return cls.__name__
-
-
-class PerspectivesEvent(_Event):
-    """The passages are clustered: ``subsets[j]`` holds the positions that draft j reads."""
-
-    subsets: list[list[int]]
-    embedding_source: str
-
-
-class DraftEvent(_Event):
-    """Draft number ``index`` arrived."""
-
-    index: int
-    answer: str
-    rationale: str
-    abstained: bool
-    subset: list[int]
-
-
-class DraftFailedEvent(_Event):
-    """Draft number ``index`` was lost, in drafting or in verification."""
-
-    index: int
-    subset: list[int]
-    error: str
-
-
-class VerdictEvent(_Event):
-    """Draft number ``index`` was scored. A score that no model gives is ``None``."""
-
-    index: int
-    answer: str
-    subset: list[int]
-    log_draft: float | None
-    log_self_contain: float | None
-    log_self_reflect: float | None
 
 
 class Spans:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from specrag.errors import LogProbsUnavailableError
 from specrag.models import Capabilities, Completion, GeneratedText, LanguageModel, Score
 from specrag.models.embedders import Embedder
-from specrag.schema import Usage
+from specrag.schema import Passage, Usage
 
 
 def part(text: str, log_prob: float | None = -0.5) -> GeneratedText:
     words = max(1, len(text.split()))
     return GeneratedText(text, None if log_prob is None else (log_prob,) * words, words)
+
+
+def shortened(passages: Sequence[Passage], words: int = 40) -> list[Passage]:
+    """The beginnings of real passages: a real model reads them in a fraction of the time."""
+    return [replace(passage, text=" ".join(passage.text.split()[:words])) for passage in passages]
 
 
 class ScriptedLM(LanguageModel):

@@ -23,7 +23,7 @@ from llama_index.vector_stores.faiss import FaissVectorStore
 from pydantic import Field
 
 from llamaindex_specrag import SpeculativeRAGQueryEngine
-from tests.fakes import HashEmbedder, first_passage_lm
+from tests.fakes import HashEmbedder, first_passage_lm, shortened
 
 
 class Embedding(BaseEmbedding):
@@ -65,12 +65,14 @@ def engine_of(drafter=None, found=None, **settings: Any) -> SpeculativeRAGQueryE
     )
 
 
-def real_index(embedder, questions) -> tuple[VectorStoreIndex, Embedding]:
-    """Passages of three questions in FAISS, and the embedding model that they went through."""
+def real_index(embedder, questions, words: int = 40) -> tuple[VectorStoreIndex, Embedding]:
+    """The first ``words`` of three questions' passages in FAISS, and the embedding model that they went through."""
     embedding = Embedding(core=embedder)
     store = FaissVectorStore(faiss_index=faiss.IndexFlatIP(384))
     documents = [
-        Document(text=p.text, metadata={"title": p.title or ""}) for q in questions[:3] for p in q.passages[:6]
+        Document(text=p.text, metadata={"title": p.title or ""})
+        for q in questions[:3]
+        for p in shortened(q.passages[:6], words)
     ]
     made = VectorStoreIndex.from_documents(
         documents, storage_context=StorageContext.from_defaults(vector_store=store), embed_model=embedding

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from llama_index.core.schema import NodeWithScore, TextNode
 
 import specrag
 from llamaindex_specrag import SpeculativeSynthesizer
 from specrag import Passage, Prompts
+from tests.fakes import shortened
 
 
 @pytest.mark.slow
@@ -17,7 +20,8 @@ def test_core_langchain_and_llamaindex_give_the_same_answer(quick_smollm2, minil
 
     from langchain_specrag import SpeculativeRAGRunnable
 
-    question, smollm2 = questions[1], quick_smollm2
+    question = replace(questions[1], passages=tuple(shortened(questions[1].passages)))
+    smollm2 = quick_smollm2
     vectors = minilm.embed([p.text for p in question.passages]) if with_embeddings else [None] * 10
     settings = {
         "drafts": 3,
@@ -25,8 +29,8 @@ def test_core_langchain_and_llamaindex_give_the_same_answer(quick_smollm2, minil
         "embedder": minilm,
         "prompts": Prompts.for_small_models(),
         "sampling": specrag.Sampling(temperature=0.7, seed=11),
-        "max_rationale_tokens": 12,
-        "max_answer_tokens": 8,
+        "max_rationale_tokens": 6,
+        "max_answer_tokens": 6,
     }
     core = specrag.SpeculativeRAG(drafter=smollm2, **settings).answer(
         question.question,

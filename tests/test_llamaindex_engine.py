@@ -29,7 +29,7 @@ async def test_questions_are_answered_from_a_real_index(index, quick_smollm2, mi
     smollm2 = quick_smollm2
     made, embedding = index
     retriever = made.as_retriever(similarity_top_k=6)
-    short = {"max_rationale_tokens": 12, "max_answer_tokens": 8}
+    short = {"max_rationale_tokens": 6, "max_answer_tokens": 6}
     settings = {"drafts": 2, "prompts": Prompts.for_small_models(), "embedder": embedding, **short}
     engine = SpeculativeRAGQueryEngine.from_args(retriever, smollm2, **settings)
     embedding.texts.clear()

@@ -16,7 +16,7 @@ from tests.llamaindex_parts import collecting, real_index
 
 @pytest.fixture(scope="module")
 def index(minilm, questions):
-    return real_index(minilm, questions)
+    return real_index(minilm, questions, words=1000)
 
 
 @pytest.fixture

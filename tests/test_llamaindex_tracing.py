@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 
-from llamaindex_specrag._instrumentation import DraftEvent, DraftFailedEvent, VerdictEvent
+from llamaindex_specrag.events import DraftEvent, DraftFailedEvent, VerdictEvent
 from specrag import Sampling
 from specrag.speculative.verification import Scoring
 from tests.fakes import ScriptedLM, failing_lm, first_passage_lm

@@ -8,7 +8,7 @@ import langchain_specrag
 import llamaindex_specrag
 import specrag
 from langchain_specrag.tool import QuestionInput
-from llamaindex_specrag import _instrumentation as llamaindex_events
+from llamaindex_specrag import events as llamaindex_events
 from specrag import schema
 from specrag.errors import InvalidInputError
 from specrag.models.base import GenerationRequest, Stage

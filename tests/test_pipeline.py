@@ -13,7 +13,7 @@ from specrag.errors import DraftingError, InvalidInputError, LogProbsUnavailable
 from specrag.models import Completion, Sampling
 from specrag.schema import AnswerReady, DraftDone, DraftFailed, SubsetsChosen, VerdictReady
 from specrag.speculative.verification import Scoring
-from tests.fakes import NAN, HashEmbedder, ScriptedLM, part
+from tests.fakes import NAN, HashEmbedder, ScriptedLM, part, shortened
 
 PASSAGES = [Passage(f"passage number {i}", title=f"T{i}", id=str(i)) for i in range(10)]
 
@@ -37,7 +37,7 @@ def pipeline(reply=by_passage, **options) -> SpeculativeRAG:
 
 def test_real_drafts_are_made_scored_and_chosen_over_real_passages(quick_smollm2, minilm, questions, forward_passes):
     question = questions[0].question
-    passages = [dataclasses.replace(p, text=" ".join(p.text.split()[:40])) for p in questions[0].passages]
+    passages = shortened(questions[0].passages)
     short = {"max_rationale_tokens": 16, "max_answer_tokens": 8}
     rag = SpeculativeRAG(drafter=quick_smollm2, embedder=minilm, prompts=Prompts.for_small_models(), seed=0, **short)
     quick_smollm2.score([_probe()])

@@ -220,7 +220,7 @@ def _example(asked: str, reply: str) -> tuple[Turn, Turn]:
 
 
 def share(room: int, sizes: Sequence[int]) -> list[int]:
-    """How many of ``room`` tokens each text of ``sizes`` tokens gets: all it needs, or as many as the other long ones."""
+    """Divide ``room`` tokens among texts of ``sizes`` tokens: short texts get all they need, the others equal parts."""
     allowed = [0] * len(sizes)
     left = list(range(len(sizes)))
     while left:
