@@ -33,7 +33,7 @@ def test_a_langchain_document_gives_text_id_and_what_its_metadata_hold(form):
     made = Passage.of(form(Document("x", id="d1", metadata=metadata)))
     assert (made.text, made.title, made.id, made.score) == ("x", "T", "d1", 0.25)
     assert made.embedding.tolist() == [0.0, 1.0] and made.metadata == metadata
-    bare = Passage.of(form(Document("x", metadata={"score": "high"})))
+    bare = Passage.of(form(Document("x", metadata={"score": "high", "embedding": "minilm"})))
     assert (bare.title, bare.id, bare.score, bare.embedding) == (None, None, None, None)
 
 

@@ -111,13 +111,15 @@ def _passage_fields(given: dict[str, Any]) -> dict[str, Any]:
         score = found if isinstance(found, int | float | np.number) else None
     elif not isinstance(score, int | float | np.number):
         raise InvalidInputError(f"score must be a number, got {_a(type(score).__name__)}")
-    embedding = given.get("embedding")
+    embedding, found = given.get("embedding"), metadata.get("embedding")
+    if embedding is None and isinstance(found, list | tuple | np.ndarray):
+        embedding = found
     return {
         "text": given["text"],
         "title": str(title) if title else None,
         "id": None if key is None else str(key),
         "score": None if score is None else float(score),
-        "embedding": metadata.get("embedding") if embedding is None else embedding,
+        "embedding": embedding,
         "metadata": metadata,
     }
 
