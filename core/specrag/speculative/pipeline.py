@@ -89,7 +89,7 @@ class SpeculativeRAG:
     _trained_with: Prompts | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self._check_types()
+        _check_types(self)
         for name in ("drafts", "passages_per_draft"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -106,21 +106,6 @@ class SpeculativeRAG:
                 stacklevel=3,
             )
         self._drafter()  # checks its own settings
-
-    def _check_types(self) -> None:
-        models = "a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...))"
-        expected: dict[str, tuple[type, str]] = {
-            "drafter": (LanguageModel, models),
-            "verifier": (LanguageModel, models),
-            "embedder": (Embedder, "a specrag Embedder"),
-            "scoring": (Scoring, "a Scoring"),
-            "prompts": (Prompts, "a Prompts"),
-            "sampling": (Sampling, "a Sampling; `subsets` says how passages are chosen"),
-        }
-        for name, (kind, words) in expected.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind) and not (value is None and name in ("verifier", "embedder", "prompts")):
-                raise InvalidInputError(f"{name} must be {words}, got {type(value).__name__}")
 
     @property
     def texts(self) -> Prompts:
@@ -250,6 +235,24 @@ class SpeculativeRAG:
             verifier_usage=drafts.verifier_usage,
             notes=(*asked.notes, *drafts.notes, *choice.notes),
         )
+
+
+_LANGUAGE_MODEL = (LanguageModel, "a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...))")
+_TYPES: dict[str, tuple[type, str]] = {
+    "drafter": _LANGUAGE_MODEL,
+    "verifier": _LANGUAGE_MODEL,
+    "embedder": (Embedder, "a specrag Embedder"),
+    "scoring": (Scoring, "a Scoring"),
+    "prompts": (Prompts, "a Prompts"),
+    "sampling": (Sampling, "a Sampling; `subsets` says how passages are chosen"),
+}
+
+
+def _check_types(rag: SpeculativeRAG) -> None:
+    for name, (kind, expected) in _TYPES.items():
+        value = getattr(rag, name)
+        if not isinstance(value, kind) and not (value is None and name in ("verifier", "embedder", "prompts")):
+            raise InvalidInputError(f"{name} must be {expected}, got {type(value).__name__}")
 
 
 @dataclass(frozen=True)
