@@ -22,6 +22,7 @@ from specrag.models import Completion, TransformersLM, bundled
 from specrag.models.base import GeneratedText
 from specrag.models.bundled import adapter_folder
 from specrag.speculative.drafting import Drafter
+from specrag.text import MAX_EVIDENCE_WORDS
 from specrag.training import (
     Mixture,
     TrainingSettings,
@@ -34,7 +35,7 @@ from specrag.training import (
     train,
 )
 from specrag.training.examples import IGNORED, encode_example, in_batches
-from specrag.training.rationales import MAX_WORDS, answer_in
+from specrag.training.rationales import answer_in
 from specrag.training.substitution import Substitutes, answer_kind
 from tests.conftest import tiny_llama
 from tests.fakes import HashEmbedder, ScriptedLM
@@ -68,7 +69,7 @@ def test_the_rationale_is_the_sentence_with_the_answer_under_its_title():
     )
     long = Passage("word " * 60 + "the answer is Rome and more words follow here " + "word " * 60)
     cut = extractive_rationale("what", "Rome", long)
-    assert cut is not None and "Rome" in cut and len(cut.split()) <= MAX_WORDS
+    assert cut is not None and "Rome" in cut and len(cut.split()) <= MAX_EVIDENCE_WORDS
     assert extractive_rationale("what", "Oslo", passage) is None
     assert answer_in(Passage("the United  States, of America"), ["united states of america"]) == (
         "United  States, of America"

@@ -16,7 +16,8 @@ import numpy as np
 from specrag.errors import InvalidInputError
 
 EmbeddingSource = Literal["passages", "embedder", "none"]
-ScoreName = Literal["draft", "self_contain", "self_reflect"]
+ScoreName = Literal["draft", "self_contain", "self_reflect", "listwise", "span", "agreement"]
+#: The paper's three scores.
 ALL_SCORES: tuple[ScoreName, ...] = ("draft", "self_contain", "self_reflect")
 
 
@@ -161,8 +162,10 @@ class Draft:
     """An answer α with its rationale β, made from one subset δ of the passages (paper, section 3.2).
 
     Attributes:
-        index: The number of the draft, from 0: its position among the subsets of ``SubsetsChosen``.
-        subset: Positions of its passages in the list that the caller gave.
+        index: The number of the draft, from 0. For drafts that a language model writes, its position among the subsets
+            of ``SubsetsChosen``; drafts that a reader copies come after them.
+        subset: Positions of its passages in the list that the caller gave. Of a copied draft: the passages that hold
+            it, the likeliest first.
         passages: Those passages.
         text: The answer α.
         rationale: The rationale β; may be empty.
@@ -173,6 +176,11 @@ class Draft:
         usage: Tokens of the model call that made it.
         seconds: How long that call took.
         notes: What was not done as asked, for example passages that were cut.
+        drafter: The name of the model that made it.
+        places: Where a copied answer stands: (which of ``passages``, first character, one past the last), in the
+            passage as ``specrag.text.passage_text`` gives it. Empty for a draft that was written. The rationale of a
+            copied draft is copied too, so that only its answer has a log-probability.
+        log_no_answer: log P(no span answers), of the reader that copied it.
     """
 
     index: int
@@ -188,6 +196,9 @@ class Draft:
     usage: Usage = Usage()
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    drafter: str = ""
+    places: tuple[tuple[int, int, int], ...] = ()
+    log_no_answer: float | None = None
 
 
 @dataclass(frozen=True)
@@ -211,13 +222,23 @@ class Verdict:
         log_draft: log ρ_draft (equation 1).
         log_self_contain: log ρ_SC.
         log_self_reflect: log ρ_SR.
-        log_score: The sum of the scores that count for this question; ``None`` when none does.
+        log_listwise: log ρ_L: the probability of the draft's label among those of all drafts and "none of these".
+        log_span: log P of the draft's span, by a reader that verifies.
+        log_agreement: Log of the share of drafts that have the same answer.
+        log_none: log P of "none of these", beside ``log_listwise``.
+        same: The indexes of other drafts with the same answer, which this one stands for.
+        log_score: The weighted sum of the scores that count for this question; ``None`` when none does.
     """
 
     draft: Draft
     log_draft: float | None = None
     log_self_contain: float | None = None
     log_self_reflect: float | None = None
+    log_listwise: float | None = None
+    log_span: float | None = None
+    log_agreement: float | None = None
+    log_none: float | None = None
+    same: tuple[int, ...] = ()
     log_score: float | None = None
 
     def to_row(self) -> dict[str, Any]:
@@ -232,6 +253,8 @@ class Verdict:
             "log_draft": self.log_draft,
             "log_self_contain": self.log_self_contain,
             "log_self_reflect": self.log_self_reflect,
+            "log_listwise": self.log_listwise,
+            "log_span": self.log_span,
         }
 
 

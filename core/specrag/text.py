@@ -6,6 +6,14 @@ import re
 
 from specrag.schema import Passage
 
+# A full stop after an initial or a title ends no sentence.
+_ABBREVIATED = (
+    r"(?<!\b[A-Zc]\.)(?<!\b(?:Dr|Mr|Ms|St|Jr|Sr|No|vs|ca|Lt)\.)(?<!\b(?:Mrs|Sgt|Gen|Sen|Rep|Col)\.)(?<!\bProf\.)"
+)
+_SENTENCE_END = re.compile(rf"(?<=[.!?]){_ABBREVIATED}[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|\n+")
+#: A rationale that is copied has at most so many words: with its title 37 tokens in the median, 68 in one of a hundred.
+MAX_EVIDENCE_WORDS = 26
+
 
 def passage_text(passage: Passage) -> str:
     """A passage as models and embedders read it: the title, then the text."""
@@ -16,3 +24,40 @@ def normalize_answer(text: str) -> str:
     """``text`` without case, punctuation, articles and extra spaces, as in SQuAD's evaluation (arXiv 1606.05250)."""
     text = re.sub(r"[^\w\s]", " ", text.casefold())
     return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+
+
+def whole_words(phrase: str) -> re.Pattern[str] | None:
+    """What finds ``phrase`` as whole words in any case, whatever stands between them. ``None``: it has no words."""
+    pattern = r"\W+".join(re.findall(r"\w+", phrase))
+    return re.compile(rf"(?<!\w){pattern}(?!\w)", re.IGNORECASE) if pattern else None
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """The sentences of ``text`` as (first character, one past the last), in order, without white space around them."""
+    bounds, start = [], 0
+    for end, following in [*((m.start(), m.end()) for m in _SENTENCE_END.finditer(text)), (len(text), len(text))]:
+        inside = text[start:end]
+        if inside.strip():
+            left = len(inside) - len(inside.lstrip())
+            bounds.append((start + left, start + len(inside.rstrip())))
+        start = following
+    return bounds
+
+
+def evidence(passage: Passage, start: int, end: int, max_words: int = MAX_EVIDENCE_WORDS) -> str:
+    """The sentence of ``passage.text`` that holds the characters ``start`` to ``end``, after the passage's title.
+
+    A sentence of more than ``max_words`` words is cut around them.
+    """
+    first, last = next(((a, b) for a, b in sentences(passage.text) if a <= start < b), (0, len(passage.text)))
+    words = [match.span() for match in re.finditer(r"\S+", passage.text[first:last])]
+    if len(words) > max_words:
+        before = sum(word_end <= start - first for _, word_end in words)
+        held = sum(word_start < end - first for word_start, _ in words) - before
+        stop = min(len(words), before + held + 4)
+        begin = max(0, min(before, stop - max_words))
+        if begin == 0:
+            stop = min(len(words), max(stop, max_words))
+        words = words[begin:stop]
+    sentence = " ".join(passage.text[first + a : first + b] for a, b in words)
+    return f"{passage.title}: {sentence}" if passage.title else sentence

@@ -156,12 +156,70 @@ class Capabilities:
 
     ``batched``: one call with many requests is faster than many calls (a model in this process).
     Otherwise the pipeline sends each request on its own and uses what arrives first (a server).
+    ``most_top_log_probs``: how many likely tokens it lists at each position, at most (OpenAI's API: 20).
     """
 
     prompt_log_probs: bool | None = None
     generation_log_probs: bool | None = None
     batched: bool = True
     prefill: bool | None = None
+    most_top_log_probs: int = 20
+
+
+@dataclass(frozen=True)
+class Span:
+    """A span of a passage: characters ``start`` to ``end`` of text number ``passage``.
+
+    ``log_prob``: log P(span | question, all passages), in nats.
+    """
+
+    passage: int
+    start: int
+    end: int
+    log_prob: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader finds: the likeliest spans, best first, and log P(no span answers). ``tokens``: how many it read."""
+
+    spans: tuple[Span, ...]
+    log_no_answer: float
+    tokens: int = 0
+
+
+class Reader(ABC):
+    """Anything that finds the spans of passages that answer a question: a drafter that copies, or a verifier of spans.
+
+    All spans of all passages of a question, and "no span answers", share one distribution.
+    """
+
+    name: str = "reader"
+
+    @abstractmethod
+    def read(self, question: str, texts: Sequence[str], *, spans_per_passage: int = 8) -> Reading:
+        """The likeliest spans of ``texts``.
+
+        Raises:
+            InvalidInputError: The question is empty, or ``spans_per_passage`` is below 1.
+        """
+
+    @abstractmethod
+    def score(self, question: str, texts: Sequence[str], spans: Sequence[tuple[int, int, int]]) -> list[float | None]:
+        """Log P of given spans: (number of the text, first character, one past the last).
+
+        ``None`` for a span that this reader cannot score, because it has more tokens than a span may have.
+        """
+
+    async def aread(self, question: str, texts: Sequence[str], *, spans_per_passage: int = 8) -> Reading:
+        """``read`` without blocking the event loop."""
+        return await asyncio.to_thread(self.read, question, texts, spans_per_passage=spans_per_passage)
+
+    async def ascore(
+        self, question: str, texts: Sequence[str], spans: Sequence[tuple[int, int, int]]
+    ) -> list[float | None]:
+        """``score`` without blocking the event loop."""
+        return await asyncio.to_thread(self.score, question, texts, spans)
 
 
 class LanguageModel(ABC):

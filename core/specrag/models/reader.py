@@ -21,6 +21,7 @@ from torch import Tensor
 
 from specrag.engine.onednn import multiplies_bfloat16
 from specrag.errors import InvalidInputError, ModelNotFoundError
+from specrag.models.base import Reader, Reading, Span
 
 #: Stands for minus infinity: sums of two stay finite, and gradients through them are 0.
 IMPOSSIBLE = -1e4
@@ -78,28 +79,6 @@ def shared_log_normalizer(
 
 
 @dataclass(frozen=True)
-class Span:
-    """A span of a passage: characters ``start`` to ``end`` of text number ``passage``.
-
-    ``log_prob``: log P(span | question, all passages), in nats.
-    """
-
-    passage: int
-    start: int
-    end: int
-    log_prob: float
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a reader finds: the likeliest spans, best first, and log P(no span answers). ``tokens``: how many it read."""
-
-    spans: tuple[Span, ...]
-    log_no_answer: float
-    tokens: int
-
-
-@dataclass(frozen=True)
 class _Window:
     """A question beside a part of a passage, as token ids. ``offsets``: of each token, in the passage; (0, 0) outside it."""
 
@@ -110,7 +89,7 @@ class _Window:
     new_from: int  # the end of the window before: a span that ends by then is that window's
 
 
-class SpanReader:
+class SpanReader(Reader):
     """A question-answering encoder of transformers.
 
     Args:
@@ -214,33 +193,28 @@ class SpanReader:
                 spans.append(Span(passage, start, end, min(0.0, value - total)))
         return Reading(tuple(spans), -total, sum(len(window.ids) for window in windows))
 
-    def score(self, question: str, texts: Sequence[str], spans: Sequence[tuple[int, int, int]]) -> list[float]:
+    def score(self, question: str, texts: Sequence[str], spans: Sequence[tuple[int, int, int]]) -> list[float | None]:
         """Log P of given spans: (number of the text, first character, one past the last).
 
-        A span is mapped to this reader's own tokens: the fewest that cover it.
+        A span is mapped to this reader's own tokens: the fewest that cover it. ``None`` where they are more than
+        ``longest``, or none.
 
         Raises:
-            InvalidInputError: A span is empty, longer than ``longest`` tokens, or outside its text.
+            InvalidInputError: A span is empty or outside its text.
         """
         for number, start, end in spans:
             if not 0 <= number < len(texts) or not 0 <= start < end <= len(texts[number]):
                 raise InvalidInputError(f"span {(number, start, end)} is empty, or not inside its text")
-        windows = self._windows(question, texts)
         sums: list[Tensor] = []
         scored: dict[int, float] = {}
-        for batch, scores in self._scored(windows):
+        for batch, scores in self._scored(self._windows(question, texts)):
             sums.append(scores.flatten(1).logsumexp(1))
             for row, window in enumerate(batch):
                 for i, (number, start, end) in enumerate(spans):
                     if number == window.passage and (place := _covering(window, start, end, self.longest)):
                         scored[i] = float(scores[row, place[0], place[1]])
-        missing = [spans[i] for i in range(len(spans)) if i not in scored]
-        if missing:
-            raise InvalidInputError(
-                f"span {missing[0]} has more than longest={self.longest} tokens, or no token of the text"
-            )
-        total = float(torch.logaddexp(torch.cat(sums).logsumexp(0), torch.tensor(0.0)))
-        return [min(0.0, scored[i] - total) for i in range(len(spans))]
+        total = float(torch.logaddexp(torch.cat(sums).logsumexp(0), torch.tensor(0.0))) if sums else 0.0
+        return [min(0.0, scored[i] - total) if i in scored else None for i in range(len(spans))]
 
     # --- windows ------------------------------------------------------------------------------------
 

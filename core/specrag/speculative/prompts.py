@@ -16,7 +16,7 @@ from pathlib import Path
 
 from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel
-from specrag.schema import Passage
+from specrag.schema import Draft, Passage
 from specrag.text import passage_text
 
 #: The statements R of the paper's Table 7. Each is answered with "Yes" when the draft is to be trusted.
@@ -46,6 +46,10 @@ class Prompts:
         verify_with_passages: Q with passages beside or in place of the rationale ({passages}, {question}).
         statement: R, the self-reflection statement.
         affirmation: The answer to R that is scored.
+        listwise: Asks which of several candidate answers is right ({question}, {candidates}).
+        candidate: One candidate ({label}, {answer}); its evidence follows in ``candidate_evidence`` ({evidence}), where it
+            has any.
+        none_of_these: The last candidate.
         standard: Standard RAG, answer only ({passages}, {question}).
         synthesis: Asks a strong LM for the rationale of a known answer ({passages}, {question}, {answer}).
         questions: Asks a strong LM for questions that a passage answers, with their answers ({passages}).
@@ -68,6 +72,13 @@ class Prompts:
     verify_with_passages: str = "{passages}\n\nQuestion: {question}"
     statement: str = SELF_REFLECTION_STATEMENTS[0]
     affirmation: str = "Yes"
+    listwise: str = (
+        "Question: {question}\n\nCandidate answers, each with its evidence:\n{candidates}\n\n"
+        "Which candidate answers the question? Reply with its letter only."
+    )
+    candidate: str = "{label}. {answer}"
+    candidate_evidence: str = " ({evidence})"
+    none_of_these: str = "None of these"
     standard: str = "Read the passages and answer the question in a few words.\n\n{passages}\n\nQuestion: {question}"
     synthesis: str = (
         "{passages}\n\nQuestion: {question}\nAnswer: {answer}\n\n"
@@ -86,6 +97,9 @@ class Prompts:
             "draft": {"passages", "question", "abstention"},
             "verify": {"question"},
             "verify_with_passages": {"passages", "question"},
+            "listwise": {"question", "candidates"},
+            "candidate": {"label", "answer"},
+            "candidate_evidence": {"evidence"},
             "standard": {"passages", "question"},
             "synthesis": {"passages", "question", "answer"},
             "questions": {"passages"},
@@ -166,6 +180,17 @@ class Prompts:
             return self.verify.format(question=question)
         return self.verify_with_passages.format(question=question, passages=format_passages(passages))
 
+    def listwise_text(self, question: str, drafts: Sequence[Draft]) -> str:
+        """The prompt that compares ``drafts``: one label each, in their order, and the last one for none of them."""
+        lines = []
+        for label, draft in zip(string.ascii_uppercase, drafts, strict=False):
+            line = self.candidate.format(label=label, answer=_one_line(draft.text))
+            if draft.rationale:
+                line += self.candidate_evidence.format(evidence=_one_line(draft.rationale))
+            lines.append(line)
+        lines.append(self.candidate.format(label=string.ascii_uppercase[len(drafts)], answer=self.none_of_these))
+        return self.listwise.format(question=question, candidates="\n".join(lines))
+
     def standard_text(self, question: str, passages: Sequence[Passage]) -> str:
         return self.standard.format(question=question, passages=format_passages(passages))
 
@@ -179,6 +204,11 @@ class Prompts:
         """Whether ``answer`` is the abstention marker, up to case, punctuation and space around it."""
         trim = string.punctuation + string.whitespace
         return answer.strip(trim).casefold() == self.abstention.strip(trim).casefold()
+
+
+def _one_line(text: str) -> str:
+    """``text`` without line breaks: a draft cannot begin a candidate of its own."""
+    return " ".join(text.split())
 
 
 def format_passages(passages: Sequence[Passage]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from specrag.schema import ScoreName, Verdict
@@ -36,18 +36,51 @@ class Choice:
         return self.ranked[0] if self.reason is None else None
 
 
-def choose(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName], threshold: float | None = None) -> Choice:
+def choose(
+    verdicts: Sequence[Verdict],
+    wanted: Sequence[ScoreName],
+    threshold: float | None = None,
+    *,
+    weights: Mapping[ScoreName, float] | None = None,
+    merge: bool = False,
+) -> Choice:
     """The best of ``verdicts`` by the ``wanted`` scores, or an abstention.
 
     Abstains when no verdict is there, when every draft abstains, or when the best log-score is not above ``threshold``.
+
+    Args:
+        verdicts: One per draft.
+        wanted: The scores that shall count.
+        threshold: In nats.
+        weights: What each score is multiplied with; 1 by default.
+        merge: Make one verdict of those with the same answer (``merged``).
     """
-    ranked, counting = rank(verdicts, wanted)
+    ranked, counting = rank(merged(verdicts) if merge else verdicts, wanted, weights)
     notes: tuple[str, ...] = ()
     if not counting and any(not verdict.draft.abstained for verdict in ranked):
         notes = ("no score was available for every draft: agreement among drafts, then retrieval rank, decided",)
     elif counting and (missing := [name for name in wanted if name not in counting]):
         notes = (f"not available for every draft, so left out: {', '.join(missing)}",)
     return Choice(ranked, counting, _reason_to_abstain(ranked, threshold), notes)
+
+
+def merged(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """One verdict per answer, in order: that of the draft with the best score of its own.
+
+    Its ``same`` names the other drafts with this answer, and ``log_agreement`` is the log of their share, itself
+    included, of all drafts that do not abstain.
+    """
+    answers: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if not verdict.draft.abstained:
+            answers.setdefault(normalize_answer(verdict.draft.text) or verdict.draft.text, []).append(verdict)
+    total = sum(map(len, answers.values()))
+    kept = []
+    for group in answers.values():
+        best = max(group, key=lambda v: _number(v.log_draft))
+        same = tuple(v.draft.index for v in group if v is not best)
+        kept.append(replace(best, same=same, log_agreement=math.log(len(group) / total)))
+    return [*kept, *(verdict for verdict in verdicts if verdict.draft.abstained)]
 
 
 def _reason_to_abstain(ranked: Sequence[Verdict], threshold: float | None) -> str | None:
@@ -61,7 +94,9 @@ def _reason_to_abstain(ranked: Sequence[Verdict], threshold: float | None) -> st
     return None
 
 
-def rank(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName]) -> tuple[tuple[Verdict, ...], tuple[ScoreName, ...]]:
+def rank(
+    verdicts: Sequence[Verdict], wanted: Sequence[ScoreName], weights: Mapping[ScoreName, float] | None = None
+) -> tuple[tuple[Verdict, ...], tuple[ScoreName, ...]]:
     """All verdicts with their log-scores, best first, and the scores that counted.
 
     Drafts that abstain come last and do not decide what counts. Where no score counts, the answer that most drafts
@@ -71,7 +106,7 @@ def rank(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName]) -> tuple[tupl
     abstaining = [replace(verdict, log_score=None) for verdict in verdicts if verdict.draft.abstained]
     counting = scores_counting(contest, wanted)
     if counting:
-        ranked = sorted((combine(verdict, counting) for verdict in contest), key=lambda v: -_number(v.log_score))
+        ranked = sorted((combine(verdict, counting, weights) for verdict in contest), key=lambda v: -_number(v.log_score))
     else:
         votes = Counter(normalize_answer(verdict.draft.text) for verdict in contest)
         by_vote = sorted(contest, key=lambda v: (-votes[normalize_answer(v.draft.text)], v.draft.subset))
@@ -86,11 +121,18 @@ def scores_counting(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName]) ->
     return tuple(name for name in wanted if all(getattr(v, f"log_{name}") is not None for v in verdicts))
 
 
-def combine(verdict: Verdict, scores: Sequence[ScoreName]) -> Verdict:
-    """``verdict`` with log ρ, the sum of ``scores`` (the paper's product, in log space)."""
+def combine(
+    verdict: Verdict, scores: Sequence[ScoreName], weights: Mapping[ScoreName, float] | None = None
+) -> Verdict:
+    """``verdict`` with log ρ, the weighted sum of ``scores`` (with weights of 1, the paper's product in log space)."""
     if not scores:
         return replace(verdict, log_score=None)
-    return replace(verdict, log_score=float(sum(getattr(verdict, f"log_{name}") for name in scores)))
+    weighted = (_weighted(getattr(verdict, f"log_{name}"), (weights or {}).get(name, 1.0)) for name in scores)
+    return replace(verdict, log_score=float(sum(weighted)))
+
+
+def _weighted(value: float, weight: float) -> float:
+    return 0.0 if weight == 0 else weight * value  # 0 times minus infinity is not a number
 
 
 def _number(value: float | None) -> float:

@@ -8,7 +8,7 @@ and which draft wins is decided in ``selection``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -19,6 +19,7 @@ from specrag.schema import ALL_SCORES, Draft, DraftFailure, ScoreName, Usage, Ve
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.work import Work, working_on
 
+Mode = Literal["auto", "pointwise", "listwise"]
 Evidence = Literal["rationale", "passages", "both"]
 Normalization = Literal["mixed", "sum", "mean"]
 
@@ -33,48 +34,75 @@ SUBSTITUTE_NOTE = (
 
 @dataclass(frozen=True)
 class Scoring:
-    """Which scores count, and how they are made.
+    """How drafts are scored, and which scores count.
 
     Args:
-        scores: Any of ``"draft"`` (ρ_draft), ``"self_contain"`` (ρ_SC) and ``"self_reflect"`` (ρ_SR).
-        normalization: ``"sum"`` over tokens, as in the paper, which favours short drafts; ``"mean"`` per token; or
-            ``"mixed"``: the sum for ρ_draft and the mean for the verifier's scores, which measures best
-            (docs/benchmarks.md).
-        evidence: What the verifier sees beside the answer: the rationale, the passages in its place (paper, Table 8),
-            or both.
-        threshold: Abstain when no draft's log-score is above it, in nats. Its scale depends on the other three
-            settings. ``None`` by default: on dev data, any threshold that abstains from more unanswerable questions
-            loses right answers (docs/benchmarks.md).
+        mode: ``"pointwise"``: the paper's scores, of each draft alone. ``"listwise"``: all drafts are compared in one
+            prompt (``specrag.speculative.listwise``). ``"auto"``: listwise where a language model verifies the drafts
+            of a reader, else pointwise.
+        scores: Those that count. By default all that the mode makes: ``"draft"`` (ρ_draft), ``"self_contain"`` (ρ_SC)
+            and ``"self_reflect"`` (ρ_SR); or ``"draft"`` and ``"listwise"`` (ρ_L); where a reader verifies, ``"draft"``
+            and ``"span"``.
+        weights: What each score is multiplied with before they are summed; 1 where nothing is given.
+        normalization: Of the pointwise scores. ``"sum"`` over tokens, as in the paper, which favours short drafts;
+            ``"mean"`` per token; or ``"mixed"``: the sum for ρ_draft and the mean for the verifier's scores, which
+            measures best (docs/results.md).
+        evidence: What a pointwise verifier sees beside the answer: the rationale, the passages in its place (paper,
+            Table 8), or both.
+        second_order_below: Listwise: the drafts are shown a second time, in the opposite order, where the two best ones
+            are closer than this, in nats. ``None``: always; 0: never.
+        threshold: Abstain when no draft's log-score is above it, in nats. Its scale depends on the other settings.
 
     Raises:
-        InvalidInputError: An unknown name, a score named twice, or a threshold that is not a number.
+        InvalidInputError: An unknown name, a score named twice, or a number that is not one.
     """
 
-    scores: tuple[ScoreName, ...] = ALL_SCORES
+    mode: Mode = "auto"
+    scores: tuple[ScoreName, ...] | None = None
+    weights: Mapping[ScoreName, float] | None = None
     normalization: Normalization = "mixed"
     evidence: Evidence = "rationale"
+    second_order_below: float | None = 2.0
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scores", tuple(self.scores))
-        if unknown := [name for name in self.scores if name not in ALL_SCORES]:
-            raise InvalidInputError(f"unknown scores {unknown}: choose among {', '.join(ALL_SCORES)}")
-        if len(set(self.scores)) < len(self.scores):
+        for name, kind in (("mode", Mode), ("normalization", Normalization), ("evidence", Evidence)):
+            if getattr(self, name) not in get_args(kind):
+                raise InvalidInputError(
+                    f"{name} must be one of {', '.join(map(repr, get_args(kind)))}; got {getattr(self, name)!r}"
+                )
+        if self.scores is not None:
+            object.__setattr__(self, "scores", tuple(self.scores))
+        named = (*(self.scores or ()), *(self.weights or ()))
+        if unknown := [name for name in named if name not in get_args(ScoreName)]:
+            raise InvalidInputError(f"unknown scores {unknown}: choose among {', '.join(get_args(ScoreName))}")
+        if self.scores is not None and len(set(self.scores)) < len(self.scores):
             raise InvalidInputError(f"scores are named twice: {self.scores}")
-        if self.normalization not in get_args(Normalization):
-            raise InvalidInputError(f"normalization must be 'mixed', 'sum' or 'mean', got {self.normalization!r}")
-        if self.evidence not in get_args(Evidence):
-            raise InvalidInputError(f"evidence must be 'rationale', 'passages' or 'both', got {self.evidence!r}")
-        if self.threshold is not None and math.isnan(self.threshold):
-            raise InvalidInputError("threshold must be a number, got NaN")
+        numbers = {"threshold": self.threshold, "second_order_below": self.second_order_below, **(self.weights or {})}
+        if broken := [name for name, value in numbers.items() if value is not None and math.isnan(value)]:
+            raise InvalidInputError(f"{broken[0]} must be a number, got NaN")
+
+    @property
+    def counted(self) -> tuple[ScoreName, ...]:
+        """The scores that count, where the mode is settled."""
+        if self.scores is not None:
+            return self.scores
+        return ("draft", "listwise") if self.mode == "listwise" else ALL_SCORES
+
+    def weight(self, score: ScoreName) -> float:
+        """What ``score`` is multiplied with."""
+        return (self.weights or {}).get(score, 1.0)
 
 
 def draft_score(draft: Draft, normalization: Normalization = "sum") -> float | None:
     """Log ρ_draft = logaddexp(log P(β | Q, δ), log P(α | Q, δ, β)), in nats (paper, equation 1, in log space).
 
     The two terms are sums over tokens; with ``"mean"``, means per token. A draft without a rationale has no first term.
-    ``None`` where the drafter gives no log-probabilities.
+    ``None`` where the drafter gives no log-probabilities. Of a copied draft only the answer counts: its log-probability
+    is that of its spans.
     """
+    if draft.places:
+        return draft.log_answer
     mean = normalization == "mean"
     answer = _per_token(draft.log_answer, draft.answer_tokens) if mean else draft.log_answer
     rationale = _per_token(draft.log_rationale, draft.rationale_tokens) if mean else draft.log_rationale
@@ -135,6 +163,9 @@ class Verifier:
     prompts: Prompts = Prompts()
     scoring: Scoring = Scoring()
 
+    #: Each draft is scored alone, so verification starts as drafts arrive.
+    waits_for_all = False
+
     @property
     def batched(self) -> bool:
         """Whether one call with all drafts is faster than a call per draft."""
@@ -142,7 +173,7 @@ class Verifier:
 
     def needed_for(self, draft: Draft) -> bool:
         """Whether a score that counts for ``draft`` comes from this verifier."""
-        return not draft.abstained and any(name != "draft" for name in self.scoring.scores)
+        return not draft.abstained and any(name != "draft" for name in self.scoring.counted)
 
     async def verify(self, question: str, drafts: Sequence[Draft]) -> Verification:
         """A verdict per draft, in order. Scores that are not numbers cost their draft alone.
@@ -195,7 +226,7 @@ class Verifier:
 
     async def _substitute(self, question: str, drafts: Sequence[Draft]) -> list[RawScores]:
         """P("Yes") from the likeliest first tokens of the model's own reply; see ``yes_log_probability``."""
-        if "self_reflect" not in self.scoring.scores or self.lm.capabilities.generation_log_probs is False:
+        if "self_reflect" not in self.scoring.counted or self.lm.capabilities.generation_log_probs is False:
             return [RawScores() for _ in drafts]
         requests = [
             GenerationRequest(
@@ -215,13 +246,13 @@ class Verifier:
     def conversation(self, question: str, draft: Draft) -> tuple[Turn, ...]:
         """[Q, α, β, R, "Yes"] as turns. The segments whose tokens are scored have a name."""
         turns = list(self._shown(question, draft))
-        if "self_reflect" in self.scoring.scores:
+        if "self_reflect" in self.scoring.counted:
             turns.append(Turn.of("user", self.prompts.statement))
             turns.append(Turn("assistant", (Segment(self.prompts.affirmation, "self_reflect"),)))
         return tuple(turns)
 
     def _shown(self, question: str, draft: Draft) -> tuple[Turn, Turn]:
-        contain = "self_contain" if "self_contain" in self.scoring.scores else None
+        contain = "self_contain" if "self_contain" in self.scoring.counted else None
         passages = draft.passages if self.scoring.evidence != "rationale" else None
         reply = [Segment(f"{self.prompts.answer_header} "), Segment(draft.text, contain)]
         if draft.rationale and self.scoring.evidence != "passages":

@@ -6,15 +6,7 @@ import re
 from collections.abc import Sequence
 
 from specrag.schema import Passage
-from specrag.text import normalize_answer
-
-# A rationale is cut to this many words around the answer: with its title 37 tokens in the median, 68 in one of a hundred.
-MAX_WORDS = 26
-# A full stop behind an initial or a title ends no sentence.
-_ABBREVIATED = (
-    r"(?<!\b[A-Zc]\.)(?<!\b(?:Dr|Mr|Ms|St|Jr|Sr|No|vs|ca|Lt)\.)(?<!\b(?:Mrs|Sgt|Gen|Sen|Rep|Col)\.)(?<!\bProf\.)"
-)
-_SENTENCE = re.compile(rf"(?<=[.!?]){_ABBREVIATED}[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|\n+")
+from specrag.text import MAX_EVIDENCE_WORDS, evidence, normalize_answer, sentences, whole_words
 
 
 def answer_in(passage: Passage, answers: Sequence[str]) -> str | None:
@@ -23,39 +15,23 @@ def answer_in(passage: Passage, answers: Sequence[str]) -> str | None:
     return next((match.group() for match in found if match), None)
 
 
-def extractive_rationale(question: str, answer: str, passage: Passage, max_words: int = MAX_WORDS) -> str | None:
-    """The sentence of ``passage`` that holds ``answer`` and most of the question's words, under its title.
+def extractive_rationale(
+    question: str, answer: str, passage: Passage, max_words: int = MAX_EVIDENCE_WORDS
+) -> str | None:
+    """The sentence of ``passage`` that holds ``answer`` and most of the question's words, after the passage's title.
 
     A long sentence is cut to ``max_words`` words around the answer. ``None``: no sentence holds the answer.
     """
     asked = set(normalize_answer(question).split())
-    sentences = (" ".join(sentence.split()) for sentence in _SENTENCE.split(passage.text))
-    holding = [(sentence, match) for sentence in sentences if (match := _find(answer, sentence))]
-    if not holding:
-        return None
-    sentence, match = max(holding, key=lambda pair: len(asked & set(normalize_answer(pair[0]).split())))
-    cut = _around(sentence, match, max_words)
-    return f"{passage.title}: {cut}" if passage.title else cut
-
-
-def whole_words(answer: str) -> re.Pattern[str] | None:
-    """What finds ``answer`` as whole words in any case, whatever stands between them. ``None``: it has no words."""
-    pattern = r"\W+".join(re.findall(r"\w+", answer))
-    return re.compile(rf"(?<!\w){pattern}(?!\w)", re.IGNORECASE) if pattern else None
+    best: tuple[int, int, int] | None = None  # words of the question, and where the answer stands
+    for start, end in sentences(passage.text):
+        match = _find(answer, passage.text[start:end])
+        shared = len(asked & set(normalize_answer(passage.text[start:end]).split()))
+        if match and (best is None or shared > best[0]):
+            best = (shared, start + match.start(), start + match.end())
+    return None if best is None else evidence(passage, best[1], best[2], max_words)
 
 
 def _find(answer: str, text: str) -> re.Match[str] | None:
     pattern = whole_words(answer)
     return pattern.search(text) if pattern else None
-
-
-def _around(sentence: str, match: re.Match[str], max_words: int) -> str:
-    words = sentence.split()
-    if len(words) <= max_words:
-        return sentence
-    before = len(sentence[: match.start()].split())
-    end = min(len(words), before + len(match.group().split()) + 4)
-    begin = max(0, min(before, end - max_words))
-    if begin == 0:
-        end = min(len(words), max(end, max_words))
-    return " ".join(words[begin:end])

@@ -24,8 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from specrag.engine.onednn import multiplies_bfloat16
 from specrag.errors import InvalidInputError
 from specrag.models.reader import grouped_logsumexp, shared_log_normalizer, span_scores
-from specrag.text import passage_text
-from specrag.training.rationales import whole_words
+from specrag.text import passage_text, whole_words
 from specrag.training.reader_examples import ReaderExample
 
 _AVERAGE_FILE = "average.safetensors"

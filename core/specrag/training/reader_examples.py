@@ -16,8 +16,8 @@ from specrag.errors import InvalidInputError
 from specrag.evaluation.data import Question
 from specrag.models.embedders import Embedder
 from specrag.schema import Passage
-from specrag.text import passage_text
-from specrag.training.rationales import answer_in, whole_words
+from specrag.text import passage_text, whole_words
+from specrag.training.rationales import answer_in
 from specrag.training.substitution import Substitutes
 
 # Spans cannot say these: a question so answered trains the reader to point at nothing.
