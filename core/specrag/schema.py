@@ -266,6 +266,7 @@ class Timings:
     cluster: float = 0.0
     draft: float = 0.0
     verify: float = 0.0
+    escalate: float = 0.0
     total: float = 0.0
 
 
@@ -284,10 +285,15 @@ class SpeculativeAnswer:
             retrieval rank.
         embedding_source: What the perspectives were made from.
         timings: Seconds of each stage.
+        confidence: The calibrated probability that the answer is right; ``None`` where no calibration fits the models.
+            After an escalation it is that of the choice that gave way.
+        escalated: ``"passages"`` or ``"standard"`` where the verifier answered itself, from the best drafts' passages or
+            from all; then ``text`` and ``passages`` are not those of the first verdict.
         reason: Why the pipeline abstained; ``None`` when it answered.
         failures: Drafts that were lost.
         drafter_usage, verifier_usage: Tokens that each model read and wrote.
         notes: What was not done as asked: substitutes, cut passages, a missed deadline.
+        read: Positions of the passages that the verifier read when it answered itself.
     """
 
     question: str
@@ -299,11 +305,14 @@ class SpeculativeAnswer:
     scores_used: tuple[ScoreName, ...]
     embedding_source: EmbeddingSource
     timings: Timings
+    confidence: float | None = None
+    escalated: str | None = None
     reason: str | None = None
     failures: tuple[DraftFailure, ...] = ()
     drafter_usage: Usage = Usage()
     verifier_usage: Usage = Usage()
     notes: tuple[str, ...] = ()
+    read: tuple[int, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain JSON values, without embeddings."""
@@ -317,7 +326,9 @@ class SpeculativeAnswer:
     @property
     def subset(self) -> tuple[int, ...]:
         """Positions of ``passages`` in the caller's list; empty when ``abstained``."""
-        return self.verdicts[0].draft.subset if self.verdicts and not self.abstained else ()
+        if self.abstained:
+            return ()
+        return self.read if self.read is not None else self.verdicts[0].draft.subset
 
     @property
     def pieces(self) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 from specrag.schema import Timings
 
-Stage = Literal["embed", "cluster", "draft", "verify"]
+Stage = Literal["embed", "cluster", "draft", "verify", "escalate"]
 
 
 class Clock:
@@ -18,7 +18,7 @@ class Clock:
     def __init__(self, deadline: float | None) -> None:
         self._start = time.perf_counter()
         self._end = None if deadline is None else self._start + deadline
-        self._spent: dict[Stage, float] = {"embed": 0.0, "cluster": 0.0, "draft": 0.0, "verify": 0.0}
+        self._spent: dict[Stage, float] = dict.fromkeys(get_args(Stage), 0.0)
         self._began: dict[Stage, float] = {}
 
     @property

@@ -5,10 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
-from specrag.schema import Draft, DraftDone, DraftFailed, DraftFailure, Event, Usage, Verdict, VerdictReady
+from specrag.schema import (
+    Draft,
+    DraftDone,
+    DraftFailed,
+    DraftFailure,
+    EmbeddingSource,
+    Event,
+    SubsetsChosen,
+    Usage,
+    Verdict,
+    VerdictReady,
+)
 from specrag.speculative._clock import Clock
 from specrag.speculative._waiting import Arrivals, first_of
-from specrag.speculative.verification import Verification, Verifier
+from specrag.speculative.verification import DraftVerifier, Verification
 
 
 class VerifiedDrafts:
@@ -16,7 +27,7 @@ class VerifiedDrafts:
 
     Args:
         question: Q.
-        drafts: Drafts and failures as they are made.
+        drafts: Drafts and failures as they are made, and the subsets when they are chosen.
         together: All drafts arrive at about the same time (they are one batch of one model).
         verifier: Scores them.
         clock: Stops the wait at its deadline.
@@ -28,15 +39,16 @@ class VerifiedDrafts:
         drafter_usage, verifier_usage: Tokens so far.
         notes: What was not done as asked, each once.
         timed_out: The deadline passed before every draft was verified or lost.
+        subsets, embedding_source: Of the drafts that language models write.
     """
 
     def __init__(
         self,
         question: str,
-        drafts: AsyncIterator[Draft | DraftFailure],
+        drafts: AsyncIterator[Draft | DraftFailure | SubsetsChosen],
         *,
         together: bool,
-        verifier: Verifier,
+        verifier: DraftVerifier,
         clock: Clock,
     ) -> None:
         self.verdicts: list[Verdict] = []
@@ -45,6 +57,9 @@ class VerifiedDrafts:
         self.drafter_usage, self.verifier_usage = Usage(), Usage()
         self.notes: list[str] = []
         self.timed_out = False
+        self.subsets: tuple[tuple[int, ...], ...] = ()
+        self.embedding_source: EmbeddingSource = "none"
+        self._written = 0  # drafts of the subsets that arrived or failed
         self._question, self._drafts, self._together = question, drafts, together
         self._verifier, self._clock = verifier, clock
         self._waiting: list[Draft] = []
@@ -73,8 +88,19 @@ class VerifiedDrafts:
                 task.cancel()
             await arrivals.close()
 
-    def _take_draft(self, arrival: Draft | DraftFailure) -> Iterator[Event]:
+    @property
+    def still_open(self) -> int:
+        """Drafts that have neither arrived nor failed, or that are not verified yet."""
+        unverified = len(self._waiting) + sum(map(len, self._verifying.values()))
+        return len(self.subsets) - self._written + unverified
+
+    def _take_draft(self, arrival: Draft | DraftFailure | SubsetsChosen) -> Iterator[Event]:
+        if isinstance(arrival, SubsetsChosen):
+            self.subsets, self.embedding_source = arrival.subsets, arrival.embedding_source
+            yield arrival
+            return
         self._clock.mark("draft")
+        self._written += arrival.index < len(self.subsets)
         if isinstance(arrival, DraftFailure):
             yield self._lose(arrival)
             return
@@ -110,7 +136,8 @@ class VerifiedDrafts:
             return []
         if not self._verifier.batched:
             return [[draft] for draft in self._waiting]
-        if self._verifying or (self._together and not all_arrived):
+        together = self._together or self._verifier.waits_for_all
+        if self._verifying or (together and not all_arrived):
             return []  # the other drafts are about to arrive, and one pass for all costs less than two
         return [list(self._waiting)]
 

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ FORMAT = "specrag-calibration"
 VERSION = 1
 #: Fewer questions say too little about a probability.
 LEAST_QUESTIONS = 50
+_SHIPPED = Path(__file__).parent.parent / "data" / "calibrations"
 # Features are cut at so many nats: one far outlier shall not decide.
 _LOWEST = -20.0
 
@@ -101,7 +103,7 @@ class Calibration:
         try:
             content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             if content.pop("format", None) != FORMAT:
-                raise InvalidInputError(f"{file} is not a calibration: it does not say \"format\": \"{FORMAT}\"")
+                raise InvalidInputError(f'{file} is not a calibration: it does not say "format": "{FORMAT}"')
             if content.pop("version", None) != VERSION:
                 raise InvalidInputError(f"{file} is a calibration of another version: fit it again")
             made = cls(**{**content, "drafters": tuple(content["drafters"])})
@@ -113,6 +115,16 @@ class Calibration:
                 raise
             raise InvalidInputError(f"{file} is not a calibration: {error!r}") from error
         return made
+
+
+def calibration_for(drafters: Sequence[str], verifier: str, mode: str) -> Calibration | None:
+    """The calibration that ships for these models; ``None`` where there is none."""
+    return next((one for one in _shipped() if one.fits(drafters, verifier, mode)), None)
+
+
+@cache
+def _shipped() -> tuple[Calibration, ...]:
+    return tuple(Calibration.load(file) for file in sorted(_SHIPPED.glob("*.json")))
 
 
 def model_key(name: str) -> str:
@@ -139,7 +151,9 @@ def fit_calibration(
         InvalidInputError: Fewer than 50 questions, or all are right, or none.
     """
     if len(examples) < LEAST_QUESTIONS:
-        raise InvalidInputError(f"a calibration needs at least {LEAST_QUESTIONS} questions with an answer, got {len(examples)}")
+        raise InvalidInputError(
+            f"a calibration needs at least {LEAST_QUESTIONS} questions with an answer, got {len(examples)}"
+        )
     truth = np.array([right for _, right in examples], dtype=float)
     if truth.min() == truth.max():
         raise InvalidInputError(f"all {len(examples)} answers are {'right' if truth[0] else 'wrong'}: nothing to fit")

@@ -76,7 +76,9 @@ class ListwiseVerifier:
         shown.sort(key=lambda d: -_own(self.verdict(d)))
         notes: list[str] = []
         if len(shown) > len(LABELS) - 1:
-            notes.append(f"{len(shown)} different drafts: the {len(LABELS) - 1} with the best scores of their own are compared")
+            notes.append(
+                f"{len(shown)} different drafts: the {len(LABELS) - 1} with the best scores of their own are compared"
+            )
             shown = shown[: len(LABELS) - 1]
         shown, cut = self._fitting(question, shown)
         if cut:

@@ -106,7 +106,9 @@ def rank(
     abstaining = [replace(verdict, log_score=None) for verdict in verdicts if verdict.draft.abstained]
     counting = scores_counting(contest, wanted)
     if counting:
-        ranked = sorted((combine(verdict, counting, weights) for verdict in contest), key=lambda v: -_number(v.log_score))
+        ranked = sorted(
+            (combine(verdict, counting, weights) for verdict in contest), key=lambda v: -_number(v.log_score)
+        )
     else:
         votes = Counter(normalize_answer(verdict.draft.text) for verdict in contest)
         by_vote = sorted(contest, key=lambda v: (-votes[normalize_answer(v.draft.text)], v.draft.subset))
@@ -121,9 +123,7 @@ def scores_counting(verdicts: Sequence[Verdict], wanted: Sequence[ScoreName]) ->
     return tuple(name for name in wanted if all(getattr(v, f"log_{name}") is not None for v in verdicts))
 
 
-def combine(
-    verdict: Verdict, scores: Sequence[ScoreName], weights: Mapping[ScoreName, float] | None = None
-) -> Verdict:
+def combine(verdict: Verdict, scores: Sequence[ScoreName], weights: Mapping[ScoreName, float] | None = None) -> Verdict:
     """``verdict`` with log ρ, the weighted sum of ``scores`` (with weights of 1, the paper's product in log space)."""
     if not scores:
         return replace(verdict, log_score=None)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from specrag.errors import InvalidInputError, LogProbsUnavailableError
 from specrag.models.base import GenerationRequest, LanguageModel, Score, Segment, Stage, Turn
@@ -78,7 +78,8 @@ class Scoring:
             raise InvalidInputError(f"unknown scores {unknown}: choose among {', '.join(get_args(ScoreName))}")
         if self.scores is not None and len(set(self.scores)) < len(self.scores):
             raise InvalidInputError(f"scores are named twice: {self.scores}")
-        numbers = {"threshold": self.threshold, "second_order_below": self.second_order_below, **(self.weights or {})}
+        numbers: dict[str, float | None] = {name: value for name, value in (self.weights or {}).items()}
+        numbers |= {"threshold": self.threshold, "second_order_below": self.second_order_below}
         if broken := [name for name, value in numbers.items() if value is not None and math.isnan(value)]:
             raise InvalidInputError(f"{broken[0]} must be a number, got NaN")
 
@@ -147,6 +148,30 @@ class Verification:
     outcomes: tuple[Verdict | DraftFailure, ...]
     usage: Usage = Usage()
     notes: tuple[str, ...] = ()
+
+
+class DraftVerifier(Protocol):
+    """What the pipeline needs of a verifier.
+
+    Attributes:
+        batched: One call with several drafts is faster than a call per draft.
+        waits_for_all: The drafts are compared, so ``verify`` is called once, with all of them.
+    """
+
+    @property
+    def batched(self) -> bool: ...
+
+    @property
+    def waits_for_all(self) -> bool: ...
+
+    def needed_for(self, draft: Draft) -> bool:
+        """Whether a score that counts for ``draft`` comes from this verifier."""
+
+    def verdict(self, draft: Draft) -> Verdict:
+        """``draft`` with its own score alone."""
+
+    async def verify(self, question: str, drafts: Sequence[Draft]) -> Verification:
+        """A verdict or a failure per draft, in order."""
 
 
 @dataclass(frozen=True)
