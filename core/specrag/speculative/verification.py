@@ -39,12 +39,12 @@ class Scoring:
         scores: Any of ``"draft"`` (ρ_draft), ``"self_contain"`` (ρ_SC) and ``"self_reflect"`` (ρ_SR).
         normalization: ``"sum"`` over tokens, as in the paper, which favours short drafts; ``"mean"`` per token; or
             ``"mixed"``: the sum for ρ_draft and the mean for the verifier's scores, which measures best
-            (docs/benchmarks.md).
+            (docs/results.md).
         evidence: What the verifier sees beside the answer: the rationale, the passages in its place (paper, Table 8),
             or both.
         threshold: Abstain when no draft's log-score is above it, in nats. Its scale depends on the other three
             settings. ``None`` by default: on dev data, any threshold that abstains from more unanswerable questions
-            loses right answers (docs/benchmarks.md).
+            loses right answers (docs/results.md).
 
     Raises:
         InvalidInputError: An unknown name, a score named twice, or a threshold that is not a number.
