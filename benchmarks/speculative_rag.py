@@ -5,7 +5,7 @@
 Standard RAG is the verifier model reading all ten passages, with an answer-only prompt and the same stop rule. All
 sides use the same engine, dtype (`--dtype`) and threads. They take turns on every question, and another side goes
 first each time. On the CPU, a second speculative row has its drafter in int8. The verifier is any model folder; in
-the figures of docs/benchmarks.md it is Qwen2.5-Coder-1.5B-Instruct.
+the figures of docs/results.md it is Qwen2.5-Coder-1.5B-Instruct.
 """
 
 from __future__ import annotations

