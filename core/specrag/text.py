@@ -13,6 +13,6 @@ def passage_text(passage: Passage) -> str:
 
 
 def normalize_answer(text: str) -> str:
-    """Case, punctuation, articles and spacing removed, as in SQuAD's evaluation."""
+    """Case, punctuation, articles and spacing removed; close to SQuAD's evaluation, see ``evaluation.metrics``."""
     text = re.sub(r"[^\w\s]", " ", text.casefold())
     return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
