@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import torch
 
 from specrag.engine.onednn import unpack, use_onednn
 from specrag.evaluation.data import Question, load_questions
+from specrag.evaluation.long_documents import LongDocuments, spread
 from specrag.models import TransformersLM
 from specrag.models.bundled import located
-from specrag.text import passage_text
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
 #: Random weights of these shapes, for timing alone, where no such model is to be had.
@@ -63,39 +62,19 @@ def stretched_model(positions: int, folder: Path | None = None, shape: str | Non
 def long_document(lm: TransformersLM, tokens: int, count: int, reserve: int = 320) -> tuple[list[Question], str]:
     """``count`` questions, and one document of about ``tokens - reserve`` tokens that holds all their gold passages."""
     questions = load_questions(DATA)
-    asked = questions[:count]
-    golds = [passage_text(q.passages[q.gold[0]]) for q in asked]
-    known = {*golds}
-    parts: list[str] = []
-    size = sum(lm.count_tokens(text) + 2 for text in golds)
-    others = [t for t in dict.fromkeys(passage_text(p) for q in questions for p in q.passages) if t not in known]
-    for text in itertools.cycle(others):  # a document longer than all of them together repeats them
-        size += lm.count_tokens(text) + 2
-        if size > tokens - reserve:
-            break
-        parts.append(text)
-    for i, text in enumerate(golds):
-        parts.insert((i + 1) * len(parts) // (count + 1), text)
-    return asked, "\n\n".join(parts)
+    made = _documents(lm, questions, tokens - reserve).share(questions[:count], spread(count))
+    return made, made[0].context
 
 
 def long_documents(lm: TransformersLM, tokens: int, count: int, reserve: int = 320) -> list[tuple[Question, str]]:
     """``count`` questions, each with a document of about ``tokens - reserve`` tokens that holds its gold passage."""
     questions = load_questions(DATA)
-    pool = [passage_text(p) for q in questions for p in q.passages]
-    made = []
-    for i in range(count):
-        question = questions[i]
-        gold = passage_text(question.passages[question.gold[0]])
-        parts, size, at = [gold], lm.count_tokens(gold), 37 * i
-        while True:
-            piece = pool[at % len(pool)]
-            at += 1
-            size += lm.count_tokens(piece) + 2
-            if size > tokens - reserve:
-                break
-            parts.append(piece)
-        depth = (i + 1) * len(parts) // (count + 1)
-        parts.insert(depth, parts.pop(0))
-        made.append((question, "\n\n".join(parts)))
-    return made
+    documents = _documents(lm, questions, tokens - reserve)
+    made = [documents.make(question, depth) for question, depth in zip(questions, spread(count), strict=False)]
+    return [(question, question.context) for question in made]
+
+
+def _documents(lm: TransformersLM, questions: list[Question], tokens: int) -> LongDocuments:
+    """Documents longer than all the passages together repeat them."""
+    corpus = [passage for question in questions for passage in question.passages]
+    return LongDocuments(corpus, lm.count_tokens, tokens, repeat=True)

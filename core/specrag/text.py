@@ -21,7 +21,7 @@ def passage_text(passage: Passage) -> str:
 
 
 def normalize_answer(text: str) -> str:
-    """``text`` without case, punctuation, articles and extra spaces, as in SQuAD's evaluation (arXiv 1606.05250)."""
+    """``text`` without case, punctuation, articles and extra spaces; close to SQuAD's, see ``evaluation.metrics``."""
     text = re.sub(r"[^\w\s]", " ", text.casefold())
     return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
 

@@ -1,7 +1,6 @@
-"""Questions with passages: the JSON-lines format, and contexts made from a corpus.
+"""Questions with passages: specrag's own files, and contexts of misleading passages made from a corpus.
 
-A row: ``id``, ``question``, ``answers`` (any is right), and either ``passages`` (a list of ``title`` and
-``text``) or the one passage that answers, as ``title`` and ``text``. ``weight`` (1 by default) matters to training alone.
+``Question`` is the record; ``load`` reads it from every known format, ``load_questions`` from specrag's own.
 """
 
 from __future__ import annotations
@@ -9,79 +8,50 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from specrag.errors import InvalidInputError
+from specrag.evaluation.formats import FORMATS, formats, load
+from specrag.evaluation.formats.own import to_row
+from specrag.evaluation.records import Question, Turn, require
 from specrag.models.embedders import Embedder
 from specrag.schema import Passage
 from specrag.text import passage_text
 
-
-@dataclass(frozen=True)
-class Question:
-    """A question with its right answers.
-
-    Attributes:
-        gold: The positions in ``passages`` that answer it, where known.
-        weight: How often a round of training shows it, on average.
-    """
-
-    id: str
-    question: str
-    answers: tuple[str, ...]
-    passages: tuple[Passage, ...]
-    gold: tuple[int, ...] = ()
-    weight: float = 1.0
+__all__ = [
+    "FORMATS",
+    "Question",
+    "Turn",
+    "formats",
+    "load",
+    "load_questions",
+    "require",
+    "save_questions",
+    "with_distractors",
+]
 
 
 def load_questions(path: str | Path) -> list[Question]:
-    """Read a JSON-lines file of questions.
+    """Read a JSON-lines file of questions with passages, in specrag's own format.
+
+    A row: ``id``, ``question``, ``answers`` (any is right), and either ``passages`` (a list of ``title`` and
+    ``text``) or the one passage that answers, as ``title`` and ``text``. ``weight`` (1 by default) matters to
+    training alone.
 
     Raises:
-        InvalidInputError: A line is not a question; the message names it.
+        InvalidInputError: A line is not a question, or has no passage; the message names it.
     """
-    questions = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            listed = row.get("passages") or [{"title": row.get("title"), "text": row["text"]}]
-            supporting = set(row.get("supporting_titles", ()))
-            gold = tuple(i for i, p in enumerate(listed) if p.get("title") in supporting)
-            if "passages" not in row:
-                gold = (0,)
-            questions.append(
-                Question(
-                    id=str(row.get("id", number)),
-                    question=row["question"],
-                    answers=tuple(row["answers"]),
-                    passages=tuple(Passage(p["text"], title=p.get("title")) for p in listed),
-                    gold=tuple(row.get("gold", gold)),
-                    weight=float(row.get("weight", 1.0)),
-                )
-            )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidInputError(f"{path}, line {number}: not a question ({error})") from error
+    questions = load(path, "specrag")
+    require(questions, passages=True)
     return questions
 
 
 def save_questions(questions: Sequence[Question], path: str | Path) -> None:
-    """Write what ``load_questions`` reads."""
-    rows = (
-        {
-            "id": q.id,
-            "question": q.question,
-            "answers": q.answers,
-            "gold": q.gold,
-            "passages": [{"title": p.title, "text": p.text} for p in q.passages],
-        }
-        for q in questions
-    )
-    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    """Write what ``load`` reads as the format "specrag"."""
+    lines = (json.dumps(to_row(question), ensure_ascii=False) + "\n" for question in questions)
+    Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 def with_distractors(

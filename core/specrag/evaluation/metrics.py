@@ -1,43 +1,290 @@
-"""Metrics of open-domain question answering: containment, exact match, F1, and a proportion's interval."""
+"""Metrics of question answering. Every function is pure: texts, booleans and numbers in, numbers out.
+
+Two normalisations are in use. Exact match and F1 follow SQuAD's published evaluation (Rajpurkar et al., arXiv
+1806.03822) to the letter. Containment uses ``specrag.text.normalize_answer``, which finds a short answer inside a
+sentence. It differs in three points. Punctuation becomes a space and is not deleted ("Paris/London" holds "London").
+The punctuation of every script counts, not that of ASCII alone ("1939–1945" holds "1939"). Case is folded, not
+lowered ("Straße" is "strasse").
+"""
 
 from __future__ import annotations
 
-import math
+import re
+import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
+import numpy as np
+
+from specrag.errors import InvalidInputError
+from specrag.evaluation.records import choice_labels
+from specrag.evaluation.statistics import wilson_interval
 from specrag.text import normalize_answer
+
+__all__ = [
+    "abstention_rate",
+    "contains_answer",
+    "draft_coverage",
+    "exact_match",
+    "expected_calibration_error",
+    "f1",
+    "normalize_squad",
+    "percentiles",
+    "read_choice",
+    "right_choice",
+    "rouge_l",
+    "selective_accuracy",
+    "selective_area",
+    "selective_curve",
+    "verifier_efficiency",
+    "wilson_interval",
+]
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+# --- one answer ------------------------------------------------------------------------------------
 
 
 def contains_answer(text: str, answers: Sequence[str]) -> bool:
-    """Whether ``text`` holds one of ``answers`` as whole words, both normalised as in SQuAD's evaluation."""
+    """Whether ``text`` holds one of ``answers`` as whole words, both normalised by ``normalize_answer``."""
     padded = f" {normalize_answer(text)} "
     return any(f" {gold} " in padded for gold in map(normalize_answer, answers) if gold)
 
 
+def normalize_squad(text: str) -> str:
+    """A text as SQuAD's evaluation compares it: lower case; no ASCII punctuation, no a, an or the; single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
 def exact_match(text: str, answers: Sequence[str]) -> bool:
-    """Whether ``text`` equals one of ``answers`` after normalisation."""
-    return normalize_answer(text) in {normalize_answer(answer) for answer in answers}
+    """Whether ``text`` equals one of ``answers``, as in SQuAD v2's evaluation.
+
+    Without an answer that has a word left after normalisation, the question is unanswerable, and the empty text is
+    right.
+    """
+    return normalize_squad(text) in _golds(answers)
 
 
 def f1(text: str, answers: Sequence[str]) -> float:
-    """The best token F1 of ``text`` against any of ``answers``, in [0, 1]."""
-    words = normalize_answer(text).split()
+    """The best token F1 of ``text`` against any of ``answers``, in [0, 1], as in SQuAD v2's evaluation.
+
+    A text or an answer without words has an F1 of 1 with another such, and of 0 with any other.
+    """
+    words = normalize_squad(text).split()
     best = 0.0
-    for answer in answers:
-        gold = normalize_answer(answer).split()
-        shared = sum((Counter(words) & Counter(gold)).values())
-        if shared:
-            best = max(best, 2 * shared / (len(words) + len(gold)))
+    for gold in _golds(answers):
+        golds = gold.split()
+        if not words or not golds:
+            best = max(best, float(words == golds))
+            continue
+        shared = sum((Counter(words) & Counter(golds)).values())
+        best = max(best, 2 * shared / (len(words) + len(golds)))
     return best
 
 
-def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a proportion; 95 % by default. (0, 1) when ``count`` is 0."""
-    if count == 0:
-        return 0.0, 1.0
-    share = successes / count
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return (centre - spread) / scale, (centre + spread) / scale
+def _golds(answers: Sequence[str]) -> list[str]:
+    return [gold for gold in map(normalize_squad, answers) if gold] or [""]
+
+
+def rouge_l(text: str, references: Sequence[str], *, variant: Literal["rougeL", "rougeLsum"] = "rougeL") -> float:
+    """The best ROUGE-L F-measure of ``text`` against any of ``references``, in [0, 1], by the package
+    ``rouge-score``, unstemmed.
+
+    Args:
+        text: The generated text.
+        references: Texts of which any is right.
+        variant: "rougeL" compares the texts whole. "rougeLsum" compares them line by line (union of the longest common
+            subsequences; Lin 2004), which InfiniteBench's En.Sum reports.
+
+    Raises:
+        InvalidInputError: There is no reference, or the variant is unknown.
+        ImportError: ``rouge-score`` is not installed.
+    """
+    if not references or variant not in ("rougeL", "rougeLsum"):
+        raise InvalidInputError(
+            f"expected references and a variant, rougeL or rougeLsum; got {len(references)} references and {variant!r}"
+        )
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise ImportError("ROUGE-L needs rouge-score: pip install 'specrag[evaluation]'") from error
+    scores = RougeScorer([variant]).score_multi(list(references), text)
+    return float(scores[variant].fmeasure)
+
+
+# --- multiple choice -------------------------------------------------------------------------------
+
+_STATED = (  # "the answer is B", "Answer: (c)"; "option B"
+    re.compile(r"(?i:\banswer(?:\s+is)?)\s*[:=]?\s*(?:(?i:option|choice)\s+)?(?:[(\[]([A-Za-z])[)\]]|([A-Z])\b)"),
+    re.compile(r"(?i:\b(?:option|choice))\s*[:=]?\s*(?:[(\[]([A-Za-z])[)\]]|([A-Z])\b)"),
+)
+_ALONE_OR_FIRST = (
+    re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,]?"),  # "B", "(b)", "C."
+    re.compile(r"[(\[]([A-Za-z])[)\]](?!\w).*", re.DOTALL),  # "(A) because"
+    re.compile(r"([A-Za-z])(?:[):]|\.(?=\s|$)).*", re.DOTALL),  # "C) days become shorter"
+)
+
+
+def read_choice(text: str, choices: Sequence[str]) -> int | None:
+    """Which of ``choices``, shown as A, B, C, ..., a text chooses; ``None`` when it chooses none, or cannot be
+    understood.
+
+    Tried in turn: the text is a letter ("B", "(b)", "C."); begins with one ("C) days become shorter", "(A) because");
+    states one ("the answer is B"; the last statement counts); is, or begins with, a choice's text; holds the text of
+    one choice alone, where a choice inside another's text does not count; names one letter in brackets.
+
+    Raises:
+        InvalidInputError: There are more than 26 choices.
+    """
+    labels = choice_labels(len(choices))
+    plain = text.replace("*", "").strip().strip("`\"'").strip()
+    for pattern in _ALONE_OR_FIRST:
+        if (match := pattern.fullmatch(plain)) and match[1].upper() in labels:
+            return labels.index(match[1].upper())
+    for pattern in _STATED:
+        stated = [match[1] or match[2] for match in pattern.finditer(plain)]
+        if stated and stated[-1].upper() in labels:
+            return labels.index(stated[-1].upper())
+    return _by_text(plain, choices, otherwise=_in_brackets(plain, labels))
+
+
+def _in_brackets(text: str, labels: tuple[str, ...]) -> int | None:
+    """The one letter that stands in brackets, if there is one and no other."""
+    letters = {letter for letter in re.findall(r"[\(\[]([A-Z])[\)\]]", text) if letter in labels}
+    return labels.index(letters.pop()) if len(letters) == 1 else None
+
+
+def _by_text(text: str, choices: Sequence[str], otherwise: int | None) -> int | None:
+    """The choice whose text is, begins, or alone stands in ``text``; ``otherwise`` when there is none."""
+    said = f" {normalize_answer(text)} "
+    golds = [f" {normalize_answer(choice)} " for choice in choices]
+    held = [i for i, gold in enumerate(golds) if gold.strip() and gold in said]
+    beginning = [i for i in held if said.startswith(golds[i])]
+    for candidates in (beginning, held):
+        longest = [i for i in candidates if not any(golds[i] in golds[j] and golds[i] != golds[j] for j in candidates)]
+        if len(longest) == 1:
+            return longest[0]
+    return otherwise
+
+
+def right_choice(text: str, choices: Sequence[str], correct: Sequence[int]) -> bool:
+    """Whether ``text`` chooses one of the positions ``correct``; a text that cannot be understood is wrong.
+
+    Raises:
+        InvalidInputError: No choice is marked as correct.
+    """
+    if not correct:
+        raise InvalidInputError(f"none of the choices {list(choices)} is marked as correct")
+    return read_choice(text, choices) in correct
+
+
+# --- many answers ----------------------------------------------------------------------------------
+
+
+def abstention_rate(abstained: Sequence[bool]) -> float:
+    """The share of questions that were not answered."""
+    return float(np.mean(_filled("abstained", abstained)))
+
+
+def selective_accuracy(right: Sequence[bool], answered: Sequence[bool]) -> float | None:
+    """The share of right answers among the questions that were answered; ``None`` when none was."""
+    rights, given = _same_length(("right", right), ("answered", answered))
+    return float(rights[given.astype(bool)].mean()) if given.any() else None
+
+
+def selective_curve(right: Sequence[bool], confidence: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy when only the most confident share of the questions is answered (El-Yaniv and Wiener, JMLR 2010).
+
+    Questions of equal confidence are answered in random order; the curve is the expectation over that order. An
+    abstention has the confidence ``-inf`` and is wrong.
+
+    Returns:
+        Coverage 1/n, 2/n, ..., 1 and the accuracy at each; both of shape [n].
+    """
+    rights, sure = _same_length(("right", right), ("confidence", confidence))
+    order = np.argsort(-sure, kind="stable")
+    _, group, sizes = np.unique(-sure[order], return_inverse=True, return_counts=True)
+    expected = (np.bincount(group, weights=rights[order]) / sizes)[group]
+    counted = np.arange(1, len(rights) + 1)
+    return counted / len(rights), np.cumsum(expected) / counted
+
+
+def selective_area(right: Sequence[bool], confidence: Sequence[float]) -> float:
+    """The area under ``selective_curve``, in [0, 1]: the mean accuracy over all coverages."""
+    return float(selective_curve(right, confidence)[1].mean())
+
+
+def expected_calibration_error(right: Sequence[bool], confidence: Sequence[float], bins: int = 10) -> float:
+    """The mean gap between confidence and accuracy, in [0, 1], over bins that hold equally many questions.
+
+    Σ_b n_b / n · |accuracy_b − confidence_b| (Naeini et al., AAAI 2015, with the equal-mass bins of Nguyen and
+    O'Connor, 2015).
+
+    Args:
+        right: Whether each answer is right.
+        confidence: The probability of being right that was stated for each, in [0, 1].
+        bins: At most as many as there are questions are used.
+
+    Raises:
+        InvalidInputError: Lengths differ or are 0, a confidence is not in [0, 1], or ``bins`` is less than 1.
+    """
+    rights, sure = _same_length(("right", right), ("confidence", confidence))
+    if bins < 1 or not ((sure >= 0) & (sure <= 1)).all():
+        raise InvalidInputError(
+            "expected at least 1 bin and confidences in [0, 1]; "
+            f"got {bins} bins and confidences {sure.min()} to {sure.max()}"
+        )
+    order = np.argsort(sure, kind="stable")
+    gaps = [
+        abs(float(rights[part].mean() - sure[part].mean())) * len(part)
+        for part in np.array_split(order, min(bins, len(order)))
+    ]
+    return sum(gaps) / len(rights)
+
+
+def draft_coverage(drafts_right: Sequence[Sequence[bool]]) -> float:
+    """The share of questions for which at least one draft is right: what a perfect verifier would reach.
+
+    Args:
+        drafts_right: For each question, whether each of its drafts is right.
+    """
+    return float(np.mean(_filled("drafts_right", [any(drafts) for drafts in drafts_right])))
+
+
+def verifier_efficiency(right: Sequence[bool], drafts_right: Sequence[Sequence[bool]]) -> float | None:
+    """The share of right answers among the questions for which some draft is right; ``None`` when there is no such
+    question.
+
+    Args:
+        right: Whether the chosen answer of each question is right.
+        drafts_right: For each question, whether each of its drafts is right.
+    """
+    return selective_accuracy(right, [any(drafts) for drafts in drafts_right])
+
+
+def percentiles(values: Sequence[float], ranks: Sequence[float] = (50, 95)) -> Mapping[str, float]:
+    """Percentiles by linear interpolation, as "p50", "p95", in the unit of ``values``.
+
+    Raises:
+        InvalidInputError: There are no values, or a rank is not in [0, 100].
+    """
+    if any(not 0 <= rank <= 100 for rank in ranks):
+        raise InvalidInputError(f"expected ranks in [0, 100], got {list(ranks)}")
+    found = np.percentile(_filled("values", values), list(ranks))
+    return {f"p{rank:g}": float(value) for rank, value in zip(ranks, found, strict=True)}
+
+
+def _filled(name: str, values: Sequence[float]) -> np.ndarray:
+    if len(values) == 0:
+        raise InvalidInputError(f"{name} is empty: there is nothing to measure")
+    return np.asarray(values, dtype=np.float64)
+
+
+def _same_length(*named: tuple[str, Sequence[float]]) -> list[np.ndarray]:
+    lengths = {name: len(values) for name, values in named}
+    if len(set(lengths.values())) > 1:
+        raise InvalidInputError(f"expected one value per question in each, got {lengths}")
+    return [_filled(name, values) for name, values in named]
