@@ -54,7 +54,7 @@ async def test_all_drafts_stand_in_one_prompt_with_their_evidence_and_none_of_th
     assert [verdict.log_listwise for verdict in made.outcomes] == pytest.approx(
         [math.log(1 / total), math.log(8 / total), math.log(8 / total)]
     )
-    assert {verdict.log_none for verdict in made.outcomes} == {pytest.approx(math.log(0.5 / total))}
+    assert [verdict.log_none for verdict in made.outcomes] == pytest.approx([math.log(0.5 / total)] * 3)
     assert made.usage == Usage(20, 1)
 
 

@@ -37,40 +37,39 @@ class Scoring:
     """How drafts are scored, and which scores count.
 
     Args:
-        mode: ``"pointwise"``: the paper's scores, of each draft alone. ``"listwise"``: all drafts are compared in one
-            prompt (``specrag.speculative.listwise``). ``"auto"``: listwise where a language model verifies the drafts
-            of a reader, else pointwise.
         scores: Those that count. By default all that the mode makes: ``"draft"`` (ρ_draft), ``"self_contain"`` (ρ_SC)
             and ``"self_reflect"`` (ρ_SR); or ``"draft"`` and ``"listwise"`` (ρ_L); where a reader verifies, ``"draft"``
             and ``"span"``.
-        weights: What each score is multiplied with before they are summed; 1 where nothing is given.
         normalization: Of the pointwise scores. ``"sum"`` over tokens, as in the paper, which favours short drafts;
             ``"mean"`` per token; or ``"mixed"``: the sum for ρ_draft and the mean for the verifier's scores, which
             measures best (docs/results.md).
         evidence: What a pointwise verifier sees beside the answer: the rationale, the passages in its place (paper,
             Table 8), or both.
+        threshold: Abstain when no draft's log-score is above it, in nats. Its scale depends on the other settings.
+        mode: ``"pointwise"``: the paper's scores, of each draft alone. ``"listwise"``: all drafts are compared in one
+            prompt (``specrag.speculative.listwise``). ``"auto"``: listwise where a language model verifies the drafts
+            of a reader, else pointwise.
+        weights: What each score is multiplied with before they are summed; 1 where nothing is given.
         second_order_below: Listwise: the drafts are shown a second time, in the opposite order, where the two best ones
             are closer than this, in nats. ``None``: always; 0: never.
-        threshold: Abstain when no draft's log-score is above it, in nats. Its scale depends on the other settings.
 
     Raises:
         InvalidInputError: An unknown name, a score named twice, or a number that is not one.
     """
 
-    mode: Mode = "auto"
     scores: tuple[ScoreName, ...] | None = None
-    weights: Mapping[ScoreName, float] | None = None
     normalization: Normalization = "mixed"
     evidence: Evidence = "rationale"
-    second_order_below: float | None = 2.0
     threshold: float | None = None
+    mode: Mode = "auto"
+    weights: Mapping[ScoreName, float] | None = None
+    second_order_below: float | None = 2.0
 
     def __post_init__(self) -> None:
         for name, kind in (("mode", Mode), ("normalization", Normalization), ("evidence", Evidence)):
             if getattr(self, name) not in get_args(kind):
-                raise InvalidInputError(
-                    f"{name} must be one of {', '.join(map(repr, get_args(kind)))}; got {getattr(self, name)!r}"
-                )
+                *others, last = map(repr, get_args(kind))
+                raise InvalidInputError(f"{name} must be {', '.join(others)} or {last}, got {getattr(self, name)!r}")
         if self.scores is not None:
             object.__setattr__(self, "scores", tuple(self.scores))
         named = (*(self.scores or ()), *(self.weights or ()))
@@ -78,10 +77,11 @@ class Scoring:
             raise InvalidInputError(f"unknown scores {unknown}: choose among {', '.join(get_args(ScoreName))}")
         if self.scores is not None and len(set(self.scores)) < len(self.scores):
             raise InvalidInputError(f"scores are named twice: {self.scores}")
-        numbers: dict[str, float | None] = {name: value for name, value in (self.weights or {}).items()}
-        numbers |= {"threshold": self.threshold, "second_order_below": self.second_order_below}
-        if broken := [name for name, value in numbers.items() if value is not None and math.isnan(value)]:
-            raise InvalidInputError(f"{broken[0]} must be a number, got NaN")
+        for what, value in (("threshold", self.threshold), ("second_order_below", self.second_order_below)):
+            if value is not None and math.isnan(value):
+                raise InvalidInputError(f"{what} must be a number, got NaN")
+        if not all(math.isfinite(weight) for weight in (self.weights or {}).values()):
+            raise InvalidInputError(f"weights must be finite numbers, got {self.weights}")
 
     @property
     def counted(self) -> tuple[ScoreName, ...]:
