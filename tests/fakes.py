@@ -11,6 +11,7 @@ import numpy as np
 
 from specrag.errors import LogProbsUnavailableError
 from specrag.models import Capabilities, Completion, GeneratedText, LanguageModel, Score
+from specrag.models.base import Reader, Reading, Span
 from specrag.models.embedders import Embedder
 from specrag.schema import Passage, Usage
 
@@ -134,3 +135,31 @@ class HashEmbedder(Embedder):
 
 
 NAN = math.nan
+
+
+class ScriptedReader(Reader):
+    """Finds the spans that ``script`` names: {text of a span: probability}, wherever they stand; the rest is no answer."""
+
+    def __init__(
+        self, script: dict[str, float], *, name: str = "scripted-reader", error: Exception | None = None
+    ) -> None:
+        self.script, self.name, self.error = script, name, error
+        self.read_calls: list[int] = []
+
+    def read(self, question, texts, *, spans_per_passage=8):
+        self.read_calls.append(len(texts))
+        if self.error is not None:
+            raise self.error
+        found = [
+            Span(number, at, at + len(said), math.log(share))
+            for said, share in self.script.items()
+            for number, text in enumerate(texts)
+            for at in [text.find(said)]
+            if at >= 0
+        ]
+        left = 1 - sum(math.exp(span.log_prob) for span in found)
+        return Reading(tuple(sorted(found, key=lambda s: -s.log_prob)), math.log(max(left, 1e-9)), 10 * len(texts))
+
+    def score(self, question, texts, spans):
+        values = [self.script.get(texts[number][start:end]) for number, start, end in spans]
+        return [None if value is None else math.log(value) for value in values]

@@ -49,7 +49,9 @@ async def test_all_drafts_stand_in_one_prompt_with_their_evidence_and_none_of_th
     made = await ListwiseVerifier(lm, scoring=Scoring(mode="listwise", second_order_below=0)).verify("where?", drafts)
     (prompt, count), *more = lm.asked
     assert not more and count == 20
-    assert "A. Rome\nB. Oslo (Oslo is a city.)\nC. None of these" in prompt  # the best by itself first, equal answers once
+    assert (
+        "A. Rome\nB. Oslo (Oslo is a city.)\nC. None of these" in prompt
+    )  # the best by itself first, equal answers once
     total = 8 + 1 + 0.5
     assert [verdict.log_listwise for verdict in made.outcomes] == pytest.approx(
         [math.log(1 / total), math.log(8 / total), math.log(8 / total)]
@@ -109,7 +111,10 @@ def test_a_label_counts_in_all_its_spellings():
 
 async def test_a_real_model_compares_drafts_in_one_forward_pass(quick_smollm2, forward_passes):
     counts = forward_passes(quick_smollm2.model)
-    drafts = [draft(0, "Paris", -1, "Paris is the capital of France."), draft(1, "a river", -2, "The Seine is a river.")]
+    drafts = [
+        draft(0, "Paris", -1, "Paris is the capital of France."),
+        draft(1, "a river", -2, "The Seine is a river."),
+    ]
     verifier = ListwiseVerifier(quick_smollm2, scoring=Scoring(mode="listwise", second_order_below=0))
     made = await verifier.verify("what is the capital of france", drafts)
     assert len(counts) == 1

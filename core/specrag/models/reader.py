@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from specrag.engine.lora import merge_lora
 from specrag.engine.onednn import multiplies_bfloat16
 from specrag.errors import InvalidInputError, ModelNotFoundError
 from specrag.models.base import Reader, Reading, Span
@@ -27,6 +30,8 @@ from specrag.models.base import Reader, Reading, Span
 IMPOSSIBLE = -1e4
 # Tokens that a question may have; a longer one is cut, so that the passage keeps most of the window.
 _QUESTION_TOKENS = 96
+#: The file of an adapter that holds the weights which replace the base's.
+ADAPTER_FILE = "reader.safetensors"
 # To what batch lengths are rounded up: the CPU makes, and keeps, kernels for every new shape.
 _ROUNDED_TO = 32
 
@@ -96,6 +101,8 @@ class SpanReader(Reader):
         model: A folder or hub id that ``AutoModelForQuestionAnswering`` loads, or a loaded model (then ``tokenizer`` is
             needed).
         tokenizer: A fast tokenizer (character offsets are needed); by default the model's own.
+        adapter: A folder with what training changed of the base (``specrag train --reader`` writes one): weights that
+            replace the base's, and a LoRA in peft's format, where there is one.
         max_tokens: Question and passage together in one window. Longer passages are read in windows that overlap.
         longest: Tokens that a span may have.
         batch_size: Windows per forward pass.
@@ -116,6 +123,7 @@ class SpanReader(Reader):
         model: str | Path | Any,
         tokenizer: Any = None,
         *,
+        adapter: str | Path | None = None,
         max_tokens: int = 384,
         longest: int = 24,
         batch_size: int = 16,
@@ -138,6 +146,9 @@ class SpanReader(Reader):
             raise InvalidInputError(
                 f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (a tokenizer.json file)"
             )
+        if adapter is not None:
+            apply_adapter(model, adapter)
+            self.name = Path(adapter).name
         wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(wanted).eval()
         self.tokenizer = tokenizer
@@ -288,6 +299,34 @@ def _covering(window: _Window, start: int, end: int, longest: int) -> tuple[int,
     if window.offsets[inside[-1]][1] <= window.new_from or len(inside) > longest:
         return None
     return inside[0], inside[-1] - inside[0]
+
+
+def apply_adapter(model: Any, folder: str | Path) -> None:
+    """Put the weights in ``folder`` into ``model``, in place: first the LoRA, then what replaces the base's weights.
+
+    Raises:
+        ModelNotFoundError: There is no adapter, or it cannot be read.
+        InvalidInputError: It was made for another model, or holds numbers that are not finite.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        replaced = load_file(folder / ADAPTER_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ModelNotFoundError(f"no reader's weights could be read from {folder}: {error}") from error
+    own = dict(model.named_parameters())
+    for name, tensor in replaced.items():
+        if name not in own or own[name].shape != tensor.shape:
+            shape = tuple(own[name].shape) if name in own else "nothing"
+            raise InvalidInputError(
+                f"the reader in {folder} was made for another base: {name} is {shape} here, {tuple(tensor.shape)} there"
+            )
+        if not torch.isfinite(tensor).all():
+            raise InvalidInputError(f"the reader in {folder} is damaged: {name} holds numbers that are not finite")
+    if (folder / "adapter_config.json").exists():
+        merge_lora(model, folder)
+    with torch.no_grad():
+        for name, tensor in replaced.items():
+            own[name].copy_(tensor)
 
 
 def _load(path: str | Path) -> tuple[Any, Any]:

@@ -22,11 +22,13 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from specrag.engine.onednn import multiplies_bfloat16
-from specrag.errors import InvalidInputError
-from specrag.models.reader import grouped_logsumexp, shared_log_normalizer, span_scores
+from specrag.errors import InvalidInputError, SpecRAGError
+from specrag.models.reader import ADAPTER_FILE, grouped_logsumexp, shared_log_normalizer, span_scores
 from specrag.text import passage_text, whole_words
 from specrag.training.reader_examples import ReaderExample
 
+# The module that gives a token its two logits, in every AutoModelForQuestionAnswering.
+_HEAD = "qa_outputs"
 _AVERAGE_FILE = "average.safetensors"
 # To what lengths and row counts are rounded up.
 _LENGTHS, _ROWS = 32, 4
@@ -42,7 +44,9 @@ class ReaderSettings:
         max_tokens: Question and passage together; the passage's end is cut off.
         longest: Tokens that a span may have.
         averaging: Decay of the running mean of the weights, which is what is kept; 0: the last weights.
-        train_embeddings: Train the embeddings too. Frozen ones need not be shipped beside the base.
+        train_embeddings: Train the embeddings too (with ``method="full"``). Frozen ones need not be shipped.
+        method: ``"full"``: all weights; ``"lora"``: low-rank updates of the encoder's linear layers, for large encoders.
+        rank, alpha: Of the LoRA; the update is scaled by alpha / rank.
         checkpoint_steps: Steps between checkpoints; what a kill can cost.
         precision: ``"auto"``: bfloat16 where the hardware multiplies it, with float32 weights.
     """
@@ -54,14 +58,19 @@ class ReaderSettings:
     longest: int = 24
     averaging: float = 0.998
     train_embeddings: bool = False
+    method: Literal["full", "lora"] = "full"
+    rank: int = 16
+    alpha: int = 32
     checkpoint_steps: int = 100
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rows", "max_tokens", "longest", "checkpoint_steps"):
+        for name in ("rows", "max_tokens", "longest", "checkpoint_steps", "rank", "alpha"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.method not in ("full", "lora"):
+            raise InvalidInputError(f"method must be 'full' or 'lora', got {self.method!r}")
         if not 0 <= self.averaging < 1:
             raise InvalidInputError(f"averaging must lie in [0, 1), got {self.averaging}")
 
@@ -157,7 +166,7 @@ def train_reader(
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluation_steps: int = 0,
 ) -> Path:
-    """Train a question-answering encoder; returns ``output``, a folder that ``AutoModelForQuestionAnswering`` loads.
+    """Train a question-answering encoder; returns ``output``, an adapter of its base (``SpanReader(base, adapter=output)``).
 
     Checkpoints lie in ``output/checkpoints`` while training runs. When they are there at the start, made by the same examples and
     settings, training goes on from the last one, to the same end as if never interrupted.
@@ -185,14 +194,15 @@ def train_reader(
     )
     resumed = claim_checkpoints(checkpoints, content.encode())
     torch.manual_seed(settings.seed)
-    if not settings.train_embeddings:
+    trained = with_lora(model, settings) if settings.method == "lora" else model
+    if settings.method == "full" and not settings.train_embeddings:
         for parameter in model.base_model.embeddings.parameters():
             parameter.requires_grad_(False)
-    model.train()
-    average = _Average(model, settings.averaging, resumed)
+    trained.train()
+    average = _Average(trained, settings.averaging, resumed)
     trainer = _ReaderTrainer(
         longest=settings.longest,
-        model=model,
+        model=trained,
         args=_arguments(checkpoints, settings, model.device),
         train_dataset=_Batches(batches),  # type: ignore[arg-type]
         data_collator=ReaderCollator(tokenizer, settings.max_tokens, settings.longest),
@@ -200,11 +210,41 @@ def train_reader(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resumed)
-    average.into(model)
-    model.eval()
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    average.into(trained)
+    trained.eval()
+    save_reader(trained, output, settings.method)
     return output
+
+
+def with_lora(model: Any, settings: ReaderSettings) -> Any:
+    """``model`` with LoRA factors in every linear layer of its encoder; they and the head are what is trained.
+
+    Raises:
+        SpecRAGError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise SpecRAGError("training a LoRA needs peft: pip install 'specrag[train]'") from error
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    encoder = [name for name in linear if name != _HEAD]
+    wrapped = get_peft_model(
+        model, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=encoder, lora_dropout=0.0)
+    )
+    for parameter in model.get_submodule(_HEAD).parameters():
+        parameter.requires_grad_(True)
+    return wrapped
+
+
+def save_reader(model: Any, output: Path, method: str) -> None:
+    """Write what was trained, in half precision: the LoRA in peft's format, the other weights in ``ADAPTER_FILE``."""
+    output.mkdir(parents=True, exist_ok=True)
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    if method == "lora":
+        model.save_pretrained(output)
+        (output / "README.md").unlink(missing_ok=True)  # peft's template
+        trained = {name.removeprefix("base_model.model."): p for name, p in trained.items() if "lora_" not in name}
+    save_file({name: p.half().contiguous() for name, p in trained.items()}, output / ADAPTER_FILE)
 
 
 class _Batches(torch.utils.data.Dataset[list[ReaderExample]]):
