@@ -333,25 +333,33 @@ class _ReaderTrainer(Trainer):  # type: ignore[misc]
 
 
 class _Average(TrainerCallback):  # type: ignore[misc]
-    """The exponential mean of the trained weights (Polyak averaging), kept beside each checkpoint."""
+    """The exponential mean of the trained weights (Polyak averaging), kept in each checkpoint beside the weights.
+
+    The weights themselves are kept too: of a LoRA's model, the trainer's checkpoint holds the factors alone, not the head.
+    """
 
     def __init__(self, model: Any, decay: float, resumed: str | None) -> None:
-        self._model, self._decay = model, decay
+        self._decay = decay
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if resumed is not None:
-            self.mean = load_file(Path(resumed) / _AVERAGE_FILE)
-        else:
-            self.mean = {name: p.detach().clone() for name, p in self._trained.items()}
+        self._kept = load_file(Path(resumed) / _AVERAGE_FILE) if resumed is not None else {}
+        self.mean = {name: self._kept.get(f"mean.{name}", p.detach()).clone() for name, p in self._trained.items()}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(self._kept.get(f"own.{name}", parameter))
+        self._kept = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        decay = min(self._decay, state.global_step / (state.global_step + 10))  # what it began with fades at once
+        decay = min(self._decay, state.global_step / (state.global_step + 10))  # the first weights fade at once
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 self.mean[name].lerp_(parameter, 1 - decay)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        save_file(self.mean, folder / _AVERAGE_FILE)
+        kept = {f"mean.{name}": value for name, value in self.mean.items()}
+        kept |= {f"own.{name}": p.detach().contiguous() for name, p in self._trained.items()}
+        save_file(kept, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _AVERAGE_FILE)
 
     def into(self, model: Any) -> None:
         """Put the mean in the place of the weights of ``model``, of the same architecture."""
