@@ -86,9 +86,10 @@ def make_reader_examples(
         raise InvalidInputError(
             f"none of the {len(records)} records can be used: an answer must stand in a gold passage word for word"
         )
-    corpus = list({passage_text(p): p for record in records for p in record.passages}.items())
+    # Passages that answer some question: a record's own distractors are negatives for that record alone.
+    corpus = list({passage_text(p := record.passages[i]): p for record in records for i in record.gold}.items())
     if len(corpus) < 2:
-        raise InvalidInputError("the records have one passage in all: negatives need at least 2")
+        raise InvalidInputError("the records have one gold passage in all: negatives need at least 2")
     negatives = _nearest([record for record, _ in usable], corpus, embedder, mixture.nearest)
     substitutes = Substitutes((record, answers[0]) for record, answers in usable if answers)
     random = np.random.default_rng(seed)
