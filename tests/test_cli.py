@@ -99,6 +99,24 @@ def test_a_client_of_a_server_loads_no_torch():
     assert shown.stdout.strip() == "False"
 
 
+def test_the_help_and_the_version_load_no_model_library():
+    code = (
+        "import sys; from typer.testing import CliRunner; from specrag.cli import app\n"
+        "for option in ('--help', '--version'):\n"
+        "    print(CliRunner().invoke(app, [option]).stdout)\n"
+        "print(sorted({'torch', 'transformers', 'faiss', 'numpy'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(command in shown for command in ("ask", "index", "demo", "train", "questions", "models"))
+    assert shown.splitlines()[-1] == "[]"
+
+
+def test_the_command_is_a_module_too_and_says_its_version():
+    command = [sys.executable, "-m", "specrag.cli", "--version"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["specrag", specrag.__version__]
+
+
 def test_a_server_without_its_client_says_what_to_install(monkeypatch, docs, minilm):
     monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: minilm)
     monkeypatch.setitem(sys.modules, "httpx", None)
@@ -149,7 +167,7 @@ def test_a_model_writes_questions_about_documents(loaded, monkeypatch, tmp_path)
         name = "Alba" if "Mount Alba" in prompt else "Borea"
         return f"how high is mount {name}", ("3,120" if name == "Alba" else "2,450") if useful else "very"
 
-    monkeypatch.setattr(cli, "_load", lambda *options: ScriptedLM(reply))
+    monkeypatch.setattr("specrag.cli.train.load_model", lambda *options: ScriptedLM(reply))
     made = tmp_path / "made.jsonl"
     command = ["questions", str(docs), "--out", str(made), "--model", "some", "--per-passage", "1"]
     result = run(app, command)
