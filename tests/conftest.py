@@ -1,4 +1,4 @@
-"""Shared real parts: each model is loaded once a session. Weights come from `specrag models fetch`."""
+"""Shared real parts: each model is loaded once per session. Weights come from `specrag models fetch`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def smollm2() -> TransformersLM:
 def quick_smollm2() -> TransformersLM:
     """The same with int8 weights: half the time, for tests of what stands around the model."""
     return bundled("smollm2", quantization="int8")
+
+
+@pytest.fixture(scope="session")
+def quick_drafter() -> TransformersLM:
+    """The bundled drafter as `specrag ask` loads it on a CPU."""
+    return bundled("smollm2-rag-drafter", quantization="int8")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CORE, ADAPTERS = "specrag", ("langchain_specrag", "llamaindex_specrag")
 
-# From the bottom to the top. A part imports from rows below its own and from itself, not from its neighbours in the row.
+# From the bottom to the top. A part imports from itself and from the parts before its row, not from its neighbours in
+# the row.
 # "specrag" is the package's own __init__, which names what users import from `specrag` itself.
 LAYERS = (
     ("_blocking", "errors"),
@@ -40,7 +41,7 @@ FOREIGN = {
     "llamaindex_specrag": {"langchain", "langchain_core"},
 }
 
-# As a guide, no module, class or function has more lines than this. What reads better whole stands below, with its reason.
+# As a guide, no module, class or function has more lines than this. `LONGER` names what reads better whole, and why.
 MAX_LINES = {"module": 400, "class": 200, "function": 60}
 LONGER = {
     "specrag.cli.train.train": "half of it is the options of the command, one each line",

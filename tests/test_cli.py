@@ -27,15 +27,10 @@ def docs(tmp_path_factory, questions):
     return folder
 
 
-@pytest.fixture(scope="module")
-def drafter():
-    return specrag.models.bundled("smollm2-rag-drafter", quantization="int8")
-
-
 @pytest.fixture
-def loaded(monkeypatch, drafter, smollm2, minilm):
+def loaded(monkeypatch, quick_drafter, smollm2, minilm):
     """Models loaded once in place of a new load for each command."""
-    models = {"minilm": minilm, "smollm2": smollm2, "smollm2-rag-drafter": drafter}
+    models = {"minilm": minilm, "smollm2": smollm2, "smollm2-rag-drafter": quick_drafter}
     monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: models[name])
 
 

@@ -103,6 +103,6 @@ def demo(
         out.print(f"{right} of {len(questions)} right.")
         if drafter is None:
             out.print(
-                "[dim]Drafter and verifier are SmolLM2-135M, trained as a drafter by `specrag train`: small and quick.\n"
-                "For better answers give a larger --verifier, or train a drafter on questions of your own.[/]"
+                "[dim]Drafter and verifier are SmolLM2-135M, trained as a drafter by `specrag train`: small and quick. "
+                "For better\nanswers give a larger --verifier, or train a drafter on questions of your own.[/]"
             )

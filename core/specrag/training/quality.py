@@ -14,7 +14,14 @@ from specrag.training.examples import Example
 
 @dataclass(frozen=True)
 class DraftingQuality:
-    """How a drafter does on examples: shares of those with an answer, and of those without."""
+    """How often a drafter is right and abstains.
+
+    Attributes:
+        answerable, unanswerable: Numbers of examples.
+        right, wrongly_abstained: Shares of the answerable examples.
+        rightly_abstained: Share of the unanswerable examples.
+        right_interval: The 95 % Wilson interval of ``right``.
+    """
 
     answerable: int
     right: float
@@ -25,9 +32,9 @@ class DraftingQuality:
 
 
 def evaluate_drafter(lm: LanguageModel, examples: Sequence[Example], prompts: Prompts = Prompts()) -> DraftingQuality:
-    """Draft every example greedily, as the pipeline would, and count.
+    """Draft every example greedily, as the pipeline does, and count.
 
-    Right: the answer holds one of the example's right answers (containment on the answer's text alone).
+    A draft is right when its answer contains one of the example's right answers.
     """
     drafter = Drafter(lm, prompts)
     right = lost = kept = 0

@@ -1,4 +1,4 @@
-"""Extractive rationales β: the sentence of the passage that holds a known answer. No second model is needed."""
+"""Extractive rationales β: the sentence of the passage that holds a known answer. They need no second model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from specrag.schema import Passage
 from specrag.text import normalize_answer
 
-# A rationale is cut to this many words around the answer: with its title 37 tokens in the median, 68 in one of a hundred.
+# A rationale is cut to this many words around the answer. With its title it then has 37 tokens in the median, and
+# 68 or more in one of a hundred.
 MAX_WORDS = 26
-# A full stop behind an initial or a title ends no sentence.
+# A full stop after an initial or a title ends no sentence.
 _ABBREVIATED = (
     r"(?<!\b[A-Zc]\.)(?<!\b(?:Dr|Mr|Ms|St|Jr|Sr|No|vs|ca|Lt)\.)(?<!\b(?:Mrs|Sgt|Gen|Sen|Rep|Col)\.)(?<!\bProf\.)"
 )
@@ -18,7 +19,7 @@ _SENTENCE = re.compile(rf"(?<=[.!?]){_ABBREVIATED}[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-
 
 
 def answer_in(passage: Passage, answers: Sequence[str]) -> str | None:
-    """The longest of ``answers`` that stands in the passage as whole words, as the passage spells it."""
+    """The longest of ``answers`` that the passage contains as whole words, as the passage spells it."""
     found = (_find(answer, passage.text) for answer in sorted(answers, key=len, reverse=True))
     return next((match.group() for match in found if match), None)
 
@@ -39,7 +40,10 @@ def extractive_rationale(question: str, answer: str, passage: Passage, max_words
 
 
 def whole_words(answer: str) -> re.Pattern[str] | None:
-    """What finds ``answer`` as whole words in any case, whatever stands between them. ``None``: it has no words."""
+    """A pattern that finds the words of ``answer`` in any case, with no other words between them.
+
+    ``None`` when ``answer`` has no words.
+    """
     pattern = r"\W+".join(re.findall(r"\w+", answer))
     return re.compile(rf"(?<!\w){pattern}(?!\w)", re.IGNORECASE) if pattern else None
 

@@ -14,15 +14,18 @@ class TrainingSettings:
 
     Args:
         method: ``"lora"`` or ``"full"`` (all weights).
-        rank, alpha: Of the LoRA; the update is scaled by alpha / rank.
-        learning_rate: Peak, reached after ``warmup`` of the steps, then falling to 0 as a cosine; by default
-            5e-4 for LoRA and 1e-4 for full fine-tuning.
-        batch_size: Examples a step of the optimiser.
+        rank, alpha: Of the LoRA. The update is scaled by alpha / rank.
+        learning_rate: The peak; by default 5e-4 for LoRA and 1e-4 for full fine-tuning. It is reached after the share
+            ``warmup`` of the steps and then falls to 0 as a cosine.
+        batch_size: Examples per step of the optimiser.
         micro_batch_size: Examples in memory at once; gradients accumulate up to ``batch_size``.
         max_tokens: Longer examples are left out.
-        checkpoint_steps: Steps between checkpoints; what a kill can cost.
-        evaluation_steps: Steps between evaluations on the held part; 0: at the end only.
-        precision: ``"auto"``: bfloat16 where the hardware multiplies it, with float32 weights.
+        checkpoint_steps: Steps between checkpoints. A killed run loses at most this many.
+        evaluation_steps: Steps between evaluations on the held part; 0 evaluates at the end only.
+        precision: ``"auto"`` computes in bfloat16 where the hardware multiplies it, with float32 weights.
+
+    Raises:
+        InvalidInputError: A value is out of range.
     """
 
     method: Literal["lora", "full"] = "lora"
@@ -51,4 +54,5 @@ class TrainingSettings:
 
     @property
     def peak(self) -> float:
+        """The highest learning rate."""
         return self.learning_rate or (5e-4 if self.method == "lora" else 1e-4)
