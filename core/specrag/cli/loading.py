@@ -52,13 +52,19 @@ def load_pipeline(
 
 
 def _bundled_drafter(models: Path | None) -> LanguageModel:
-    import torch
-
     from specrag.models import bundled
 
     # Int8 weights halve the drafting time on a CPU. A GPU does not need them.
-    options = {} if torch.cuda.is_available() else {"quantization": "int8"}
+    options = {} if _gpu_found() else {"quantization": "int8"}
     return bundled("smollm2-rag-drafter", folder=models, **options)
+
+
+def _gpu_found() -> bool:
+    try:
+        import torch
+    except ImportError:  # then loading the model says what to install
+        return False
+    return torch.cuda.is_available()
 
 
 def with_statement(rag: SpeculativeRAG, statement: Statement) -> SpeculativeRAG:
