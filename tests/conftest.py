@@ -16,9 +16,46 @@ from specrag.models.bundled import located
 
 DEMO = Path(__file__).parent.parent / "core" / "specrag" / "data" / "demo.jsonl"
 
+# Tests that take more than two seconds on two cores (`pytest --durations=60`), besides those with the mark in their
+# file. `make fast` leaves out what is marked `slow`.
+SLOW = {
+    "test_a_conversation_goes_on_in_its_session",
+    "test_a_documents_session_is_used_again_and_the_oldest_goes",
+    "test_a_long_common_beginning_changes_nothing",
+    "test_a_model_is_written_by_its_path_and_read_again",
+    "test_a_padded_batch_generates_what_each_prompt_generates_alone",
+    "test_a_stream_carries_text_usage_and_how_it_was_decoded",
+    "test_all_conversations_are_scored_in_one_forward_pass_without_padding",
+    "test_components_are_written_and_read",
+    "test_conversation",
+    "test_core_langchain_and_llamaindex_give_the_same_answer",
+    "test_every_form_of_a_call_gives_the_same_reply_and_its_event_once",
+    "test_init_time",
+    "test_int8_weights_keep_the_likely_tokens",
+    "test_it_answers_asynchronously_and_in_batches",
+    "test_nothing_touches_the_default_llm",
+    "test_options_and_refusals_of_rapid",
+    "test_real_drafts_are_made_scored_and_chosen_over_real_passages",
+    "test_retrieved_chunks_stand_in_document_order_within_the_budget",
+    "test_sampling_repeats_under_a_seed_and_differs_between_seeds",
+    "test_scores_equal_token_by_token_scoring",
+    "test_stages_put_headers_into_the_models_mouth_and_score_only_what_it_wrote",
+    "test_stop_seed_and_temperature_per_call",
+    "test_the_text_interface",
+    "test_two_streams_at_once_do_not_share_a_session",
+    "test_vllm_drafter_and_verifier_answer_like_the_in_process_pipeline",
+    "test_vllm_drafts_agree_with_the_in_process_model",
+}
+
 
 def pytest_addoption(parser):
     parser.addoption("--vllm-url", help="run the recorded server tests against this live vLLM instead")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if getattr(item, "originalname", item.name) in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ def loaded(monkeypatch, quick_drafter, smollm2, minilm):
     monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: models[name])
 
 
+@pytest.mark.slow
 def test_ask_answers_in_json_from_files(docs, loaded, questions):
     result = run(app, ["ask", questions[0].question, "--docs", str(docs), "--drafts", "3", "--json"])
     assert result.exit_code in (0, cli.ABSTAINED), result.output
@@ -44,6 +45,7 @@ def test_ask_answers_in_json_from_files(docs, loaded, questions):
     assert answer["question"] == questions[0].question and answer["timings"]["total"] > 0
 
 
+@pytest.mark.slow
 def test_index_once_then_ask_and_explain(docs, loaded, questions, tmp_path):
     made = run(app, ["index", str(docs), "--to", str(tmp_path / "index")])
     assert made.exit_code == 0 and "passages indexed" in made.stdout
@@ -53,6 +55,7 @@ def test_index_once_then_ask_and_explain(docs, loaded, questions, tmp_path):
         assert shown in result.stdout
 
 
+@pytest.mark.slow
 def test_demo_answers_real_questions(loaded):
     result = run(app, ["demo", "--questions", "1"])
     assert result.exit_code == 0, result.output

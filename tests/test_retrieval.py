@@ -99,6 +99,7 @@ def test_passages_end_at_sentences_where_they_can():
     ]
 
 
+@pytest.mark.slow
 def test_a_real_index_finds_the_passage_that_answers(minilm, questions):
     index = PassageIndex(minilm)
     index.add(p for q in questions for p in q.passages)

@@ -84,6 +84,7 @@ def test_questions_are_kept_when_their_answer_stands_in_their_own_passage(tmp_pa
             synthesize_questions(wrong["passages"], lm, minilm, cache, per_passage=wrong["per_passage"])
 
 
+@pytest.mark.slow
 def test_a_model_writes_a_question_then_its_answer_line_by_line(smollm2, minilm, tmp_path):
     texts = []
 

@@ -38,6 +38,7 @@ def tiny(smollm2) -> TransformersLM:
     return TransformersLM(tiny_llama(len(smollm2.tokenizer), initializer_range=0.02), smollm2.tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_loss_falls_and_the_result_loads(smollm2, tmp_path, method):
     lm, losses = tiny(smollm2), []
