@@ -63,6 +63,8 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) -e '.[dev]'
 	touch $@
 
-$(VENV)/.docs: $(VENV)/.runtime
+# Without torch: the reference is made from the source, not from imports.
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[docs]'
 	touch $@

@@ -46,18 +46,6 @@ FOREIGN = {
 MAX_LINES = {"module": 400, "class": 200, "function": 60}
 LONGER = {
     "specrag.cli.train.train": "half of it is the options of the command, one each line",
-    # until the branches of issue 18 are merged
-    "specrag.models.openai": "is being split",
-    "specrag.models.openai.OpenAILM": "is being split",
-    "specrag.models.transformers": "is being split",
-    "specrag.models.transformers.TransformersLM": "is being split",
-    "specrag.rapid.decoding.decode": "is being split",
-    "specrag.rapid.session": "is being split",
-    "specrag.rapid.session.LongContext": "is being split",
-    "specrag.rapid.session.LongContext.stream": "is being split",
-    "specrag.speculative.pipeline": "is being split",
-    "specrag.speculative.pipeline.SpeculativeRAG": "is being split",
-    "specrag.speculative.pipeline.SpeculativeRAG.astream": "is being split",
 }
 
 
