@@ -38,7 +38,7 @@ bench: $(VENV)/.dev
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[local,documents]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

@@ -5,6 +5,11 @@ it, ``trainer`` the model, ``averaging`` the mean of several.
 Training needs the extra ``train``; using its result does not.
 """
 
+from specrag._extras import require
+
+# ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
+require("torch", "train", "training")
+
 from specrag.training.averaging import average_adapters
 from specrag.training.examples import Example, Mixture, make_examples
 from specrag.training.rationales import extractive_rationale
