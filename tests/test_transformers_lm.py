@@ -34,7 +34,7 @@ CONVERSATIONS = [
         Turn.of("user", "a question"),
         Turn("assistant", (Segment("The capi"), Segment("tal of 日本 is Tokyo", "contain"))),
     ),
-    conversation("the president of the club", "He presided over it for many years, and was re-elected twice. " * 4),
+    conversation("the president of the club", "He presided over it for many years, and was re-elected twice. " * 2),
 ]
 
 
