@@ -56,7 +56,7 @@ bench: $(VENV)/.dev ## Measure (minutes to hours); give VERIFIER=path/to/model
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[local,documents]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

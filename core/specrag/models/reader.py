@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specrag._extras import require
+
+# ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
+require("torch", "local", "SpanReader")
+
 import torch
 from torch import Tensor
 
@@ -319,7 +324,7 @@ def _covering(window: _Window, start: int, end: int, longest: int) -> tuple[int,
 def _load(path: str | Path) -> tuple[Any, Any]:
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-    from specrag.models.transformers import quiet_transformers
+    from specrag.models._loading import quiet_transformers
 
     local = Path(path).expanduser()
     if (isinstance(path, Path) or str(path).startswith(("/", ".", "~"))) and not local.exists():

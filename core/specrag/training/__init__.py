@@ -6,6 +6,11 @@
 Training needs the extra ``train``; using its result does not.
 """
 
+from specrag._extras import require
+
+# ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
+require("torch", "train", "training")
+
 from specrag.training.averaging import average_adapters
 from specrag.training.examples import Example, Mixture, make_examples
 from specrag.training.quality import DraftingQuality, evaluate_drafter
