@@ -7,17 +7,22 @@ import sys
 import pytest
 
 from specrag.models.bundled import located
+from tests.fakes import HashEmbedder
+from tests.servers import serving
 
 # Packages of the extras are hidden from a fresh Python, as if they were not installed.
 HIDDEN = ("torch", "accelerate", "gguf", "peft", "bs4", "pypdf")
 HIDE = f"import sys\nfor name in {HIDDEN}:\n    sys.modules[name] = None\n"
 
 
-def run_without_extras(code: str) -> str:
-    """What ``code`` prints in a Python without the extras."""
-    done = subprocess.run([sys.executable, "-c", HIDE + code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr == ""
+def run_without_extras(code: str, *arguments: str, exits: int = 0) -> str:
+    """What ``code`` prints in a Python without the extras, which ends with the status ``exits``."""
+    command = [sys.executable, "-c", HIDE + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == exits, done.stderr[-3000:]
+    if exits:
+        return done.stderr
+    assert done.stderr.strip() == ""
     return done.stdout
 
 
@@ -41,6 +46,52 @@ answer = SpeculativeRAG(drafter=drafter, drafts=2, passages_per_draft=2).answer(
 print(answer.text, answer.embedding_source, len(answer.verdicts))
 """
     assert run_without_extras(code).splitlines() == ["2", "1898 passages 2"]
+
+
+COMMAND = "from specrag.cli import main; main()"
+
+
+def test_the_command_answers_over_servers_without_the_extras(tmp_path):
+    (tmp_path / "docs").mkdir()
+    for i, text in enumerate(("Radium was discovered in 1898.", "Polonium too.", "It rained.")):
+        (tmp_path / "docs" / f"{i}.txt").write_text(text)
+
+    def answer(method, path, body, headers):
+        if method == "GET":
+            return 200, b'{"data": []}', {}
+        asked = json.loads(body)
+        if path.endswith("/embeddings"):
+            vectors = HashEmbedder().embed(asked["input"]).tolist()
+            made = {"data": [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)]}
+        else:
+            made = {"choices": [{"message": {"content": "Rationale: it says so\nAnswer: 1898"}}]}
+        return 200, json.dumps(made).encode(), {}
+
+    with serving(answer) as url:
+        embedder = ("--embedder", "m", "--embedder-server", url)
+        run_without_extras(COMMAND, "index", str(tmp_path / "docs"), "--to", str(tmp_path / "index"), *embedder)
+        for docs in ("docs", "index"):
+            options = ("--docs", str(tmp_path / docs), "--server", url, "--drafter", "m", *embedder, "--json")
+            shown = json.loads(run_without_extras(COMMAND, "ask", "when was radium discovered", *options))
+            assert shown["text"] == "1898" and len(shown["verdicts"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ask", "who?", "--docs", ".", "--server", "http://x", "--drafter", "m"), "with --embedder and"),
+        (("ask", "who?", "--docs", "."), "pip install 'specrag[local]'"),
+        (("index", ".", "--to", "x"), "pip install 'specrag[local]'"),
+        (("ask", "who?", "--docs", ".", "--embedder", "/nowhere"), "TransformersEmbedder needs the package torch"),
+        (("ask", "who?", "--docs", ".", "--embedder-server", "http://x"), "--embedder-server needs --embedder"),
+        (("demo",), "pip install 'specrag[local]'"),
+        (("models", "fetch", "smollm2", "--to", "/nowhere"), "fetching smollm2 needs the package torch"),
+        (("train", "x.jsonl", "--out", "x"), "pip install 'specrag[train]'"),
+    ],
+)
+def test_a_command_names_what_is_missing_in_one_line(arguments, message):
+    said = run_without_extras(COMMAND, *arguments, exits=1)
+    assert message in said and said.count("\n") == 1
 
 
 LOCAL, TRAIN, DOCUMENTS = (f"pip install 'specrag[{extra}]'" for extra in ("local", "train", "documents"))

@@ -9,10 +9,12 @@ import typer
 
 from specrag.cli.answers import follow, show, show_json
 from specrag.cli.console import counting, failures_reported, out, working
-from specrag.cli.loading import load_pipeline, with_statement
+from specrag.cli.loading import load_embedder, load_pipeline, with_statement
 from specrag.cli.options import (
     ApiKeyOption,
     DrafterOption,
+    EmbedderOption,
+    EmbedderServerOption,
     ModelsOption,
     ServerOption,
     Statement,
@@ -35,6 +37,8 @@ def ask(
     verifier: VerifierOption = None,
     server: ServerOption = None,
     tokenizer: TokenizerOption = None,
+    embedder: EmbedderOption = None,
+    embedder_server: EmbedderServerOption = None,
     api_key: ApiKeyOption = None,
     drafts: Annotated[int, typer.Option(min=1, help="m: how many drafts.")] = 5,
     passages_per_draft: Annotated[int, typer.Option(min=1, help="k: how many passages each draft reads.")] = 2,
@@ -47,23 +51,22 @@ def ask(
 ) -> None:
     """Answer a question from your documents."""
     with failures_reported():
-        from specrag.models import bundled
         from specrag.retrieval import PassageIndex, index_documents
 
         if not question.strip():
             raise InvalidInputError("the question is empty")
         check_there(docs)
         with working("loading models"):
-            embedder = bundled("minilm", folder=models)
+            used = load_embedder(embedder, embedder_server, api_key, models=models)
             rag = load_pipeline(
                 drafter, verifier, models=models, server=server, tokenizer=tokenizer, api_key=api_key
-            ).replace(embedder=embedder, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
+            ).replace(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
             rag = with_statement(rag, statement)
         if (docs / "index.json").exists():
-            index = PassageIndex.load(docs, embedder)
+            index = PassageIndex.load(docs, used)
         else:
             with counting("indexing") as progress:
-                index = index_documents(docs, embedder, progress=progress)
+                index = index_documents(docs, used, progress=progress)
         answer = follow(rag, question, index.search(question, top))
         if as_json:
             show_json(answer)

@@ -77,8 +77,3 @@ def failures_reported() -> Iterator[None]:
     except SpecRAGError as error:
         err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    except ImportError as error:
-        if error.name != "httpx":
-            raise
-        err.print("[red]error:[/] --server needs httpx: pip install 'specrag\\[openai]'")
-        raise typer.Exit(1) from error

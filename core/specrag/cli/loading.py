@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specrag._extras import require
 from specrag.cli.options import Statement
-from specrag.errors import InvalidInputError, SpecRAGError
+from specrag.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from specrag.models.base import LanguageModel
+    from specrag.models.embedders import Embedder
     from specrag.speculative.pipeline import SpeculativeRAG
 
 
@@ -21,12 +22,28 @@ def load_model(
 ) -> LanguageModel:
     """The language model ``name``: on the servers when there are any, else a local one (folder, file or hub id)."""
     if server:
-        from specrag.models import OpenAILM  # needs the extra `openai`
+        from specrag.models import OpenAILM
 
         return OpenAILM(name, list(server), api_key=api_key, tokenizer=tokenizer)
     from specrag.models import TransformersLM
 
     return TransformersLM(name)
+
+
+def load_embedder(
+    name: str | None, server: Sequence[str] | None, api_key: str | None = None, *, models: Path | None = None
+) -> Embedder:
+    """The embedder ``name``: on the servers when there are any, else a local one; without a name, the bundled one."""
+    if server and name is None:
+        raise InvalidInputError("--embedder-server needs --embedder: the model's name on the server")
+    if name is None:
+        from specrag.models import bundled
+
+        require("torch", "local", "the bundled embedder", otherwise="name one with --embedder and --embedder-server")
+        return bundled("minilm", folder=models)
+    from specrag.models import OpenAIEmbedder, TransformersEmbedder
+
+    return OpenAIEmbedder(list(server), name, api_key) if server else TransformersEmbedder(name)
 
 
 def load_pipeline(
@@ -73,12 +90,3 @@ def with_statement(rag: SpeculativeRAG, statement: Statement) -> SpeculativeRAG:
 
     text = SELF_REFLECTION_STATEMENTS[int(statement.value) - 1]
     return rag.replace(prompts=replace(rag.texts, statement=text))
-
-
-@contextlib.contextmanager
-def training_extra() -> Iterator[None]:
-    """Name the extra to install when an import inside fails."""
-    try:
-        yield
-    except ImportError as error:
-        raise SpecRAGError("training needs its extra: pip install 'specrag[train]'") from error

@@ -19,7 +19,17 @@ ServerOption = Annotated[
     list[str] | None,
     typer.Option(help="OpenAI-compatible base URL up to /v1, for drafter and verifier. Repeat for a pool."),
 ]
-ApiKeyOption = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="For --server.")]
+ApiKeyOption = Annotated[
+    str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="For --server and --embedder-server.")
+]
+EmbedderOption = Annotated[
+    str | None,
+    typer.Option(help="Embedder: folder, hub id, or its name on --embedder-server; by default the embedded one."),
+]
+EmbedderServerOption = Annotated[
+    list[str] | None,
+    typer.Option(help="OpenAI-compatible base URL up to /v1, for the embedder. Repeat for a pool."),
+]
 TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer of the served model: exact scores over --server.")]
 WordsOption = Annotated[int, typer.Option(min=1, help="Words per passage.")]
 

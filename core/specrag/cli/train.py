@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specrag.cli.console import counting, failures_reported, out, training_shown, working
-from specrag.cli.loading import load_model, training_extra
+from specrag.cli.loading import load_model
 from specrag.cli.options import ApiKeyOption, ModelsOption, ServerOption, WordsOption, check_there
 from specrag.errors import InvalidInputError, SpecRAGError
 
 if TYPE_CHECKING:
     from specrag.evaluation.data import Question
+    from specrag.models import TransformersLM
     from specrag.schema import Passage
 
 
@@ -51,12 +52,11 @@ def train(
     """Make a drafter out of a small LM and questions with passages. A killed run goes on when repeated."""
     with failures_reported():
         from specrag.evaluation.data import load_questions
-        from specrag.models import TransformersLM, bundled
+        from specrag.models import bundled
         from specrag.models.bundled import ADAPTERS, adapter_folder
+        from specrag.training import Mixture, TrainingSettings, make_examples
+        from specrag.training import train as run_training
 
-        with training_extra():
-            from specrag.training import Mixture, TrainingSettings, make_examples
-            from specrag.training import train as run_training
         check_there(data)
         settings = TrainingSettings(
             method="full" if full else "lora",
@@ -80,7 +80,7 @@ def train(
             rounds = make_examples(used, embedder, variants=epochs, mixture=mixture, rationales=written, seed=seed)
             others = [passage for record in used for passage in record.passages]
             examined = make_examples(kept, embedder, corpus=others, seed=seed + 1)[0] if kept else []
-            lm = bundled("smollm2", folder=models) if base == "smollm2" else TransformersLM(base)
+            lm = _base_model(base, models)
         with training_shown() as report:
             run_training(
                 lm,
@@ -93,6 +93,12 @@ def train(
                 progress=report,
             )
         out.print((output / "README.md").read_text(encoding="utf-8"), markup=False)
+
+
+def _base_model(name: str, models: Path | None) -> TransformersLM:
+    from specrag.models import TransformersLM, bundled
+
+    return bundled("smollm2", folder=models) if name == "smollm2" else TransformersLM(name)
 
 
 def _divide(records: Sequence[Question], held: int) -> tuple[list[Question], list[Question]]:
@@ -131,9 +137,8 @@ def questions(
     with failures_reported():
         from specrag.evaluation.data import save_questions
         from specrag.models import bundled
+        from specrag.training import synthesize_questions
 
-        with training_extra():
-            from specrag.training import synthesize_questions
         check_there(docs)
         passages = _passages(docs, words)[:count]
         with working("loading models"):
