@@ -47,8 +47,8 @@ def span_scores(
 ) -> Tensor:  # [rows, tokens, longest], float32
     """The score of every span over that of no answer: (s_i + e_j) - (s_0 + e_0).
 
-    Entry [r, i, w] belongs to the span of ``w + 1`` tokens that starts at token i. Spans that start or end where they may
-    not are ``IMPOSSIBLE``, or about twice that.
+    Entry [r, i, w] belongs to the span of ``w + 1`` tokens that starts at token i. Spans that start or end where they
+    may not are ``IMPOSSIBLE``, or about twice that.
     """
     start_scores = start_logits.float().masked_fill(~starts, IMPOSSIBLE)
     end_scores = end_logits.float().masked_fill(~ends, IMPOSSIBLE)
@@ -97,7 +97,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader finds: the likeliest spans, best first, and log P(no span answers). ``tokens``: how many it read."""
+    """What a reader finds: the likeliest spans, best first, and log P(no span answers).
+
+    ``tokens``: how many it read.
+    """
 
     spans: tuple[Span, ...]
     log_no_answer: float
@@ -106,7 +109,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Window:
-    """A question beside a part of a passage, as token ids. ``offsets``: of each token, in the passage; (0, 0) outside it."""
+    """A question beside a part of a passage, as token ids.
+
+    ``offsets``: of each token, in the passage; (0, 0) outside it.
+    """
 
     passage: int
     ids: list[int]
@@ -153,8 +159,8 @@ class SpanReader:
                 raise InvalidInputError(f"{name} must be at least {least}, got {value}")
         if max_tokens < _QUESTION_TOKENS + 2 * longest + 8:
             raise InvalidInputError(
-                f"max_tokens must be at least {_QUESTION_TOKENS + 2 * longest + 8}: the question, and windows that overlap by "
-                f"more than longest={longest}; got {max_tokens}"
+                f"max_tokens must be at least {_QUESTION_TOKENS + 2 * longest + 8}: the question, and windows that "
+                f"overlap by more than longest={longest}; got {max_tokens}"
             )
         self.name = str(model) if isinstance(model, str | Path) else str(getattr(model, "name_or_path", "reader"))
         if isinstance(model, str | Path):
@@ -312,7 +318,7 @@ class SpanReader:
 
 
 def _covering(window: _Window, start: int, end: int, longest: int) -> tuple[int, int] | None:
-    """(first token, width - 1) of the fewest tokens that cover the characters; ``None`` where the window has them not."""
+    """(first token, width - 1) of the fewest tokens that cover the characters; ``None``: the window has them not."""
     inside = [i for i, (a, b) in enumerate(window.offsets) if b > a and a < end and b > start]
     if not inside or window.offsets[inside[0]][0] > start or window.offsets[inside[-1]][1] < end:
         return None
