@@ -1,24 +1,32 @@
-"""Every error that specrag raises on purpose, so that a caller can catch them by kind."""
+"""Every error that specrag raises on purpose. A caller can catch them all, or one kind."""
 
 
 class SpecRAGError(Exception):
-    """Base of all errors raised by specrag."""
+    """Base of all errors that specrag raises."""
 
 
 class InvalidInputError(SpecRAGError, ValueError):
     """An argument or an input cannot be used; the message says what was given and what to do."""
 
 
-class ModelNotFoundError(SpecRAGError, FileNotFoundError):
-    """A model path, a bundled model or an index is not where it was looked for."""
+class NotFoundError(SpecRAGError, FileNotFoundError):
+    """Something that was named, a document, an index or a saved session, is not where it was looked for."""
+
+
+class ModelNotFoundError(NotFoundError):
+    """A model, a tokenizer or an adapter is not where it was looked for, or cannot be loaded from there."""
+
+
+class MissingExtraError(SpecRAGError, ImportError):
+    """A package that an extra of specrag installs is needed here; the message holds the command that installs it."""
 
 
 class ModelError(SpecRAGError, RuntimeError):
-    """A model or its server failed while generating or scoring."""
+    """A model or its server failed while it generated, scored or embedded."""
 
 
 class ServerError(ModelError):
-    """An OpenAI-compatible server could not be reached or refused a request."""
+    """An OpenAI-compatible server could not be reached, refused a request, or gave a reply that cannot be used."""
 
 
 class LogProbsUnavailableError(ModelError):
@@ -26,4 +34,4 @@ class LogProbsUnavailableError(ModelError):
 
 
 class DraftingError(ModelError):
-    """No draft could be made: every drafter call failed."""
+    """No draft could be made: every call of the drafter failed."""
