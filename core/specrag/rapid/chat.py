@@ -157,9 +157,11 @@ class RapidChat:
             target = TransformersLM(model, quantization=quantization)
             helper = TransformersLM(drafter, quantization=quantization) if drafter else None
             rapid = RapidGenerator(target, helper, wanted)
+        elif drafter is not None or quantization is not None:
+            raise InvalidInputError("give drafter= and quantization= with model=, or rapid=, which has its models")
         elif replace(wanted, sampling=rapid.settings.sampling) != rapid.settings:
             raise InvalidInputError(
-                f"rapid= was made with {rapid.settings}, settings= says {wanted}: give settings to the RapidGenerator"
+                f"settings= and rapid= differ: {wanted}, but {rapid.settings}; give settings to the RapidGenerator"
             )
         return cls(rapid, max_sessions, sampling=wanted.sampling)
 

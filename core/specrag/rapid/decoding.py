@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specrag.errors import InvalidInputError
 from specrag.models.base import Sampling
-from specrag.models.tokenization import IncrementalDecoder, StopStrings
 from specrag.rapid.acceptance import KnowledgeTransfer, accept, accept_greedy, augmented_target
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.draft_length import MODEL, DraftLength, Round, Source
-from specrag.rapid.output import Output
+from specrag.rapid.output import Limits, Output
 from specrag.rapid.proposers import Drawing, Proposal, Proposer
 
 
@@ -84,10 +82,8 @@ def decode(
     transfer: KnowledgeTransfer,
     sampling: Sampling,
     length: DraftLength,
+    limits: Limits,
     *,
-    max_tokens: int,
-    stop: Sequence[str] = (),
-    end_tokens: frozenset[int] = frozenset(),
     cancelled: Callable[[], bool] = lambda: False,
     stats: RapidStats | None = None,
     startup_seconds: float = 0.0,
@@ -101,21 +97,13 @@ def decode(
         transfer: How the target learns from the drafter.
         sampling: Of target and drafter alike.
         length: Chooses γ.
-        max_tokens: Exact, unless an end token or a stop string comes before, also inside an accepted run.
-        stop: Strings that end the text. They are not part of it.
-        end_tokens: Tokens that end it.
+        limits: What ends the text. ``max_tokens`` is exact, unless the text ends before, also inside an accepted run.
         cancelled: Asked between rounds.
         stats: Filled in on the way.
         startup_seconds: A guess at the seconds per token of the proposer's own prompt.
-
-    Raises:
-        InvalidInputError: ``max_tokens`` is less than 1, or a stop string is empty.
     """
-    if max_tokens < 1:
-        raise InvalidInputError(f"max_tokens must be at least 1, got {max_tokens}")
     stats = stats if stats is not None else RapidStats()
-    drawing = Drawing(sampling, target.lm.device)
-    output = Output(IncrementalDecoder(target.lm.tokenizer), StopStrings(stop), end_tokens, max_tokens)
+    drawing, output = Drawing(sampling, target.lm.device), Output(target.lm.tokenizer, limits)
     rounds = _Rounds(target, proposer, transfer, drawing, length, stats, startup_seconds)
     began, forwards = time.perf_counter(), rounds.forward_seconds
 
@@ -139,7 +127,7 @@ def decode(
             if last:
                 yield last
             return
-        emitted = rounds.next(output.tokens, max_tokens - len(output.tokens))
+        emitted = rounds.next(output.tokens, limits.max_tokens - len(output.tokens))
 
 
 class _Rounds:

@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from specrag.errors import InvalidInputError
 from specrag.models.tokenization import IncrementalDecoder, StopStrings
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a generation.
+
+    Args:
+        max_tokens: The number of tokens that ends it.
+        stop: Strings that end the text. They are not part of it.
+        end_tokens: Tokens that end it.
+
+    Raises:
+        InvalidInputError: ``max_tokens`` is less than 1, or a stop string is empty.
+    """
+
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    end_tokens: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InvalidInputError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        StopStrings(self.stop)  # checks them
 
 
 class Output:
     """Tokens in, text out: no half characters, and nothing that may become a stop string.
 
     Args:
-        decoder: From tokens to text.
-        stop: The strings that end the text. They are not part of it.
-        end_tokens: The tokens that end it.
-        limit: The number of tokens that ends it.
+        tokenizer: From tokens to text.
+        limits: What ends the text.
 
     Attributes:
         tokens: What was added so far, up to the end.
         finish: ``None`` until the end, then ``"stop"`` or ``"length"``, or what the caller sets.
     """
 
-    def __init__(self, decoder: IncrementalDecoder, stop: StopStrings, end_tokens: frozenset[int], limit: int) -> None:
-        self._decoder, self._stop, self._end, self._limit = decoder, stop, end_tokens, limit
+    def __init__(self, tokenizer: Any, limits: Limits) -> None:
+        self._decoder, self._stop, self._limits = IncrementalDecoder(tokenizer), StopStrings(limits.stop), limits
         self.tokens: list[int] = []
         self.finish: str | None = None
         self._shown = 0  # characters that were given out
@@ -32,7 +56,7 @@ class Output:
         """The text that is certain after ``tokens``. Tokens after the end are dropped."""
         for token in tokens:
             self.tokens.append(token)
-            if token in self._end:
+            if token in self._limits.end_tokens:
                 self.finish = "stop"
                 break
             known = len(self._decoder.text)
@@ -41,7 +65,7 @@ class Output:
             if self._until is not None:
                 self.finish = "stop"
                 break
-            if len(self.tokens) == self._limit:
+            if len(self.tokens) == self._limits.max_tokens:
                 self.finish = "length"
                 break
         if self.finish is not None:

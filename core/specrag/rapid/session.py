@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from specrag.engine.memory import out_of_memory
 from specrag.errors import InvalidInputError, ModelError
@@ -18,18 +19,12 @@ from specrag.rapid.chunks import Chunks, Retrieved
 from specrag.rapid.compatibility import relative_cost
 from specrag.rapid.decoding import RapidStats, decode
 from specrag.rapid.draft_length import draft_length
+from specrag.rapid.output import Limits
 from specrag.rapid.prompt import Prompt, PromptTokens, document_prompt
-from specrag.rapid.proposers import HybridProposer, ModelProposer, Proposer, SuffixMatchProposer, sinks_and_window
+from specrag.rapid.proposing import RapidModels, proposer_for
 
-if TYPE_CHECKING:
-    from specrag.rapid.generator import RapidGenerator
-
-# Room in the target's cache for a question and its answer, and in a drafter's, before the cache has to grow.
-_SPARE_TOKENS, _DRAFTER_SPARE_TOKENS = 1024, 256
-# Self-speculation is left out when retrieval shows more than this share of the context: the drafter saves nothing.
-_MOST_OF_THE_CONTEXT = 0.75
-# The shortest match that goes before a drafter: a model knows more than a match of two tokens tells.
-_HYBRID_MATCH = 3
+# Room in the target's cache for a question and its answer, before the cache has to grow.
+_SPARE_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,18 +66,29 @@ def check_prompt(prompt: PromptTokens, target: TransformersLM) -> None:
         )
 
 
+@contextlib.contextmanager
+def _naming_lack_of_memory(tokens: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, ModelError) or not out_of_memory(error):
+            raise
+        raise ModelError(f"out of memory while reading {tokens} tokens: give a shorter text") from error
+
+
 class LongContext:
     """A context that the target has read, its chunks, and its cache.
 
     Args:
         prompt: The document; or a prompt with the context, made by a function of ``specrag.rapid.prompt``.
-        rapid: Models and settings.
+        rapid: A ``RapidGenerator``: models and settings.
         progress: Called while the context is read, with the tokens read so far and in all.
         prefix: What was read before. What it and the prompt begin with alike is not read again.
 
     Attributes:
         prompt: The prompt as token ids.
         rapid: Models and settings. It may be replaced by a generator with the same target.
+        chunks: The chunks of the context, for retrieval.
         read_tokens: The tokens that the target's cache begins with: the prompt and the latest question.
         estimates: Costs and acceptance that were measured on this context.
         prefill_seconds: How long reading took.
@@ -95,22 +101,23 @@ class LongContext:
     def __init__(
         self,
         prompt: str | Prompt | PromptTokens,
-        rapid: RapidGenerator,
+        rapid: RapidModels,
         *,
         progress: Progress | None = None,
         prefix: ReadPrefix | None = None,
     ) -> None:
-        encoder = rapid.target.encoder
         if isinstance(prompt, str):
-            prompt = document_prompt(encoder, prompt)
-        self.prompt = prompt.encoded(encoder) if isinstance(prompt, Prompt) else prompt
+            prompt = document_prompt(rapid.target.encoder, prompt)
+        self.prompt = prompt.encoded(rapid.target.encoder) if isinstance(prompt, Prompt) else prompt
         check_prompt(self.prompt, rapid.target)
         self.rapid = rapid
         self.estimates = rapid.estimates.for_another_context()
         if prefix is None:
             prefix = ReadPrefix(CachedModel(rapid.target, self.tokens + _SPARE_TOKENS, rapid.vocabulary), ())
-        same = prefix.chunks is not None and prefix.chunks.tokens == self.prompt.context
-        self._chunks = prefix.chunks if same else None
+        chunks = prefix.chunks
+        if chunks is None or chunks.tokens != self.prompt.context:
+            chunks = Chunks(self.prompt.context, rapid.target.tokenizer)
+        self.chunks = chunks
         self._model: CachedModel | None = self._prefilled(prefix, progress)
 
     def _prefilled(self, prefix: ReadPrefix, progress: Progress | None) -> CachedModel:
@@ -118,12 +125,8 @@ class LongContext:
         unread = self.prompt.ids[shared:]
         start = time.perf_counter()
         prefix.model.rollback_to(shared)
-        try:
+        with _naming_lack_of_memory(self.tokens):
             prefix.model.prefill(unread, progress)
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, ModelError) or not out_of_memory(error):
-                raise
-            raise ModelError(f"out of memory while reading {self.tokens} tokens: give a shorter text") from error
         self.read_tokens: Sequence[int] = self.prompt.ids
         self.prefill_seconds = time.perf_counter() - start if unread else 0.0
         self._seconds_per_token = self.prefill_seconds / len(unread) if unread else 0.0  # 0: nothing was measured
@@ -150,16 +153,9 @@ class LongContext:
         """Bytes of the target's cache."""
         return self._model.cache.nbytes if self._model is not None else 0
 
-    @property
-    def chunks(self) -> Chunks:
-        """The chunks of the context."""
-        if self._chunks is None:
-            self._chunks = Chunks(self.prompt.context, self.rapid.target.tokenizer)
-        return self._chunks
-
     def give_up(self) -> ReadPrefix:
         """What this session has read, for another one to begin with. This one cannot be asked any more."""
-        prefix = ReadPrefix(self.model, self.read_tokens, self._chunks)
+        prefix = ReadPrefix(self.model, self.read_tokens, self.chunks)
         self._model = None
         return prefix
 
@@ -195,6 +191,7 @@ class LongContext:
             InvalidInputError: The question is empty, or does not fit into the positions left or the retrieval budget.
         """
         rapid, settings = self.rapid, self.rapid.settings
+        limits = Limits(max_tokens, tuple(stop), rapid.target.end_tokens)
         tail = self._checked_tail(question, max_tokens)
         stats = stats if stats is not None else RapidStats()
         start = time.perf_counter()
@@ -207,7 +204,9 @@ class LongContext:
             self._seconds_per_token = stats.prefill_seconds / len(tail)
         stats.prompt_tokens = self.tokens + len(tail)
         self.read_tokens = [*self.prompt.ids, *tail]
-        proposer, confidence = self._proposer(question, tail, stats)
+        proposer, confidence = proposer_for(
+            rapid, self.prompt, tail, self.model, lambda: self._retrieved(question, stats), stats.notes
+        )
         rapid.estimates = self.estimates
         yield from decode(
             self.model,
@@ -216,9 +215,7 @@ class LongContext:
             settings.knowledge_transfer(confidence),
             settings.sampling if sampling is None else sampling,
             draft_length(settings.candidates, self.estimates),
-            max_tokens=max_tokens,
-            stop=stop,
-            end_tokens=rapid.target.end_tokens,
+            limits,
             cancelled=cancelled,
             stats=stats,
             startup_seconds=self._seconds_per_token * relative_cost(rapid.drafter, rapid.target),
@@ -235,60 +232,14 @@ class LongContext:
             raise InvalidInputError(f"the question has {len(tail)} tokens, the retrieval budget is {budget}: raise it")
         window, needed = rapid.target.context_window, self.tokens + len(tail) + max_tokens
         if window is not None and needed > window:
-            raise InvalidInputError(
-                f"context, question and answer need {needed} positions, {rapid.target.name} has {window}"
-            )
+            raise InvalidInputError(f"context, question and answer need {needed} positions, the target has {window}")
         return tail
 
     def question_tokens(self, question: str) -> list[int]:
         """The tokens that follow the context: ``question`` and the rest of the template."""
         return self.prompt.question(self.rapid.target.encoder, question)
 
-    # --- drafting ---------------------------------------------------------------------------------------
-
-    def _proposer(self, question: str, tail: Sequence[int], stats: RapidStats) -> tuple[Proposer | None, float]:
-        """What proposes candidates for this question, and the confidence of the retrieval (1 without any)."""
-        rapid, settings, context = self.rapid, self.rapid.settings, self.prompt.context
-        if settings.candidates == 0:
-            return None, 1.0
-        match = settings.proposer == "match"
-        hybrid = settings.proposer.startswith("hybrid")
-        shown: Sequence[int] = ()
-        confidence = 1.0
-        if settings.proposer == "naive":
-            shown = range(len(context))
-        elif settings.proposer == "window":
-            shown = sinks_and_window(len(context))
-        elif not match:
-            retrieved = self._retrieved(question, stats)
-            shown, confidence = retrieved.positions, retrieved.confidence
-            itself = settings.candidates == "auto" and rapid.drafter is rapid.target
-            if itself and len(shown) > _MOST_OF_THE_CONTEXT * len(context):
-                stats.notes.append("the retrieved context is most of the context: the target decodes alone")
-                if not hybrid:
-                    return None, confidence
-                match = True
-        if match:
-            return SuffixMatchProposer(self.read_tokens, rapid.vocabulary), confidence
-        model = self._drafter(shown, tail)
-        if not hybrid:
-            return model, confidence
-        return HybridProposer(
-            SuffixMatchProposer(self.read_tokens, rapid.vocabulary, least=_HYBRID_MATCH), model
-        ), confidence
-
-    def _drafter(self, shown: Sequence[int], tail: Sequence[int]) -> ModelProposer:
-        """The drafter on the positions ``shown`` of the context: reading them, or on the target's keys and values."""
-        rapid, prompt = self.rapid, self.prompt
-        tokens = [*prompt.head, *(prompt.context[i] for i in shown), *tail]
-        drafter = CachedModel(rapid.drafter, len(tokens) + _DRAFTER_SPARE_TOKENS, rapid.vocabulary)
-        proposer = rapid.settings.proposer
-        if proposer.endswith("sparse") or (proposer == "window" and rapid.drafter is rapid.target):
-            end = self.model.length - 1  # the last token is fed with the first proposal
-            before = len(prompt.head)
-            kept = [*range(before), *(before + i for i in shown), *range(self.tokens, end)]
-            drafter.keep(self.model, kept, end)
-        return ModelProposer(drafter, tokens)
+    # --- retrieval --------------------------------------------------------------------------------------
 
     def retrieve(self, question: str, stats: RapidStats | None = None) -> tuple[list[int], float]:
         """The tokens of the retrieved context, in document order, and the confidence of the retrieval in [0, 1].
@@ -312,11 +263,10 @@ class LongContext:
         """Write the session to a safetensors file, which appears whole or not at all."""
         self.model.rollback_to(self.tokens)
         self.read_tokens = self.prompt.ids
-        vectors = self._chunks.vectors if self._chunks is not None else None
-        session_file.write_session(session_file.SavedSession(self.prompt, self.model, vectors), path)
+        session_file.write_session(session_file.SavedSession(self.prompt, self.model, self.chunks.vectors), path)
 
     @classmethod
-    def load(cls, path: str | Path, rapid: RapidGenerator) -> LongContext:
+    def load(cls, path: str | Path, rapid: RapidModels) -> LongContext:
         """A session that ``save`` wrote. It continues with the same logits.
 
         Raises:
