@@ -156,6 +156,7 @@ class ChatRapid(_Rapid, BaseChatModel):
         stop: Strings that end a reply; also per call.
         quantization: ``"int8"``: both models with int8 weights, on the CPU.
         max_sessions: How many contexts' sessions are kept.
+        streaming: Whether ``invoke`` streams too, for callbacks. By default it does when a callback listens.
 
     Raises:
         InvalidInputError: There is no model, or a setting is unknown or out of range (pydantic's ``ValidationError``
@@ -164,6 +165,8 @@ class ChatRapid(_Rapid, BaseChatModel):
     """
 
     model_config = _CONFIG
+
+    streaming: bool | None = None  # LangChain's own name and meaning
 
     @property
     def _llm_type(self) -> str:

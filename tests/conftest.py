@@ -73,6 +73,15 @@ def tiny(smollm2_tokenizer) -> TransformersLM:
 
 
 @pytest.fixture(scope="session")
+def tiny_path(tiny, tmp_path_factory) -> Path:
+    """The folder of ``tiny``."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def other(smollm2_tokenizer) -> TransformersLM:
     """A drafter for ``tiny`` that mostly disagrees, with a padded vocabulary."""
     size = len(smollm2_tokenizer) + 64

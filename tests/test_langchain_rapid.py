@@ -20,10 +20,13 @@ from specrag.rapid import RapidChat, RapidGenerator, RapidSettings
 from specrag.rapid.chat import conversation
 from tests.rapid_parts import TOOL_TEMPLATE, generator
 
+NOTES = "The turbine of hall seven was checked in week seven of the year. " * 16
+
 
 @pytest.fixture(scope="module")
 def rapid(quick_smollm2, minilm):
-    return RapidGenerator(quick_smollm2, sampling=Sampling(), embedder=minilm)
+    """With a fixed number of candidates, so that every run repeats."""
+    return RapidGenerator(quick_smollm2, sampling=Sampling(), candidates=3, embedder=minilm)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +58,10 @@ def test_a_stream_carries_text_usage_and_how_it_was_decoded(chat, report):
     assert len(decoded["schedule"]) + decoded["accepted"] == 15 and 0 <= decoded["acceptance"] <= 1
 
 
-def test_a_conversation_goes_on_in_its_session(rapid, forward_passes):
+def test_a_conversation_goes_on_in_its_session(tiny, forward_passes):
+    rapid = generator(tiny, candidates=0)
     chat = ChatRapid(rapid=rapid, max_tokens=8)
-    text = "The turbine of hall seven was checked in week seven of the year. " * 16
-    messages = [SystemMessage("Be brief."), HumanMessage(f"{text}\n\nWhat is this about?")]
+    messages = [SystemMessage("Be brief."), HumanMessage(f"{NOTES}\n\nWhat is this about?")]
     reply = chat.invoke(messages)
     read = forward_passes(rapid.target.model)
     messages += [reply, HumanMessage("And in one word?")]
@@ -78,11 +81,16 @@ def test_stop_and_sampling_per_call(chat, report):
     assert stopped.content == whole[: whole.index(word)] and stopped.response_metadata["finish_reason"] == "stop"
     warm = [chat.invoke("what?", documents=[report], temperature=1.5, seed=seed).content for seed in (1, 2)]
     assert warm[0] != warm[1]
-    greedy = chat.invoke("what?", documents=[report]).content
-    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):
-        assert chat.invoke("what?", documents=[report], temperature=1.5, **narrow).content == greedy
     with pytest.raises(InvalidInputError, match="unknown options top_n"):
         chat.invoke("q", top_n=5)
+
+
+def test_top_k_and_top_p_per_call(tiny):
+    chat = ChatRapid(rapid=generator(tiny, transfer="none", candidates=3), max_tokens=8)
+    greedy = chat.invoke("hello").content
+    assert chat.invoke("hello", temperature=1.5, seed=1).content != greedy
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):  # one token is left to draw from
+        assert chat.invoke("hello", temperature=1.5, seed=1, **narrow).content == greedy
 
 
 async def test_it_answers_asynchronously_and_in_batches(rapid):
@@ -93,24 +101,22 @@ async def test_it_answers_asynchronously_and_in_batches(rapid):
     assert [m.content for m in chat.batch(["Say hello."] * 2)] == [whole] * 2
 
 
-def test_the_text_interface(rapid, chat, report):
+def test_the_text_interface(rapid, chat):
     llm = RapidLLM(rapid=rapid, max_tokens=16)
-    prompt = f"{report}\n\nWhat is this about?"
+    prompt = f"{NOTES}\n\nWhat is this about?"
     text = llm.invoke(prompt)
     assert text and "".join(llm.stream(prompt)) == text
-    assert llm.sessions[-1].tokens > 1000 and llm.get_num_tokens("one two") == 2
+    assert llm.sessions[-1].tokens > llm.get_num_tokens(NOTES) > 200 and llm.get_num_tokens("one two") == 2
     assert text == chat.invoke(prompt).content
 
 
 # --- settings -------------------------------------------------------------------------------------------
 
 
-def test_a_model_is_written_by_its_path_and_read_again(smollm2_path):
-    chat = ChatRapid(
-        model=str(smollm2_path), temperature=0, top_k=3, settings={"candidates": [2, 0, 3], "tail": "target"}
-    )
+def test_a_model_is_written_by_its_path_and_read_again(tiny_path):
+    chat = ChatRapid(model=str(tiny_path), temperature=0, top_k=3, settings={"candidates": [2, 0, 3], "tail": "target"})
     read = load(dumpd(chat), allowed_objects=[ChatRapid], valid_namespaces=["langchain_specrag"])
-    assert read.model_dump() == chat.model_dump()
+    assert read.model_dump() == chat.model_dump() and read.model == str(tiny_path)
     assert read.settings == RapidSettings(candidates=[2, 0, 3], tail="target", sampling=Sampling(top_k=3))
 
 

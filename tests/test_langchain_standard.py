@@ -14,7 +14,6 @@ from langchain_tests.unit_tests import ChatModelUnitTests, ToolsUnitTests
 
 from langchain_specrag import ChatRapid, MultiPerspectiveRetriever, SpeculativeRAGTool, create_speculative_rag_chain
 from specrag.models import Sampling
-from specrag.models.bundled import located
 from specrag.rapid import RapidGenerator
 from tests.fakes import HashEmbedder, ScriptedLM
 
@@ -78,13 +77,17 @@ class _Flags:
 
 
 class TestChatRapidUnit(_Flags, ChatModelUnitTests):
+    @pytest.fixture(autouse=True)
+    def _saved(self, tiny_path):
+        type(self).path = str(tiny_path)
+
     @property
     def chat_model_class(self):
         return ChatRapid
 
     @property
     def chat_model_params(self):
-        return {"model": str(located("smollm2"))}
+        return {"model": self.path}
 
     @pytest.mark.xfail(
         strict=True,

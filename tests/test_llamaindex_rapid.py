@@ -29,7 +29,8 @@ def collected():
 
 @pytest.fixture(scope="module")
 def rapid(quick_smollm2, minilm):
-    return RapidLLM(rapid=RapidGenerator(quick_smollm2, sampling=Sampling(), embedder=minilm), max_tokens=6)
+    generator = RapidGenerator(quick_smollm2, sampling=Sampling(), candidates=3, embedder=minilm)
+    return RapidLLM(rapid=generator, max_tokens=6)
 
 
 @pytest.mark.slow
@@ -49,11 +50,11 @@ def test_class_hierarchy():
     assert RapidLLM.class_name() == "RapidLLM"
 
 
-def test_components_are_written_and_read(smollm2_path):
+def test_components_are_written_and_read(tiny_path):
     settings = {"candidates": [2, 0, 3], "tail": "target"}
-    llm = RapidLLM(model=str(smollm2_path), temperature=0.5, top_p=0.9, max_tokens=9, stop=["x"], settings=settings)
+    llm = RapidLLM(model=str(tiny_path), temperature=0.5, top_p=0.9, max_tokens=9, stop=["x"], settings=settings)
     written = llm.to_dict()
-    assert written["model"] == str(smollm2_path) and len(str(written)) < 2000  # a path, no weights
+    assert written["model"] == str(tiny_path) and len(str(written)) < 2000  # a path, no weights
     read = RapidLLM.from_dict(written)
     assert read.to_dict() == written and read.metadata.context_window == 8192
     sampling = Sampling(temperature=0.5, top_p=0.9)
