@@ -182,7 +182,7 @@ def accept(
     kept = (draws < acceptance_probability(hat, q, candidates)).long().cumprod(0)
     accepted = kept.sum()
     after = torch.cat([residual(p[:-1], q, hat, transfer), (p[-1] if bonus is None else bonus)[None]])
-    following = torch.multinomial(after[accepted], 1, generator=generator)[0]
+    following = torch.multinomial(after.index_select(0, accepted[None])[0], 1, generator=generator)[0]
     return accepted, following
 
 
@@ -195,4 +195,4 @@ def accept_greedy(
     """``accept`` at temperature 0: a candidate is kept if it is argmax p̂, else argmax p̂ is emitted."""
     best = torch.cat([p_hat.argmax(-1), (p[-1] if bonus is None else bonus).argmax(-1)[None]])
     accepted = (best[:-1] == candidates).long().cumprod(0).sum()
-    return accepted, best[accepted]
+    return accepted, best.index_select(0, accepted[None])[0]
