@@ -203,8 +203,8 @@ def test_a_padded_batch_with_stock_cache_is_untouched_by_the_packed_attention(na
         assert torch.allclose(in_steps[row], expected[row, 20:], atol=1e-4)
 
 
-def test_scores_of_a_shared_model_are_the_same_before_during_and_after(smollm2):
-    lm = TransformersLM(smollm2.model, smollm2.tokenizer, packing=False)  # padded batches
+def test_scores_of_a_shared_model_are_the_same_before_during_and_after(tiny):
+    lm = TransformersLM(tiny.model, tiny.tokenizer, packing=False)  # padded batches
     before = lm.score(CONVERSATIONS[:3])
     cache = rollback_cache(lm.model.config, 64)
     with torch.inference_mode(), packed_attention(lm.model):

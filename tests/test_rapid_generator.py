@@ -5,7 +5,7 @@ import torch
 
 from specrag.errors import InvalidInputError
 from specrag.models import Sampling
-from specrag.rapid import RapidGenerator, RapidSettings
+from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings
 from tests.rapid_parts import DOCUMENT, generator
 
 
@@ -80,3 +80,21 @@ def test_the_strength_auto_follows_the_retrievals_confidence():
 def test_settings_are_checked_at_construction(tiny, settings, message):
     with pytest.raises(InvalidInputError, match=message):
         RapidGenerator(tiny, **settings)
+
+
+def test_a_misspelt_argument_is_an_error_wherever_rapid_takes_settings(tiny):
+    rapid = generator(tiny, candidates=0)
+    session, chat = LongContext("A text.", rapid), RapidChat(rapid)
+    for call in (
+        lambda: RapidSettings(candidate=3),
+        lambda: LongContext("A text.", rapid, max_token=3),
+        lambda: session.ask("who?", max_token=3),
+        lambda: session.retrieve("who?", budget=3),
+        lambda: RapidChat(rapid, session=3),
+        lambda: RapidChat.open(rapid=rapid, temprature=0.5),
+        lambda: chat.complete([Message("user", "who?")], max_token=3),
+        lambda: rapid.generate([{"role": "user", "content": c} for c in "ab"], max_token=3),
+    ):
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            call()
+    assert session.ask("who?", max_tokens=2).stats.tokens == 2
