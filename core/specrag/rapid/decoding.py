@@ -221,9 +221,10 @@ class _Rounds:
         device, before = target.lm.device, target.length
         candidates = proposal.tokens.to(device)
         count = len(candidates)
-        logits = target.feed(torch.cat([torch.tensor([last], device=device), candidates]))  # [γ + 1, vocabulary]
-        p = drawing.distribution(logits)
-        q = proposal.probabilities.to(device)  # [γ, vocabulary], with one more row for the bonus position in p̂ sampling
+        logits = target.feed(torch.cat([torch.tensor([last], device=device), candidates]))
+        # p, the target [γ + 1, vocabulary]; q, the drafter [γ, vocabulary], with one more row where the bonus token
+        # needs it; hat, the augmented target p̂, where q is known.
+        p, q = drawing.distribution(logits), proposal.probabilities.to(device)
         # Where no model stands behind a candidate η is 0: with a one-hot q the target would copy it blindly.
         learns = torch.tensor([*proposal.from_model, *([True] if len(q) > count else [])], device=device)
         strength = torch.where(learns, transfer.strength if transfer.mode != "none" else 0.0, 0.0)[:, None]
