@@ -105,6 +105,39 @@ def tiny_llama(vocabulary: int, seed: int = 0, **config) -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2_path):
+    return AutoTokenizer.from_pretrained(smollm2_path)
+
+
+@pytest.fixture(scope="session")
+def tiny(smollm2_tokenizer) -> TransformersLM:
+    """SmolLM2's tokenizer on random weights."""
+    return TransformersLM(tiny_llama(len(smollm2_tokenizer), max_position_embeddings=8192), smollm2_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tiny, tmp_path_factory) -> Path:
+    """The folder of ``tiny``."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other(smollm2_tokenizer) -> TransformersLM:
+    """A drafter for ``tiny`` that mostly disagrees, with a padded vocabulary."""
+    size = len(smollm2_tokenizer) + 64
+    return TransformersLM(tiny_llama(size, seed=5, max_position_embeddings=8192), smollm2_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def twin(smollm2_tokenizer) -> TransformersLM:
+    """``tiny``'s shape with other weights: keys and values that mean nothing to it."""
+    return TransformersLM(tiny_llama(len(smollm2_tokenizer), seed=5, max_position_embeddings=8192), smollm2_tokenizer)
+
+
+@pytest.fixture(scope="session")
 def wordpiece_lm() -> TransformersLM:
     """BERT's WordPiece tokenizer, no chat template, random weights: another family of tokenizers."""
     tokenizer = AutoTokenizer.from_pretrained(located("minilm"))
