@@ -1,32 +1,50 @@
-# `make demo` and `make test` set up .venv by themselves when it is missing or older than what it was made from.
+# Every target sets up .venv by itself when it is missing or older than what it was made from.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# The pinned versions need Python 3.11; on 3.10 the ranges of pyproject.toml hold.
+PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
+PYTEST := $(BIN)/python -m pytest -q
 # A live vLLM for `make test-servers`, serving the bundled SmolLM2.
 VLLM_URL ?= http://127.0.0.1:8811/v1
 
-.PHONY: demo test test-servers lint bench
+.PHONY: help demo test fast fix lint docs test-servers bench
+.DEFAULT_GOAL := help
 
-demo: $(VENV)/.runtime
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.runtime ## Answer nine sample questions with the bundled models
 	$(BIN)/specrag models fetch
 	$(BIN)/specrag demo
 
-test: lint $(VENV)/.dev
+test: lint $(VENV)/.dev ## Lint, check types, run all tests (CI runs this)
 	$(BIN)/specrag models fetch
-	$(BIN)/python -m pytest -q --benchmark-disable
+	$(PYTEST)
 
-test-servers: $(VENV)/.dev
+fast: lint $(VENV)/.dev ## Lint, check types, run the quick tests
 	$(BIN)/specrag models fetch
-	$(BIN)/python -m pytest -q tests/test_openai_lm.py tests/test_docs.py -k vllm --vllm-url $(VLLM_URL)
+	$(PYTEST) -m "not slow"
 
-lint: $(VENV)/.dev
+fix: $(VENV)/.dev ## Format the code and fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(VENV)/.dev ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+test-servers: $(VENV)/.dev ## Run the server tests against a live vLLM at VLLM_URL
+	$(BIN)/specrag models fetch
+	$(PYTEST) tests/test_openai_lm.py tests/test_docs.py -k vllm --vllm-url $(VLLM_URL)
+
 # VERIFIER: a model folder, e.g. Qwen2.5-Coder-1.5B-Instruct.
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev ## Measure (minutes to hours); give VERIFIER=path/to/model
 	$(BIN)/specrag models fetch
 	$(BIN)/python benchmarks/perspectives.py
 	$(BIN)/python benchmarks/verification.py
@@ -38,9 +56,15 @@ bench: $(VENV)/.dev
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[local,documents]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) -e '.[dev]'
+	touch $@
+
+# Without torch: the reference is made from the source, not from imports.
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[docs]'
 	touch $@

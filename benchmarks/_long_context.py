@@ -1,4 +1,4 @@
-"""Long documents with a question each, and the bundled SmolLM2, or another model, stretched to read them."""
+"""Long documents with questions, and a model whose positions reach over them: the bundled SmolLM2 or another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from specrag.models import TransformersLM
 from specrag.models.bundled import located
 
 DATA = Path(__file__).parent / "data" / "nq_dev_10_passages.jsonl"
-#: Random weights of these shapes, for timing alone, where no such model is to be had.
+#: Shapes for random weights, where such a model is not at hand. They are for timing only.
 SHAPES = {
     "8b": {  # Llama-3.1-8B
         "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
@@ -24,8 +24,13 @@ CUDA = torch.cuda.is_available()
 
 
 def stock_model(positions: int, folder: Path | None = None, shape: str | None = None):
-    """SmolLM2-135M, or what lies in ``folder``, as transformers loads it, or random weights of a shape; float32, on a GPU
-    bfloat16. With YaRN beyond its positions: quality is not the point there, the shapes are."""
+    """A model as transformers loads it: float32 on the CPU, bfloat16 on a GPU.
+
+    Args:
+        positions: Beyond those that the model was trained with, YaRN stretches them. Quality is not the point there.
+        folder: Where the model lies; by default SmolLM2-135M.
+        shape: Random weights of this shape in its place.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
     dtype = torch.bfloat16 if CUDA else torch.float32
@@ -48,7 +53,7 @@ def stock_model(positions: int, folder: Path | None = None, shape: str | None = 
 
 
 def stretched_model(positions: int, folder: Path | None = None, shape: str | None = None, **options) -> TransformersLM:
-    """The same as our model; on the CPU with its weights laid out as those of a model that we load ourselves."""
+    """``stock_model`` as a ``TransformersLM``. On the CPU its weights are laid out as a loaded model's are."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder or located("smollm2"))
@@ -60,7 +65,7 @@ def stretched_model(positions: int, folder: Path | None = None, shape: str | Non
 
 
 def long_document(lm: TransformersLM, tokens: int, count: int, reserve: int = 320) -> tuple[list[Question], str]:
-    """``count`` questions, and one document of about ``tokens - reserve`` tokens that holds all their gold passages."""
+    """``count`` questions, and one document of about ``tokens - reserve`` tokens with all their gold passages."""
     questions = load_questions(DATA)
     made = _documents(lm, questions, tokens - reserve).share(questions[:count], spread(count))
     return made, made[0].context

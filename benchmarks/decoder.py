@@ -2,8 +2,8 @@
 
     python benchmarks/decoder.py [--length 1024]
 
-SmolLM2, float32, packed weights; milliseconds, medians, taking turns: one token, and six tokens of one sequence (a verification), with
-RAPID's attention in both.
+SmolLM2 in float32 with packed weights, and RAPID's attention on both sides. Shown are milliseconds, medians of steps
+that take turns: one token, and six tokens of one sequence (a verification).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from _timing import machine, median
 
 from specrag.models import bundled
-from specrag.rapid.proposers import CachedModel
+from specrag.rapid.cached_model import CachedModel
 
 
 def main() -> None:
@@ -41,7 +41,8 @@ def main() -> None:
                 model.rollback_to(args.length)
         stock, ours = median(times[False]), median(times[True])
         print(
-            f"{tokens} tokens behind {args.length}: transformers {stock:.1f} ms, ours {ours:.1f} ms ({stock / ours:.2f}x)"
+            f"{tokens} tokens after {args.length}: transformers {stock:.1f} ms, ours {ours:.1f} ms "
+            f"({stock / ours:.2f}x)"
         )
 
 

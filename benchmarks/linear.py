@@ -1,8 +1,9 @@
-"""Products of a few rows with all of SmolLM2's weights: torch's own linear layers (MKL) against ours (oneDNN), with weights as they lie and packed.
+"""Products of a few rows with all of SmolLM2's weights: torch's own linear layers (MKL) against oneDNN's.
 
     python benchmarks/linear.py [--dtype bfloat16]
 
-Milliseconds for all 211 matrices, as one forward pass multiplies them; medians, taking turns.
+oneDNN runs over the weights as they are ("ours") and in its blocked layout ("packed"). Shown are milliseconds for all
+211 matrices, as one forward pass multiplies them: medians of passes that take turns.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """RAPID against plain decoding: tokens per second, acceptance, answers, and what one step costs.
 
-    python benchmarks/rapid_decoding.py [--lengths 4096 8192 16384 32768] [--prompts 3] [--tokens 128] [--quote] [--model FOLDER]
-        [--shape 8b --acceptance 0.77] [--json FILE]
+    python benchmarks/rapid_decoding.py [--lengths 4096 8192 16384 32768] [--prompts 3] [--tokens 128] [--quote]
+        [--model FOLDER] [--shape 8b --acceptance 0.77] [--json FILE]
 
-One run, the same float32 weights in every row but those of an int8 drafter. transformers' rows run its own model object, with its own
-cache and linear layers. One document a length, read once; every row and question continues it. Decoding alone is timed, from the
-first token on, and the rows take turns question by question. Every row writes all its tokens. Right: the text holds an answer.
+All rows run in one process on the same float32 weights, but for an int8 drafter. transformers' rows run its own model
+object, with its own cache and linear layers. There is one document per length. It is read once, and every row and
+question continues it. Only decoding is timed, from the first token; the rows take turns question by question. Every
+row writes all its tokens. A text is right when it holds an answer.
 
-On a GPU: bfloat16, no int8 rows, and both sides share one model object. `--shape` is for where no large model is to be had: random weights of
-that shape, whose text says nothing; `--acceptance` then accepts every candidate with that probability, whatever the models say (rows of ours only).
+On a GPU the weights are in bfloat16, there are no int8 rows, and both sides share one model object. `--shape` takes
+random weights of a shape where no large model is at hand; its text means nothing. `--acceptance` then accepts every
+candidate with that probability, whatever the models say (in our rows only).
 """
 
 from __future__ import annotations
@@ -25,9 +27,8 @@ from transformers import DynamicCache
 
 from specrag.evaluation.data import Question
 from specrag.evaluation.metrics import contains_answer
-from specrag.models import bundled
+from specrag.models import Sampling, bundled
 from specrag.rapid import LongContext, RapidGenerator, decoding
-from specrag.rapid.session import QUERY
 from specrag.text import passage_text
 
 ROWS = {
@@ -69,7 +70,7 @@ def prompt(question: Question, quote: bool) -> str:
 def stock_cache(session: LongContext, config) -> DynamicCache:
     """transformers' own cache with the same keys and values: no second prefill."""
     cache = DynamicCache(config=config)
-    for i, layer in enumerate(session._target.cache.layers):
+    for i, layer in enumerate(session.model.cache.layers):
         keys, values = layer.key_buffer[:, :, : session.tokens], layer.value_buffer[:, :, : session.tokens]
         cache.update(keys.clone(), values.clone(), i)
     return cache
@@ -125,7 +126,7 @@ def stock_row(name: str, model, assistant, ids: torch.Tensor, caches: list[Dynam
 def step_costs(model, session: LongContext, cache: DynamicCache, repeats: int = 5) -> dict[str, float]:
     """Milliseconds of one forward pass over 1 and 11 tokens, ours and stock, taking turns."""
     times: dict[str, list[float]] = {f"{side} {n}": [] for side in ("stock", "ours") for n in (1, 11)}
-    session._target.rollback_to(session.tokens)
+    session.model.rollback_to(session.tokens)
     for _ in range(repeats):
         for n in (1, 11):
             ids = list(range(100, 100 + n))
@@ -135,23 +136,23 @@ def step_costs(model, session: LongContext, cache: DynamicCache, repeats: int = 
                 times[f"stock {n}"].append(time.perf_counter() - start)
             cache.crop(-n)
             start = time.perf_counter()
-            session._target.feed(ids)
+            session.model.feed(ids)
             times[f"ours {n}"].append(time.perf_counter() - start)
-            session._target.rollback_to(session.tokens)
+            session.model.rollback_to(session.tokens)
     return {name: 1e3 * median(values) for name, values in times.items()}
 
 
 def force_acceptance(probability: float) -> None:
     """From here on a candidate is accepted with ``probability``; the cost of looking at it stays."""
     random = torch.Generator().manual_seed(0)
-    judged = decoding.verify_greedy
+    judged = decoding.accept_greedy
 
-    def verify(p, hat, candidates, bonus):
+    def accept(p, hat, candidates, bonus):
         _, following = judged(p, hat, candidates, bonus)
         refused = (torch.rand(len(candidates), generator=random) >= probability).nonzero()
         return torch.tensor(int(refused[0]) if len(refused) else len(candidates), device=following.device), following
 
-    decoding.verify_greedy = verify
+    decoding.accept_greedy = accept
 
 
 def main() -> None:
@@ -164,7 +165,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=[*STOCK, *ROWS], default=default)
     parser.add_argument("--model", type=Path, help="a folder with another model; by default the bundled SmolLM2")
     parser.add_argument("--shape", choices=[*SHAPES], help="random weights of this shape")
-    parser.add_argument("--acceptance", type=float, help="forced on every candidate")
+    parser.add_argument("--acceptance", type=float, help="accept every candidate with this probability")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.acceptance is not None:
@@ -181,10 +182,10 @@ def main() -> None:
         speeds: dict[str, list[float]] = {row: [] for row in args.rows}
         notes: dict[str, list[dict]] = {row: [] for row in args.rows}
         questions, text = long_document(lm, length, args.prompts)
-        base = RapidGenerator(lm, embedder=embedder, temperature=0.0)
+        base = RapidGenerator(lm, embedder=embedder, sampling=Sampling())
         generators = {
             name: RapidGenerator(
-                lm, small if "int8" in name else None, embedder=embedder, temperature=0.0,
+                lm, small if "int8" in name else None, embedder=embedder, sampling=Sampling(),
                 **{key: value for key, value in ROWS[name].items() if key != "int8"},
             )
             for name in args.rows if name in ROWS
@@ -199,8 +200,7 @@ def main() -> None:
         for i, question in enumerate(questions):
             asked = prompt(question, args.quote)
             session.retrieve(asked)
-            tail = lm.encoder.encode_text(session.tail.replace(QUERY, asked))
-            ids = torch.tensor([[*session._head, *session._context, *tail]], device=lm.device)
+            ids = torch.tensor([[*session.prompt.ids, *session.question_tokens(asked)]], device=lm.device)
             for name in args.rows[i % len(args.rows) :] + args.rows[: i % len(args.rows)]:
                 if name in STOCK:
                     seconds, accepted, made = stock_row(
@@ -213,9 +213,9 @@ def main() -> None:
                     )
                     continue
                 session.rapid = generators[name]
-                session._estimates = generators[name].estimates  # what a row learned in its last question
+                session.estimates = generators[name].estimates  # what a row learned in its last question
                 lm.__dict__["end_tokens"] = frozenset()  # every row writes all its tokens
-                out = session.ask(asked, max_new_tokens=args.tokens)
+                out = session.ask(asked, max_tokens=args.tokens)
                 del lm.__dict__["end_tokens"]
                 s = out.stats
                 speeds[name].append((s.tokens - 1) / s.decode_seconds)

@@ -1,9 +1,9 @@
-"""Lossless means lossless: greedy output without transfer against transformers' own, token for token.
+"""Greedy output without transfer against transformers' own, token by token.
 
     python benchmarks/rapid_exactness.py [--prompts 20] [--tokens 48]
 
-Prompts of 1k to 8k tokens with the bundled SmolLM2, compared up to the first position where the target's top two
-logits differ by less than 1e-3 (float32 sums in another order may swap those).
+Prompts of 1k to 8k tokens with the bundled SmolLM2. They are compared up to the first position at which the target's
+two largest logits differ by less than 1e-3: float32 sums in another order may swap those.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import torch
 from _long_context import long_documents, stock_model, stretched_model
 from transformers import DynamicCache
 
-from specrag.models import bundled
+from specrag.models import Sampling, bundled
 from specrag.rapid import LongContext, RapidGenerator
-from specrag.rapid.session import QUERY
 
 
 def main() -> None:
@@ -25,17 +24,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     args = parser.parse_args()
     lm, stock = stretched_model(8192), stock_model(8192)
-    rapid = RapidGenerator(lm, embedder=bundled("minilm"), transfer="none", temperature=0.0, candidates=5)
+    rapid = RapidGenerator(lm, embedder=bundled("minilm"), transfer="none", sampling=Sampling(), candidates=5)
     equal = ties = accepted = 0
     for i in range(args.prompts):
         length = 1024 + (7168 - 1024) * i // max(1, args.prompts - 1)
         question, text = long_documents(lm, length, i + 1)[i]
         session = LongContext(text, rapid)
-        out = session.ask(question.question, max_new_tokens=args.tokens)
+        out = session.ask(question.question, max_tokens=args.tokens)
         accepted += out.stats.accepted
         ours = lm.encoder.encode_text(out.text)
-        tail = lm.encoder.encode_text(session.tail.replace(QUERY, question.question))
-        ids = [*session._head, *session._context, *tail]
+        ids = [*session.prompt.ids, *session.question_tokens(question.question)]
         cache, theirs, tie = DynamicCache(config=stock.config), [], None
         with torch.inference_mode():
             for at in range(0, len(ids), 512):

@@ -2,9 +2,10 @@
 
     python benchmarks/rapid_sessions.py [--first-token 8192] [--memory 16384]
 
-First token: a document that fills the given tokens with question and answer; the first question pays for reading it, the next ones
-(medians of five) for themselves. Memory: peak resident set during prefill and decoding, from after the weights' load on, less
-what the process had after its imports, over the bytes of weights, target cache and drafter cache (Linux).
+First token: document, question and answer fill the given tokens. The first question waits for the document to be
+read, the next ones (median of five) for themselves only. Memory (Linux): the peak resident set during prefill and
+decoding, from after the weights' load, less what the process had after its imports; as a multiple of weights, target
+cache and drafter cache.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import psutil
 from _long_context import long_documents, stock_model, stretched_model
 from _timing import machine, median
 
-from specrag.models import bundled
-from specrag.rapid import LongContext, RapidGenerator, RapidStats
+from specrag.models import Sampling, bundled
+from specrag.rapid import LongContext, RapidGenerator, proposing
+from specrag.rapid.cached_model import CachedModel
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
     embedder = bundled("minilm")
     before = psutil.Process().memory_info().rss
     lm = stretched_model(max(args.first_token, args.memory))
-    rapid = RapidGenerator(lm, temperature=0.0, transfer="none", candidates=4, embedder=embedder)
+    rapid = RapidGenerator(lm, sampling=Sampling(), transfer="none", candidates=4, embedder=embedder)
 
     if args.first_token:
         ((question, text),) = long_documents(lm, args.first_token, 1, reserve=192)
@@ -44,7 +46,8 @@ def main() -> None:
             first_piece(session, other)
             later.append(time.perf_counter() - start)
         print(
-            f"first token at {session.tokens} tokens: {first:.2f} s, next questions {median(later):.3f} s, {first / median(later):.0f}x"
+            f"first token at {session.tokens} tokens: {first:.2f} s, next questions {median(later):.3f} s, "
+            f"{first / median(later):.0f}x"
         )
         del session
 
@@ -52,31 +55,30 @@ def main() -> None:
         ((question, text),) = long_documents(lm, args.memory, 1)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: the load's
         session = LongContext(text, rapid)
-        caches, proposers = [session.nbytes], []
-        stats = RapidStats()
-        make = session._proposer
+        drafters: list[CachedModel] = []
 
-        def watched(*given):
-            proposer, strength = make(*given)
-            proposers.append(proposer)
-            return proposer, strength
+        class Watched(CachedModel):
+            def __init__(self, *given) -> None:
+                super().__init__(*given)
+                drafters.append(self)
 
-        session._proposer = watched  # type: ignore[method-assign]
-        "".join(session.stream(question.question, max_new_tokens=32, stats=stats))
-        caches += [proposer.model.cache.nbytes for proposer in proposers]
+        proposing.CachedModel = Watched
+        session.ask(question.question, max_tokens=32)
+        caches = [session.nbytes, *(drafter.cache.nbytes for drafter in drafters)]
         status = Path("/proc/self/status").read_text()
         peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
         weights = sum(p.nbytes for p in stock_model(8192).parameters())
         wanted = weights + sum(caches)
         print(
-            f"memory at {session.tokens} tokens: peak {(peak - before) / 2**20:.0f} MiB over the imports; weights {weights / 2**20:.0f}, "
-            f"target cache {caches[0] / 2**20:.0f}, drafter cache {sum(caches[1:]) / 2**20:.0f} MiB: {(peak - before) / wanted:.2f}x"
+            f"memory at {session.tokens} tokens: peak {(peak - before) / 2**20:.0f} MiB over the imports; "
+            f"weights {weights / 2**20:.0f}, target cache {caches[0] / 2**20:.0f}, "
+            f"drafter cache {sum(caches[1:]) / 2**20:.0f} MiB: {(peak - before) / wanted:.2f}x"
         )
 
 
 def first_piece(session: LongContext, question: str) -> None:
     """Up to the first token; leaving the stream ends the generation."""
-    stream = session.stream(question, max_new_tokens=8)
+    stream = session.stream(question, max_tokens=8)
     next(stream)
     stream.close()
 

@@ -2,10 +2,11 @@
 
     python benchmarks/rapid_transfer.py [--documents 16] [--questions 3] [--tokens 48] [--model FOLDER] [--json FILE]
 
-A document is the ten passages each of a few NQ dev questions, their passages taken in turn; each of them is asked about it. Greedy, self-speculation,
-five candidates a round in every row, so that the rows differ in what is sampled alone. Between the target alone and the drafter alone
-(the same model on the retrieved chunks) stand the transfers at several η. Right: the text holds one of the right answers; in
-brackets 95 % Wilson intervals. Won and lost: questions against the target alone.
+A document is the ten passages of each of a few NQ dev questions, mixed. All of these questions are asked about it.
+Every row decodes greedily with self-speculation and five candidates per round, so the rows differ in what is sampled
+only. The rows: the target alone, the drafter alone (the same model on the retrieved chunks), and transfers at several
+η. A text is right when it holds one of the right answers; 95 % Wilson intervals stand in brackets. "Won" and "lost"
+count questions against the target alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from _timing import machine, median
 
 from specrag.evaluation.data import Question, load_questions
 from specrag.evaluation.metrics import contains_answer, wilson_interval
-from specrag.models import bundled
+from specrag.models import Sampling, bundled
 from specrag.rapid import LongContext, RapidGenerator
 from specrag.text import passage_text
 
@@ -45,7 +46,7 @@ def mixed_document(questions: list[Question]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=16)
-    parser.add_argument("--questions", type=int, default=3, help="a document")
+    parser.add_argument("--questions", type=int, default=3, help="per document")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--model", type=Path, help="a folder with another model; by default the bundled SmolLM2")
     parser.add_argument("--json", type=Path)
@@ -53,7 +54,7 @@ def main() -> None:
     print(machine())
     lm, embedder = stretched_model(8192, args.model), bundled("minilm")
     generators = {
-        name: RapidGenerator(lm, embedder=embedder, temperature=0.0, **{"candidates": 5, **options})
+        name: RapidGenerator(lm, embedder=embedder, sampling=Sampling(), **{"candidates": 5, **options})
         for name, options in ROWS.items()
     }
     data = load_questions(DATA)
@@ -73,7 +74,7 @@ def main() -> None:
             for name, rapid in generators.items():
                 session.rapid = rapid
                 source = LongContext(retrieved, rapid) if name == "drafter alone" else session
-                out = source.ask(question.question, max_new_tokens=args.tokens)
+                out = source.ask(question.question, max_tokens=args.tokens)
                 right[name].append(contains_answer(out.text, question.answers))
                 accepted[name].append(out.stats.acceptance)
                 said[name] = out.text
@@ -83,8 +84,9 @@ def main() -> None:
             args.json.write_text(json.dumps({"machine": machine(), "right": right, "replies": replies}, indent=1))
 
     print(
-        f"\n{len(replies)} questions over documents of {median(lengths):.0f} tokens; the retrieved context holds an answer for "
-        f"{sum(held)}; confidence {min(confidences):.2f} to {max(confidences):.2f}, median {median(confidences):.2f}"
+        f"\n{len(replies)} questions over documents of {median(lengths):.0f} tokens; the retrieved context holds an "
+        f"answer for {sum(held)}; confidence {min(confidences):.2f} to {max(confidences):.2f}, "
+        f"median {median(confidences):.2f}"
     )
     alone = right["target alone"]
     for name, hits in right.items():
@@ -92,8 +94,8 @@ def main() -> None:
         won = sum(a and not b for a, b in zip(hits, alone, strict=True))
         lost = sum(b and not a for a, b in zip(hits, alone, strict=True))
         print(
-            f"{name:16} {sum(hits):3} right  {sum(hits) / len(hits):5.1%} ({low:.0%} to {high:.0%})  won {won}, lost {lost}, "
-            f"accepted {median(accepted[name]):.0%}"
+            f"{name:16} {sum(hits):3} right  {sum(hits) / len(hits):5.1%} ({low:.0%} to {high:.0%})  "
+            f"won {won}, lost {lost}, accepted {median(accepted[name]):.0%}"
         )
 
 

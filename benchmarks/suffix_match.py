@@ -1,9 +1,10 @@
-"""What a suffix match is worth by its length: of text that a model wrote by itself, how much would have been accepted.
+"""What suffix matches of each length are worth: how many of their candidates a model's own text would have accepted.
 
     python benchmarks/suffix_match.py [--length 8192] [--prompts 8] [--tokens 128] [--model FOLDER]
 
-Plain greedy decoding of questions and of requests for quotations over one document; then the matches that ``SuffixMatchProposer`` finds in
-it, eight candidates each, the next one behind what was accepted. No speed is measured.
+A model answers questions and requests for quotations over one document, by plain greedy decoding. Then
+``SuffixMatchProposer`` proposes eight candidates at a time for that text; the next match begins after what was
+accepted. No speed is measured.
 """
 
 from __future__ import annotations
@@ -15,17 +16,16 @@ from pathlib import Path
 from _long_context import long_document, stretched_model
 from rapid_decoding import prompt
 
-from specrag.models import bundled
+from specrag.models import Sampling, bundled
 from specrag.rapid import LongContext, RapidGenerator
 from specrag.rapid.proposers import Drawing, SuffixMatchProposer
-from specrag.rapid.session import QUERY
 
 CANDIDATES = 8
 
 
 def plain(session: LongContext, tail: list[int], count: int) -> list[int]:
-    """``count`` tokens of greedy decoding behind the document and ``tail``."""
-    target = session._target
+    """``count`` tokens of greedy decoding after the document and ``tail``."""
+    target = session.model
     target.rollback_to(session.tokens)
     logits, made = target.prefill(tail), []
     while len(made) < count:
@@ -60,15 +60,15 @@ def main() -> None:
     args = parser.parse_args()
     lm = stretched_model(max(args.length, 8192), args.model)
     questions, document = long_document(lm, args.length, args.prompts)
-    session = LongContext(document, RapidGenerator(lm, embedder=bundled("minilm"), temperature=0.0))
+    session = LongContext(document, RapidGenerator(lm, embedder=bundled("minilm"), sampling=Sampling()))
     for kind in ("questions", "quotations"):
         found: dict[str, list[int]] = defaultdict(list)
         tokens = 0
         for question in questions:
             asked = prompt(question, kind == "quotations")
-            tail = lm.encoder.encode_text(session.tail.replace(QUERY, asked))
+            tail = session.question_tokens(asked)
             made = plain(session, tail, args.tokens)
-            text = [*session._head, *session._context, *tail]
+            text = [*session.prompt.ids, *tail]
             for name, accepted in matches(text, made, session.rapid.vocabulary).items():
                 found[name] += accepted
             tokens += len(made) - 1

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from langchain_specrag.chain import SpeculativeRAGRunnable, create_speculative_rag_chain
+from langchain_specrag.embeddings import SpecRAGEmbeddings
 from langchain_specrag.retriever import MultiPerspectiveRetriever
 from langchain_specrag.tool import SpeculativeRAGTool
 
@@ -23,6 +24,7 @@ __all__ = [
     "ChatRapid",
     "MultiPerspectiveRetriever",
     "RapidLLM",
+    "SpecRAGEmbeddings",
     "SpeculativeRAGRunnable",
     "SpeculativeRAGTool",
     "create_speculative_rag_chain",

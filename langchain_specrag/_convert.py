@@ -15,6 +15,7 @@ from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 
+from langchain_specrag.embeddings import SpecRAGEmbeddings
 from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
@@ -111,6 +112,8 @@ def as_embedder(embedder: Any) -> Embedder | None:
     """
     if embedder is None or isinstance(embedder, Embedder):
         return embedder
+    if isinstance(embedder, SpecRAGEmbeddings):
+        return embedder.embedder
     if isinstance(embedder, Embeddings):
         return LangChainEmbedder(embedder)
     raise InvalidInputError(

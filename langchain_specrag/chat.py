@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
-from uuid import uuid4
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.documents import Document
@@ -15,71 +14,96 @@ from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
     BaseMessage,
-    HumanMessage,
     SystemMessage,
     ToolCallChunk,
-    ToolMessage,
 )
-from langchain_core.messages.ai import UsageMetadata
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, GenerationChunk
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
+from langchain_specrag._messages import metadata_of, reply_fields, to_message, usage_of
 from specrag.errors import InvalidInputError
-from specrag.rapid import Message, RapidChat, RapidGenerator, ToolCall
-from specrag.rapid.acceptance import Transfer
-from specrag.rapid.chat import check_tools, parse_tool_calls
-from specrag.rapid.decoding import RapidStats
-from specrag.rapid.session import ProposerName
+from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
+from specrag.rapid.chat import CallOptions, call_options
+from specrag.rapid.tools import check_tools
 
 Documents = Sequence[Document | str]
+
+
+# Later bases win in pydantic, and LangChain's ignore what they do not know: each class says it itself.
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
 
 class _Rapid(BaseModel):
     """What ChatRapid and RapidLLM share: the models, how they generate, and the sessions."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, protected_namespaces=())
+    model_config = _CONFIG
 
     model: str | None = None
     drafter: str | None = None
     rapid: RapidGenerator | None = Field(default=None, exclude=True, repr=False)
-    temperature: float = Field(default=1.0, ge=0)
+    settings: RapidSettings | Mapping[str, Any] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
     max_tokens: int = Field(default=256, ge=1)
     stop: list[str] | None = None
-    seed: int | None = None
-    candidates: int | list[int] | Literal["auto"] = "auto"
-    transfer: Transfer = "rapid"
-    transfer_strength: float | Literal["auto"] = 10.0
-    proposer: ProposerName = "rag"
     quantization: Literal["int8"] | None = None
     max_sessions: int = 4
     _chat: RapidChat = PrivateAttr()
 
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _settings(cls, value: Any) -> RapidSettings | None:
+        return None if value is None else RapidSettings.of(value)
+
     def model_post_init(self, context: Any, /) -> None:
-        """Load the models, unless a generator is given."""
+        """Load the models, unless a generator is given; then show what holds in the fields that were left out."""
         super().model_post_init(context)
-        if self.rapid is None:
-            self._chat = RapidChat.of_fields(self)
-            return
-        self.model = self.model or self.rapid.target.name
-        if "temperature" not in self.model_fields_set:
-            self.temperature = self.rapid.settings.temperature
-        self._chat = RapidChat(self.rapid, self.max_sessions)
+        self._chat = RapidChat.open(
+            self.model, self.drafter, rapid=self.rapid, settings=self.settings, **self._sampling(),
+            quantization=self.quantization, max_sessions=self.max_sessions,
+        )  # fmt: skip
+        self.model = self.model or self._chat.rapid.target.name
+        self.settings = self._chat.settings
+        sampling = self.settings.sampling
+        self.temperature, self.top_k, self.top_p = sampling.temperature, sampling.top_k, sampling.top_p
+        self.seed = sampling.seed
 
     @property
-    def sessions(self) -> list[Any]:
+    def sessions(self) -> list[LongContext]:
         """The documents' sessions that are kept, latest last."""
         return self._chat.sessions
 
-    def _options(self, stop: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("stop", "max_tokens", "temperature", "seed")}
+    def _sampling(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+
+    def _options(self, stop: list[str] | None, given: Mapping[str, Any]) -> CallOptions:
         documents: Documents = given.get("documents") or ()
         texts = [d.page_content if isinstance(d, Document) else str(d) for d in documents]
-        return RapidChat.options(own, {**given, "stop": stop, "documents": texts})
+        return call_options(
+            {**given, "stop": stop, "documents": texts},
+            max_tokens=self.max_tokens,
+            stop=self.stop,
+            sampling=self._chat.settings.with_sampling(**self._sampling()).sampling,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What a reply depends on, as plain values."""
+        return {
+            "model": self.model,
+            "drafter": self.drafter,
+            "quantization": self.quantization,
+            "max_tokens": self.max_tokens,
+            "stop": self.stop,
+            **self._sampling(),
+            "settings": RapidSettings.of(self.settings).to_dict(),
+        }
 
     def _token_ids(self, text: str) -> list[int]:
         return self._chat.rapid.target.encoder.encode_text(text)
@@ -88,23 +112,61 @@ class _Rapid(BaseModel):
 class ChatRapid(_Rapid, BaseChatModel):
     """A chat model for long contexts, decoded with RAPID (Chen et al., arXiv 2502.20330).
 
-    Setup: ``pip install 'specrag[langchain]'``.
+    The context of a call is ``documents`` given with it; or the text before the last paragraph of a long message; or
+    the conversation so far. The target reads it once: its cache is kept, and the next call about the same context
+    begins at once.
+
+    Setup:
+        Install the extra. The models run in this process.
+
+            pip install 'specrag[langchain]'
+
+    Instantiate:
+        >>> from langchain_specrag import ChatRapid
+        >>> chat = ChatRapid(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0)  # doctest: +SKIP
+        >>> chat = ChatRapid(model="...", settings={"proposer": "hybrid", "candidates": 5})  # doctest: +SKIP
 
     Invoke:
-        >>> chat = ChatRapid(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0)  # doctest: +SKIP
         >>> chat.invoke("who discovered radium?", documents=[report]).content  # doctest: +SKIP
 
-    The context is ``documents`` given with the call, or the text before the last paragraph of a long message, or the
-    conversation so far. Its session (the target's cache) is kept, so the next call about it begins at once.
-    ``response_metadata["rapid"]`` says how a reply was decoded: schedule, acceptance, seconds.
+        ``response_metadata["rapid"]`` says how the reply was decoded: schedule, acceptance, seconds.
+
+    Stream:
+        >>> for chunk in chat.stream("who discovered radium?", documents=[report]):  # doctest: +SKIP
+        ...     print(chunk.content, end="")
+
+    Async:
+        >>> await chat.ainvoke("who discovered radium?", documents=[report])  # doctest: +SKIP
+
+    Tools:
+        >>> chat.bind_tools([weather]).invoke("how is the weather in Paris?").tool_calls  # doctest: +SKIP
+
+        The chat template must know tools in the ``<tool_call>`` format (Qwen2.5, Qwen3, Hermes, SmolLM3).
 
     Args:
-        model, drafter: Folders or hub ids; without a drafter the model drafts for itself.
-        rapid: A ``RapidGenerator`` in place of both, and of the settings below.
-        temperature, max_tokens, stop, seed: Also per call.
-        candidates, transfer, transfer_strength, proposer: As in ``RapidGenerator``.
-        max_sessions: How many documents' sessions are kept.
+        model: The target: a folder or a hub id.
+        drafter: The same; without one the target drafts for itself.
+        rapid: A ``RapidGenerator``, in place of both and of ``settings``.
+        settings: A ``RapidSettings`` or a mapping of its fields: how candidates are drafted and what is sampled.
+        temperature: In place of that in ``settings.sampling``; also per call. So are the next three.
+        top_k: 0 switches it off.
+        top_p: 1 switches it off.
+        seed: Repeats a run, with a fixed ``candidates`` in the settings.
+        max_tokens: Of a reply; also per call.
+        stop: Strings that end a reply; also per call.
+        quantization: ``"int8"``: both models with int8 weights, on the CPU.
+        max_sessions: How many contexts' sessions are kept.
+        streaming: Whether ``invoke`` streams too, for callbacks. By default it does when a callback listens.
+
+    Raises:
+        InvalidInputError: There is no model, or a setting is unknown or out of range (pydantic's ``ValidationError``
+            for a field).
+        ModelNotFoundError: A model cannot be loaded.
     """
+
+    model_config = _CONFIG
+
+    streaming: bool | None = None  # LangChain's own name and meaning
 
     @property
     def _llm_type(self) -> str:
@@ -112,8 +174,7 @@ class ChatRapid(_Rapid, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("model", "drafter", "temperature", "max_tokens", "stop", "seed", "candidates", "transfer", "proposer")
-        return {name: getattr(self, name) for name in names}
+        return self._identity()
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -122,6 +183,11 @@ class ChatRapid(_Rapid, BaseChatModel):
     @classmethod
     def get_lc_namespace(cls) -> list[str]:
         return ["langchain_specrag", "chat"]
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """Settings as plain values, which can be written."""
+        return {"settings": RapidSettings.of(self.settings).to_dict()}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = LangSmithParams(
@@ -150,7 +216,9 @@ class ChatRapid(_Rapid, BaseChatModel):
         options = self._options(stop, kwargs)
         text, stats = self._chat.complete([to_message(m) for m in messages], **options)
         message = AIMessage(
-            usage_metadata=_usage(stats), response_metadata=_metadata(self.model, stats), **_reply(text, options)
+            usage_metadata=usage_of(stats),
+            response_metadata=metadata_of(self.model, stats),
+            **reply_fields(text, with_tools=bool(options["tools"])),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -164,7 +232,7 @@ class ChatRapid(_Rapid, BaseChatModel):
         options, stats = self._options(stop, kwargs), RapidStats()
         pieces = self._chat.stream([to_message(m) for m in messages], stats=stats, **options)
         if options["tools"]:  # a call can be read when it is whole
-            reply = _reply("".join(pieces), options)
+            reply = reply_fields("".join(pieces), with_tools=True)
             calls = [
                 ToolCallChunk(name=c["name"], args=json.dumps(c["args"]), id=c["id"], index=i, type="tool_call_chunk")
                 for i, c in enumerate(reply["tool_calls"])
@@ -175,8 +243,8 @@ class ChatRapid(_Rapid, BaseChatModel):
                 yield self._told(AIMessageChunk(content=piece), run_manager)
         last = AIMessageChunk(
             content="",
-            usage_metadata=_usage(stats),
-            response_metadata=_metadata(self.model, stats),
+            usage_metadata=usage_of(stats),
+            response_metadata=metadata_of(self.model, stats),
             chunk_position="last",
         )
         yield self._told(last, run_manager)
@@ -243,12 +311,29 @@ class ChatRapid(_Rapid, BaseChatModel):
 
 
 class RapidLLM(_Rapid, LLM):
-    r"""RAPID as a text-in, text-out LLM. See ``ChatRapid``; the prompt is one user message.
+    r"""RAPID as an LLM from text to text. The prompt is one user message. Arguments and errors are ``ChatRapid``'s.
+
+    Setup:
+        Install the extra. The models run in this process.
+
+            pip install 'specrag[langchain]'
+
+    Instantiate:
+        >>> from langchain_specrag import RapidLLM
+        >>> llm = RapidLLM(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0)  # doctest: +SKIP
 
     Invoke:
-        >>> llm = RapidLLM(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0)  # doctest: +SKIP
         >>> llm.invoke(report + "\n\nwho discovered radium?")  # doctest: +SKIP
+
+    Stream:
+        >>> for piece in llm.stream(report + "\n\nwho discovered radium?"):  # doctest: +SKIP
+        ...     print(piece, end="")
+
+    Async:
+        >>> await llm.ainvoke(report + "\n\nwho discovered radium?")  # doctest: +SKIP
     """
+
+    model_config = _CONFIG
 
     @property
     def _llm_type(self) -> str:
@@ -256,7 +341,7 @@ class RapidLLM(_Rapid, LLM):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": self.model, "drafter": self.drafter, "temperature": self.temperature, "seed": self.seed}
+        return self._identity()
 
     def get_token_ids(self, text: str) -> list[int]:
         return self._token_ids(text)
@@ -283,60 +368,4 @@ class RapidLLM(_Rapid, LLM):
             if run_manager is not None:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
-        yield GenerationChunk(text="", generation_info=_metadata(self.model, stats))
-
-
-# --- conversion -----------------------------------------------------------------------------------------
-
-
-def to_message(message: BaseMessage) -> Message:
-    """A LangChain message as the core takes it.
-
-    Raises:
-        InvalidInputError: It holds something else than text, or has another role.
-    """
-    if isinstance(message.content, list):
-        other = [b.get("type") for b in message.content if isinstance(b, dict) and b.get("type") not in _TEXT_BLOCKS]
-        if other:
-            raise InvalidInputError(f"ChatRapid reads text, not {', '.join(map(str, other))}")
-    text = str(message.text)
-    if isinstance(message, SystemMessage):
-        return Message("system", text)
-    if isinstance(message, HumanMessage):
-        return Message("user", text)
-    if isinstance(message, ToolMessage):
-        return Message("tool", text)
-    if isinstance(message, AIMessage):
-        return Message("assistant", text, tuple(ToolCall(c["name"], c["args"]) for c in message.tool_calls))
-    raise InvalidInputError(f"ChatRapid takes system, human, AI and tool messages, got {type(message).__name__}")
-
-
-# Blocks that carry text, and tool calls, which stand in `tool_calls` too.
-_TEXT_BLOCKS = ("text", "tool_call", "tool_use")
-
-
-def _reply(text: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Content and tool calls of a reply."""
-    if not options["tools"]:
-        return {"content": text}
-    content, calls, broken = parse_tool_calls(text)
-    return {
-        "content": content,
-        "tool_calls": [{"name": c.name, "args": dict(c.arguments), "id": f"call_{uuid4().hex[:12]}"} for c in calls],
-        "invalid_tool_calls": [{"name": None, "args": b, "id": None, "error": "not a JSON tool call"} for b in broken],
-    }
-
-
-def _usage(stats: RapidStats) -> UsageMetadata:
-    return UsageMetadata(
-        input_tokens=stats.prompt_tokens, output_tokens=stats.tokens, total_tokens=stats.prompt_tokens + stats.tokens
-    )
-
-
-def _metadata(model: str | None, stats: RapidStats) -> dict[str, Any]:
-    return {
-        "model_name": model,
-        "model_provider": "specrag",
-        "finish_reason": stats.finish,
-        "rapid": stats.to_dict(),
-    }
+        yield GenerationChunk(text="", generation_info=metadata_of(self.model, stats))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from llamaindex_specrag.embeddings import SpecRAGEmbedding
 from llamaindex_specrag.postprocessor import MultiPerspectivePostprocessor
 from llamaindex_specrag.query_engine import SpeculativeRAGQueryEngine, SpeculativeSynthesizer
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MultiPerspectivePostprocessor",
     "RapidLLM",
+    "SpecRAGEmbedding",
     "SpeculativeRAGQueryEngine",
     "SpeculativeSynthesizer",
 ]

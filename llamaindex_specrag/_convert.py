@@ -13,6 +13,7 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LogProb
 from llama_index.core.schema import MetadataMode, NodeWithScore
 from llama_index_instrumentation.span import active_span_id
 
+from llamaindex_specrag.embeddings import SpecRAGEmbedding
 from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
@@ -64,6 +65,8 @@ def as_embedder(embedder: Any) -> Embedder | None:
     """
     if embedder is None or isinstance(embedder, Embedder):
         return embedder
+    if isinstance(embedder, SpecRAGEmbedding):
+        return embedder.embedder
     if isinstance(embedder, BaseEmbedding):
         return LlamaIndexEmbedder(embedder)
     raise InvalidInputError(

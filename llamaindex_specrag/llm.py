@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -18,15 +18,13 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     TextBlock,
 )
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
 from specrag.errors import InvalidInputError
-from specrag.rapid import Message, RapidChat
-from specrag.rapid.acceptance import Transfer
-from specrag.rapid.decoding import RapidStats
-from specrag.rapid.session import ProposerName
+from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
+from specrag.rapid.chat import CallOptions, call_options
 
 T = TypeVar("T")
 _ROLES = {MessageRole.SYSTEM: "system", MessageRole.USER: "user", MessageRole.ASSISTANT: "assistant"}
@@ -35,48 +33,88 @@ _ROLES = {MessageRole.SYSTEM: "system", MessageRole.USER: "user", MessageRole.AS
 class RapidLLM(CustomLLM):
     """An LLM for long contexts, decoded with RAPID (Chen et al., arXiv 2502.20330).
 
-    Setup: ``pip install 'specrag[llamaindex]'``.
+    The context of a call is ``documents=`` given with it; or what stands between the rules of dashes of LlamaIndex's
+    own templates, or before the last paragraph of a long message; or the conversation so far. The target reads it once:
+    its cache is kept, and the next call about the same context begins at once.
 
-    Use:
+    Setup:
+        Install the extra. The models run in this process.
+
+            pip install 'specrag[llamaindex]'
+
+    Instantiate:
+        >>> from llamaindex_specrag import RapidLLM
         >>> llm = RapidLLM(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0)  # doctest: +SKIP
+        >>> llm = RapidLLM(model="...", settings={"proposer": "hybrid", "candidates": 5})  # doctest: +SKIP
+
+    Invoke:
+        >>> llm.complete("who discovered radium?", documents=[report]).text  # doctest: +SKIP
         >>> engine = index.as_query_engine(llm=llm, similarity_top_k=50)  # doctest: +SKIP
 
-    The context of a call is ``documents=`` given with it; or what stands between the rules of LlamaIndex's own templates, or
-    before the last paragraph of a long message; or the conversation so far. Its session (the model's cache) is kept, so the
-    next call about it begins at once. ``additional_kwargs["rapid"]`` says how a reply was decoded.
+        ``additional_kwargs["rapid"]`` says how a reply was decoded: schedule, acceptance, seconds.
 
-    Args:
-        model, drafter: Folders or hub ids; without a drafter the model drafts for itself.
-        rapid: A ``RapidGenerator`` in place of both, and of how it decodes.
-        temperature, max_tokens, stop, seed: Also per call.
-        candidates, transfer, transfer_strength, proposer: As in ``RapidGenerator``.
-        max_sessions: How many documents' sessions are kept.
+    Stream:
+        >>> for part in llm.stream_complete("who discovered radium?", documents=[report]):  # doctest: +SKIP
+        ...     print(part.delta, end="")
+
+    Async:
+        >>> await llm.acomplete("who discovered radium?", documents=[report])  # doctest: +SKIP
+
+    Tools:
+        A ``FunctionAgent`` needs an LLM with function calls, which this class is not. ``ReActAgent`` works with text.
+
+    Raises:
+        InvalidInputError: There is no model, or a setting is unknown or out of range (pydantic's ``ValidationError``
+            for a field).
+        ModelNotFoundError: A model cannot be loaded.
     """
 
-    model: str | None = None
-    drafter: str | None = None
-    rapid: Any = Field(default=None, exclude=True, repr=False)
-    temperature: float = Field(default=1.0, ge=0)
-    max_tokens: int = Field(default=256, ge=1)
-    stop: list[str] | None = None
-    seed: int | None = None
-    candidates: int | list[int] | Literal["auto"] = "auto"
-    transfer: Transfer = "rapid"
-    transfer_strength: float | Literal["auto"] = 10.0
-    proposer: ProposerName = "rag"
-    quantization: Literal["int8"] | None = None
-    max_sessions: int = 4
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str | None = Field(default=None, description="The target: a folder or a hub id.")
+    drafter: str | None = Field(
+        default=None, description="The drafter: a folder or a hub id. Without one the target drafts for itself."
+    )
+    rapid: RapidGenerator | None = Field(
+        default=None, exclude=True, repr=False, description="A RapidGenerator, in place of models and settings."
+    )
+    settings: RapidSettings | Mapping[str, Any] | None = Field(
+        default=None,
+        description="A RapidSettings or a mapping of its fields: how candidates are drafted and what is sampled.",
+    )
+    temperature: float | None = Field(
+        default=None, description="0 is greedy. In place of that in settings.sampling; also per call."
+    )
+    top_k: int | None = Field(default=None, description="The likeliest tokens to draw from; 0: all. Also per call.")
+    top_p: float | None = Field(default=None, description="The probability mass to draw from; 1: all. Also per call.")
+    seed: int | None = Field(
+        default=None, description="Repeats a run, with a fixed `candidates` in the settings. Also per call."
+    )
+    max_tokens: int = Field(default=256, ge=1, description="Tokens of a reply at most; also per call.")
+    stop: list[str] | None = Field(default=None, description="Strings that end a reply; also per call.")
+    quantization: Literal["int8"] | None = Field(
+        default=None, description="'int8': both models with int8 weights, on the CPU."
+    )
+    max_sessions: int = Field(default=4, description="How many contexts' sessions are kept.")
     _chat: RapidChat = PrivateAttr()
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _settings(cls, value: Any) -> RapidSettings | None:
+        return None if value is None else RapidSettings.of(value)
 
     def __init__(self, **data: Any) -> None:
         super().__init__(**data)
-        if self.rapid is None:
-            self._chat = RapidChat.of_fields(self)
-            return
-        self.model = self.model or self.rapid.target.name
-        if "temperature" not in data:
-            self.temperature = self.rapid.settings.temperature
-        self._chat = RapidChat(self.rapid, self.max_sessions)
+        self._chat = RapidChat.open(
+            self.model, self.drafter, rapid=self.rapid, settings=self.settings, **self._sampling(),
+            quantization=self.quantization, max_sessions=self.max_sessions,
+        )  # fmt: skip
+        # The fields that were left out show what holds.
+        self.model = self.model or self._chat.rapid.target.name
+        self.settings = self._chat.settings
+        sampling = self.settings.sampling
+        self.temperature, self.top_k, self.top_p = sampling.temperature, sampling.top_k, sampling.top_p
+        self.seed = sampling.seed
 
     @classmethod
     def class_name(cls) -> str:
@@ -93,7 +131,7 @@ class RapidLLM(CustomLLM):
         )
 
     @property
-    def sessions(self) -> list[Any]:
+    def sessions(self) -> list[LongContext]:
         """The documents' sessions that are kept, latest last."""
         return self._chat.sessions
 
@@ -152,10 +190,17 @@ class RapidLLM(CustomLLM):
             yield text, piece, stats
         yield text, "", stats  # what the whole took
 
-    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("stop", "max_tokens", "temperature", "seed")}
+    def _sampling(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+
+    def _options(self, given: dict[str, Any]) -> CallOptions:
         texts = [getattr(document, "text", document) for document in given.get("documents") or ()]
-        return RapidChat.options(own, {**given, "documents": texts})
+        return call_options(
+            {**given, "documents": texts},
+            max_tokens=self.max_tokens,
+            stop=self.stop,
+            sampling=self._chat.settings.with_sampling(**self._sampling()).sampling,
+        )
 
 
 def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:

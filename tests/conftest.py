@@ -1,4 +1,4 @@
-"""Shared real parts: each model is loaded once a session. Weights come from `specrag models fetch`."""
+"""Shared real parts: each model is loaded once per session. Weights come from `specrag models fetch`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,46 @@ from specrag.models.bundled import located
 
 DEMO = Path(__file__).parent.parent / "core" / "specrag" / "data" / "demo.jsonl"
 
+# Tests that take more than two seconds on two cores (`pytest --durations=60`), besides those with the mark in their
+# file. `make fast` leaves out what is marked `slow`.
+SLOW = {
+    "test_a_conversation_goes_on_in_its_session",
+    "test_a_documents_session_is_used_again_and_the_oldest_goes",
+    "test_a_long_common_beginning_changes_nothing",
+    "test_a_model_is_written_by_its_path_and_read_again",
+    "test_a_padded_batch_generates_what_each_prompt_generates_alone",
+    "test_a_stream_carries_text_usage_and_how_it_was_decoded",
+    "test_all_conversations_are_scored_in_one_forward_pass_without_padding",
+    "test_components_are_written_and_read",
+    "test_conversation",
+    "test_core_langchain_and_llamaindex_give_the_same_answer",
+    "test_every_form_of_a_call_gives_the_same_reply_and_its_event_once",
+    "test_init_time",
+    "test_int8_weights_keep_the_likely_tokens",
+    "test_it_answers_asynchronously_and_in_batches",
+    "test_nothing_touches_the_default_llm",
+    "test_options_and_refusals_of_rapid",
+    "test_real_drafts_are_made_scored_and_chosen_over_real_passages",
+    "test_retrieved_chunks_stand_in_document_order_within_the_budget",
+    "test_sampling_repeats_under_a_seed_and_differs_between_seeds",
+    "test_scores_equal_token_by_token_scoring",
+    "test_stages_put_headers_into_the_models_mouth_and_score_only_what_it_wrote",
+    "test_stop_seed_and_temperature_per_call",
+    "test_the_text_interface",
+    "test_two_streams_at_once_do_not_share_a_session",
+    "test_vllm_drafter_and_verifier_answer_like_the_in_process_pipeline",
+    "test_vllm_drafts_agree_with_the_in_process_model",
+}
+
 
 def pytest_addoption(parser):
     parser.addoption("--vllm-url", help="run the recorded server tests against this live vLLM instead")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if getattr(item, "originalname", item.name) in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +67,12 @@ def smollm2() -> TransformersLM:
 def quick_smollm2() -> TransformersLM:
     """The same with int8 weights: half the time, for tests of what stands around the model."""
     return bundled("smollm2", quantization="int8")
+
+
+@pytest.fixture(scope="session")
+def quick_drafter() -> TransformersLM:
+    """The bundled drafter as `specrag ask` loads it on a CPU."""
+    return bundled("smollm2-rag-drafter", quantization="int8")
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +102,39 @@ def tiny_llama(vocabulary: int, seed: int = 0, **config) -> LlamaForCausalLM:
         "initializer_range": 0.2,
     }
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **(settings | config))).eval()
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2_path):
+    return AutoTokenizer.from_pretrained(smollm2_path)
+
+
+@pytest.fixture(scope="session")
+def tiny(smollm2_tokenizer) -> TransformersLM:
+    """SmolLM2's tokenizer on random weights."""
+    return TransformersLM(tiny_llama(len(smollm2_tokenizer), max_position_embeddings=8192), smollm2_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tiny, tmp_path_factory) -> Path:
+    """The folder of ``tiny``."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other(smollm2_tokenizer) -> TransformersLM:
+    """A drafter for ``tiny`` that mostly disagrees, with a padded vocabulary."""
+    size = len(smollm2_tokenizer) + 64
+    return TransformersLM(tiny_llama(size, seed=5, max_position_embeddings=8192), smollm2_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def twin(smollm2_tokenizer) -> TransformersLM:
+    """``tiny``'s shape with other weights: keys and values that mean nothing to it."""
+    return TransformersLM(tiny_llama(len(smollm2_tokenizer), seed=5, max_position_embeddings=8192), smollm2_tokenizer)
 
 
 @pytest.fixture(scope="session")

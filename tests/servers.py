@@ -1,4 +1,4 @@
-"""Small HTTP servers on loopback: one that replays (or records) a real server's responses, one that fails on purpose."""
+"""Small HTTP servers on loopback: one replays (or records) a real server's responses, one answers as a test says."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ def key(method: str, path: str, body: bytes) -> str:
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[str, str, bytes, dict], tuple[int, bytes, dict]]) -> Iterator[str]:
-    """A server whose every response is ``answer(method, path, body, headers)``; yields its base URL."""
+def serving(answer: Callable[[str, str, bytes, dict], tuple[int, bytes, dict]], port: int = 0) -> Iterator[str]:
+    """A server whose every response is ``answer(method, path, body, headers)``; yields its base URL.
+
+    ``port`` 0: a free one.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -41,7 +44,7 @@ def serving(answer: Callable[[str, str, bytes, dict], tuple[int, bytes, dict]]) 
         def log_message(self, *args):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -53,7 +56,7 @@ def serving(answer: Callable[[str, str, bytes, dict], tuple[int, bytes, dict]]) 
 
 @contextlib.contextmanager
 def replaying(recording: Path = RECORDING) -> Iterator[str]:
-    """Genuine responses of vLLM, by request. A request that was never recorded fails with a message."""
+    """Recorded responses of a real vLLM, by request. A request that was not recorded fails with a message."""
     known = json.loads(recording.read_text())["responses"]
 
     def answer(method, path, body, headers):

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from specrag.engine import attention, forward
-from specrag.engine.attention import MAX_PACKED_QUERIES, check_supported, packed_attention
+from specrag.engine.attention import MAX_PACKED_QUERIES, attention_name, check_supported, packed_attention
 from specrag.engine.kv_cache import RollbackCache, rollback_cache
 from specrag.engine.onednn import multiplies_bfloat16, use_onednn
 from specrag.errors import InvalidInputError
@@ -74,7 +74,7 @@ STEPS = st.lists(st.tuples(st.integers(1, 90), st.floats(0, 1)), min_size=1, max
 
 
 # By the length from which on the tiles are used, and whether torch has the kernel: the short cases below take each way.
-WAYS = {"packed": {}, "tiled": {"MIN_TILED_LENGTH": 0}, "without the kernel": {"_flash": None}}
+WAYS = {"packed": {}, "tiled": {"MIN_TILED_LENGTH": 0}, "without the kernel": {"FLASH_KERNEL": None}}
 
 
 @pytest.fixture(params=WAYS)
@@ -203,8 +203,8 @@ def test_a_padded_batch_with_stock_cache_is_untouched_by_the_packed_attention(na
         assert torch.allclose(in_steps[row], expected[row, 20:], atol=1e-4)
 
 
-def test_scores_of_a_shared_model_are_the_same_before_during_and_after(smollm2):
-    lm = TransformersLM(smollm2.model, smollm2.tokenizer, packing=False)  # padded batches
+def test_scores_of_a_shared_model_are_the_same_before_during_and_after(tiny):
+    lm = TransformersLM(tiny.model, tiny.tokenizer, packing=False)  # padded batches
     before = lm.score(CONVERSATIONS[:3])
     cache = rollback_cache(lm.model.config, 64)
     with torch.inference_mode(), packed_attention(lm.model):
@@ -212,7 +212,7 @@ def test_scores_of_a_shared_model_are_the_same_before_during_and_after(smollm2):
         lm.model(torch.tensor([[5]]), past_key_values=cache)
         during = lm.score(CONVERSATIONS[:3])
     after = lm.score(CONVERSATIONS[:3])
-    assert lm.model.config._attn_implementation == "sdpa"
+    assert attention_name(lm.model) == "sdpa"
     for scores in (during, after):
         for a, b in zip(before, scores, strict=True):
             assert b.log_probs["contain"] == pytest.approx(a.log_probs["contain"], abs=1e-4)
@@ -220,10 +220,10 @@ def test_scores_of_a_shared_model_are_the_same_before_during_and_after(smollm2):
 
 def test_the_attention_is_restored_after_a_failure():
     model = model_of("llama")
-    before = model.config._attn_implementation
+    before = attention_name(model)
     with pytest.raises(RuntimeError), packed_attention(model):
         raise RuntimeError
-    assert model.config._attn_implementation == before
+    assert attention_name(model) == before
 
 
 def test_rolling_back_copies_nothing_and_cannot_go_too_far():

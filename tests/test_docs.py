@@ -1,8 +1,10 @@
-"""The examples of docs/langchain.md and docs/llamaindex.md, run as they stand."""
+"""The documentation: its examples run as they stand, and its reference pages name modules that exist."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import re
 import sys
 import types
@@ -10,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
+import specrag.models
 from tests.servers import replaying
 
 DOCS = Path(__file__).parent.parent / "docs"
 SERVER = "http://127.0.0.1:8000/v1"
 
 
-def examples(name: str) -> list:
+def examples(name: str, at_least: int = 5) -> list:
     text = (DOCS / name).read_text()
     found = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(found) == text.count("```python") >= 5
+    assert len(found) == text.count("```python") >= at_least
     return [pytest.param(code, id=f"{name}: {title}") for title, code in found]
 
 
@@ -54,9 +57,18 @@ class Agents:
         return ScriptedAgentLLM()
 
 
+@pytest.fixture(scope="module")
+def bundled():
+    """Each bundled model is loaded once for all examples."""
+    return functools.cache(specrag.models.bundled)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [*examples("langchain.md"), *examples("llamaindex.md")])
-def test_example(code, monkeypatch, capsys, request):
+@pytest.mark.parametrize(
+    "code", [*examples("quick-start.md", at_least=1), *examples("langchain.md"), *examples("llamaindex.md")]
+)
+def test_example(code, bundled, monkeypatch, capsys, request):
+    monkeypatch.setattr("specrag.models.bundled", bundled)
     monkeypatch.setattr("langchain.chat_models.init_chat_model", Agents.langchain)
     provider = types.ModuleType("llama_index.llms.openai")  # not installed: see Agents
     provider.OpenAI = Agents.llama_index
@@ -67,3 +79,11 @@ def test_example(code, monkeypatch, capsys, request):
     with contextlib.nullcontext(live) if live else replaying() as url:
         exec(compile(code.replace(SERVER, url), "example", "exec"), example.__dict__)
     assert capsys.readouterr().out.strip()
+
+
+def test_reference_pages_name_modules_that_exist():
+    pages = list((DOCS / "reference").glob("*.md"))
+    named = [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
+    assert len(pages) > 10 and len(set(named)) == len(named) > 20
+    for name in named:
+        assert importlib.util.find_spec(name), name

@@ -1,4 +1,7 @@
-"""Readers of published formats, on genuine excerpts. A test without one says so; tests/data/formats/README.md lists them."""
+"""Readers of published formats, on genuine excerpts. A test without one says so.
+
+tests/data/formats/README.md lists them.
+"""
 
 import json
 from pathlib import Path

@@ -1,34 +1,38 @@
-"""ChatRapid and RapidLLM on real SmolLM2; tools on a template that knows them."""
+"""ChatRapid and RapidLLM on real SmolLM2 with int8 weights; tools on a template that knows them."""
 
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from langchain_core.documents import Document
 from langchain_core.load import dumpd, load
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from langchain_specrag import ChatRapid, RapidLLM
 from specrag.errors import InvalidInputError
-from specrag.models import TransformersLM
-from specrag.rapid import RapidChat, RapidGenerator
-from specrag.rapid.chat import Message, conversation, parse_tool_calls, split_context
+from specrag.models import Sampling, TransformersLM
+from specrag.rapid import RapidChat, RapidGenerator, RapidSettings
+from specrag.rapid.chat import conversation
+from tests.rapid_parts import TOOL_TEMPLATE, generator
 
-# Qwen2.5's template, shortened to what matters: tools in the system turn, calls in <tool_call>.
-TOOL_TEMPLATE = (
-    "{% if tools %}<|im_start|>system\nTools:\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
-    "Call one inside <tool_call></tool_call>.<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+NOTES = "The turbine of hall seven was checked in week seven of the year. " * 16
 
 
 @pytest.fixture(scope="module")
-def rapid(smollm2, minilm):
-    return RapidGenerator(smollm2, temperature=0, embedder=minilm)
+def rapid(quick_smollm2, minilm):
+    """With a fixed number of candidates, so that every run repeats."""
+    return RapidGenerator(quick_smollm2, sampling=Sampling(), candidates=3, embedder=minilm)
+
+
+@pytest.fixture(scope="module")
+def chat(rapid):
+    """One for all: the report is read once."""
+    return ChatRapid(rapid=rapid, max_tokens=16)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +46,7 @@ def weather(city: str) -> str:
     return f"sunny in {city}"
 
 
-def test_a_stream_carries_text_usage_and_how_it_was_decoded(rapid, report):
-    chat = ChatRapid(rapid=rapid, max_tokens=16)
+def test_a_stream_carries_text_usage_and_how_it_was_decoded(chat, report):
     whole = chat.invoke("what is this about?", documents=[Document(report)])
     parts = list(chat.stream("what is this about?", documents=[report]))
     assert "".join(str(part.content) for part in parts) == whole.content and whole.content
@@ -55,23 +58,10 @@ def test_a_stream_carries_text_usage_and_how_it_was_decoded(rapid, report):
     assert len(decoded["schedule"]) + decoded["accepted"] == 15 and 0 <= decoded["acceptance"] <= 1
 
 
-def test_a_documents_session_is_used_again_and_the_oldest_goes(rapid, report, forward_passes):
-    chat = ChatRapid(rapid=rapid, max_tokens=2, candidates=0, max_sessions=2)
-    read = forward_passes(rapid.target.model)
-    chat.invoke("first?", documents=[report])
-    first = max(read)
-    read.clear()
-    chat.invoke("second?", documents=[report])
-    assert first == 512 and max(read) < 40  # only the question
-    chat.invoke("third?", documents=["another text " * 40])
-    assert len(chat.sessions) == 2
-    chat.invoke("fourth?", documents=["yet another " * 40])
-    assert len(chat.sessions) == 2 and chat.sessions[0].tokens < 500
-
-
-def test_a_conversation_goes_on_in_its_session(rapid, report, forward_passes):
+def test_a_conversation_goes_on_in_its_session(tiny, forward_passes):
+    rapid = generator(tiny, candidates=0)
     chat = ChatRapid(rapid=rapid, max_tokens=8)
-    messages = [SystemMessage("Be brief."), HumanMessage(f"{report}\n\nWhat is this about?")]
+    messages = [SystemMessage("Be brief."), HumanMessage(f"{NOTES}\n\nWhat is this about?")]
     reply = chat.invoke(messages)
     read = forward_passes(rapid.target.model)
     messages += [reply, HumanMessage("And in one word?")]
@@ -81,31 +71,26 @@ def test_a_conversation_goes_on_in_its_session(rapid, report, forward_passes):
     reused = sum(read)
     read.clear()
     assert fresh.invoke(messages).content == again.content
-    assert reused < sum(read) / 2
+    assert reused < sum(read) / 2 and len(chat.sessions) == 1
 
 
-def test_two_streams_at_once_do_not_share_a_session(rapid, report):
-    chat = ChatRapid(rapid=rapid, max_tokens=12)
-    alone = chat.invoke("what is this about?", documents=[report]).content
-    one = chat.stream("what is this about?", documents=[report])
-    two = chat.stream("what is this about?", documents=[report])
-    mixed = ["", ""]
-    for a, b in zip(one, two, strict=True):
-        mixed[0] += str(a.content)
-        mixed[1] += str(b.content)
-    assert mixed == [alone, alone]
-
-
-def test_stop_seed_and_temperature_per_call(rapid, report):
-    chat = ChatRapid(rapid=rapid, max_tokens=24)
-    whole = str(chat.invoke("what is this about?", documents=[report]).content)
+def test_stop_and_sampling_per_call(chat, report):
+    whole = str(chat.invoke("what is this about?", documents=[report], max_tokens=24).content)
     word = whole.split()[2]
     stopped = chat.invoke("what is this about?", documents=[report], stop=[word])
     assert stopped.content == whole[: whole.index(word)] and stopped.response_metadata["finish_reason"] == "stop"
     warm = [chat.invoke("what?", documents=[report], temperature=1.5, seed=seed).content for seed in (1, 2)]
     assert warm[0] != warm[1]
-    with pytest.raises(InvalidInputError, match="unknown options top_p"):
-        chat.invoke("q", top_p=0.5)
+    with pytest.raises(InvalidInputError, match="unknown options top_n"):
+        chat.invoke("q", top_n=5)
+
+
+def test_top_k_and_top_p_per_call(tiny):
+    chat = ChatRapid(rapid=generator(tiny, transfer="none", candidates=3), max_tokens=8)
+    greedy = chat.invoke("hello").content
+    assert chat.invoke("hello", temperature=1.5, seed=1).content != greedy
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):  # one token is left to draw from
+        assert chat.invoke("hello", temperature=1.5, seed=1, **narrow).content == greedy
 
 
 async def test_it_answers_asynchronously_and_in_batches(rapid):
@@ -116,23 +101,54 @@ async def test_it_answers_asynchronously_and_in_batches(rapid):
     assert [m.content for m in chat.batch(["Say hello."] * 2)] == [whole] * 2
 
 
-def test_the_text_interface(rapid, report):
-    llm = RapidLLM(rapid=rapid, max_tokens=8)
-    prompt = f"{report}\n\nWhat is this about?"
+def test_the_text_interface(rapid, chat):
+    llm = RapidLLM(rapid=rapid, max_tokens=16)
+    prompt = f"{NOTES}\n\nWhat is this about?"
     text = llm.invoke(prompt)
     assert text and "".join(llm.stream(prompt)) == text
-    assert llm.sessions[-1].tokens > 1000 and llm.get_num_tokens("one two") == 2
-    assert text == ChatRapid(rapid=rapid, max_tokens=8).invoke(prompt).content
+    assert llm.sessions[-1].tokens > llm.get_num_tokens(NOTES) > 200 and llm.get_num_tokens("one two") == 2
+    assert text == chat.invoke(prompt).content
 
 
-def test_a_model_is_written_by_its_path_and_read_again(smollm2_path):
-    chat = ChatRapid(model=str(smollm2_path), temperature=0, candidates=[2, 0, 3])
+# --- settings -------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_written_by_its_path_and_read_again(tiny_path):
+    chat = ChatRapid(model=str(tiny_path), temperature=0, top_k=3, settings={"candidates": [2, 0, 3], "tail": "target"})
     read = load(dumpd(chat), allowed_objects=[ChatRapid], valid_namespaces=["langchain_specrag"])
-    assert read.model_dump() == chat.model_dump() and read.candidates == [2, 0, 3]
+    assert read.model_dump() == chat.model_dump() and read.model == str(tiny_path)
+    assert read.settings == RapidSettings(candidates=[2, 0, 3], tail="target", sampling=Sampling(top_k=3))
 
 
-def test_bad_input_says_what_to_do(rapid):
-    chat = ChatRapid(rapid=rapid)
+@pytest.mark.parametrize("kind", [ChatRapid, RapidLLM])
+def test_settings_reach_the_core_whole_and_given_sampling_wins(tiny, kind):
+    rapid = generator(tiny, candidates=2, sampling=Sampling(temperature=0.5, top_p=0.8))
+    model = kind(rapid=rapid, top_p=0.9, seed=3)
+    assert model.settings == RapidSettings(candidates=2, sampling=Sampling(temperature=0.5, top_p=0.9, seed=3))
+    assert (model.temperature, model.top_k, model.top_p, model.seed) == (0.5, 0, 0.9, 3)
+    assert kind(rapid=rapid, settings=model.settings).settings == model.settings
+    cooler = model.configurable_fields(temperature=ConfigurableField(id="temperature"))
+    assert cooler.with_config(configurable={"temperature": 0.0}).invoke("hello", max_tokens=2)
+
+
+@pytest.mark.parametrize("kind", [ChatRapid, RapidLLM])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"top_p": 0.5, "typo": 3}, r"typo\s+Extra inputs are not permitted"),
+        ({"settings": {"typo": 3}}, "unknown settings typo: RapidSettings has candidates"),
+        ({"settings": {"sampling": {"typo": 3}}}, "unknown settings typo: Sampling has temperature"),
+        ({"top_p": 0.0}, "top_p must be in"),
+        ({"settings": RapidSettings(candidates=9)}, "give settings to the RapidGenerator"),
+        ({"max_tokens": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_setting_that_is_unknown_or_out_of_range_is_an_error(tiny, kind, fields, message):
+    with pytest.raises(ValidationError, match=message):
+        kind(rapid=generator(tiny, candidates=2), **fields)
+
+
+def test_bad_input_says_what_to_do(chat):
     with pytest.raises(ValueError, match="give model="):
         ChatRapid()
     with pytest.raises(InvalidInputError, match="reads text, not image_url"):
@@ -149,24 +165,26 @@ def test_bad_input_says_what_to_do(rapid):
 
 
 @pytest.fixture
-def with_tools(smollm2, minilm):
-    lm = TransformersLM(smollm2.model, smollm2.tokenizer, chat_template=TOOL_TEMPLATE)
-    return ChatRapid(rapid=RapidGenerator(lm, temperature=0, embedder=minilm), max_tokens=8)
+def with_tools(quick_smollm2, minilm):
+    lm = TransformersLM(quick_smollm2.model, quick_smollm2.tokenizer, chat_template=TOOL_TEMPLATE)
+    return ChatRapid(rapid=RapidGenerator(lm, sampling=Sampling(), embedder=minilm), max_tokens=8)
 
 
-class Replying(RapidChat):
-    """Sees real prompts, gives the reply that a larger model would give."""
+@pytest.fixture
+def replying(monkeypatch):
+    """Real prompts, and the ``reply`` that a larger model would give."""
+    said = SimpleNamespace(reply="", prompt="")
 
-    reply = ""
+    def stream(self, messages, *, documents=(), tools=(), **options):
+        prompt, _ = conversation(self.rapid.target.encoder, messages, documents, tools)
+        said.prompt = prompt.head + prompt.context + prompt.tail
+        yield from (said.reply[i : i + 5] for i in range(0, len(said.reply), 5))
 
-    def stream(self, messages, *, documents=(), tools=(), stats=None, **options):
-        self.prompt = "".join(conversation(self.rapid.target.encoder, messages, documents, tools)[:3])
-        yield from (self.reply[i : i + 5] for i in range(0, len(self.reply), 5))
+    monkeypatch.setattr(RapidChat, "stream", stream)
+    return said
 
 
-def test_tools_are_shown_and_calls_are_read(with_tools):
-    replying = Replying(with_tools._chat.rapid)
-    with_tools._chat = replying
+def test_tools_are_shown_and_calls_are_read(with_tools, replying):
     bound = with_tools.bind_tools([weather])
     replying.reply = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
     message = bound.invoke("how is it in Paris?")
@@ -197,10 +215,7 @@ class City(BaseModel):
     people: int
 
 
-def test_structured_output_is_asked_for_and_parsed(rapid):
-    chat = ChatRapid(rapid=rapid)
-    replying = Replying(rapid)
-    chat._chat = replying
+def test_structured_output_is_asked_for_and_parsed(chat, replying):
     replying.reply = '{"name": "Paris", "people": 2100000}'
     assert chat.with_structured_output(City).invoke("Paris?") == City(name="Paris", people=2100000)
     assert '"people"' in replying.prompt
@@ -208,40 +223,3 @@ def test_structured_output_is_asked_for_and_parsed(rapid):
     replying.reply = "no JSON"
     result = chat.with_structured_output(City, include_raw=True).invoke("Paris?")
     assert result["parsed"] is None and result["parsing_error"] is not None and result["raw"].content == "no JSON"
-
-
-def test_tool_calls_are_read_out_of_text():
-    text, calls, broken = parse_tool_calls(
-        'Let me see.\n<tool_call>{"name": "a", "arguments": "{\\"x\\": 1}"}</tool_call>'
-        '<tool_call>{"name": "b"}</tool_call><tool_call>{"arguments": {}}</tool_call>'
-    )
-    assert text == "Let me see." and [(c.name, dict(c.arguments)) for c in calls] == [("a", {"x": 1}), ("b", {})]
-    assert broken == ['{"arguments": {}}']
-    assert parse_tool_calls("plain ") == ("plain ", [], [])
-
-
-# --- finding the context --------------------------------------------------------------------------------
-
-
-def test_the_context_of_a_message_is_found():
-    ruled = (
-        "Context information is below.\n---------------------\nThe facts.\n---------------------\nQuery: why?\nAnswer: "
-    )
-    assert split_context(ruled) == (ruled[: ruled.index("Query")].strip(), "Query: why?\nAnswer:")
-    long = "word " * 400
-    assert split_context(f"{long}\n\nWhy?") == (long.strip(), "Why?")
-    assert split_context("Hello.\n\nWhy?") == ("", "Hello.\n\nWhy?")
-
-
-def test_a_conversation_is_rendered_as_its_template_would(smollm2):
-    encoder = smollm2.encoder
-    messages = [Message("system", "S"), Message("user", "Q1"), Message("assistant", "A1"), Message("user", "Q2")]
-    expected = smollm2.tokenizer.apply_chat_template(
-        [{"role": m.role, "content": m.content} for m in messages], tokenize=False, add_generation_prompt=True
-    )
-    head, context, tail, question = conversation(encoder, messages)
-    assert (head + context + tail).replace("\ue0f2", question) == expected
-    head, context, tail, question = conversation(encoder, messages, documents=["The document."])
-    assert context == "The document." and (head + context + tail).replace("\ue0f2", question) == expected.replace(
-        "Q1", "The document.\n\nQ1"
-    )

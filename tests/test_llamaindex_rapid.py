@@ -1,4 +1,4 @@
-"""RAPID as a LlamaIndex LLM: real SmolLM2, in engines, in chats and called by itself."""
+"""RAPID as a LlamaIndex LLM: real SmolLM2 with int8 weights, in engines, in chats and called by itself."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from llama_index.core.schema import Document
 
 from llamaindex_specrag import RapidLLM
 from specrag.errors import InvalidInputError
-from specrag.rapid import RapidGenerator
+from specrag.models import Sampling
+from specrag.rapid import RapidGenerator, RapidSettings
 from tests.llamaindex_parts import collecting, real_index
+from tests.rapid_parts import generator
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +28,15 @@ def collected():
 
 
 @pytest.fixture(scope="module")
-def rapid(smollm2, minilm):
-    return RapidLLM(rapid=RapidGenerator(smollm2, temperature=0, embedder=minilm), max_tokens=6)
+def rapid(quick_smollm2, minilm):
+    generator = RapidGenerator(quick_smollm2, sampling=Sampling(), candidates=3, embedder=minilm)
+    return RapidLLM(rapid=generator, max_tokens=6)
 
 
 @pytest.mark.slow
-def test_rapid_serves_engines_and_chats(index, smollm2, minilm, questions):
+def test_rapid_serves_engines_and_chats(index, quick_smollm2, minilm, questions):
     made, _ = index
-    llm = RapidLLM(rapid=RapidGenerator(smollm2, temperature=0, embedder=minilm), max_tokens=8)
+    llm = RapidLLM(rapid=RapidGenerator(quick_smollm2, sampling=Sampling(), embedder=minilm), max_tokens=8)
     engine = made.as_query_engine(llm=llm, similarity_top_k=6)
     response = engine.query(questions[0].question)
     assert str(response) and llm.sessions[-1].tokens > 300  # the template's context part became the session
@@ -47,12 +50,35 @@ def test_class_hierarchy():
     assert RapidLLM.class_name() == "RapidLLM"
 
 
-def test_components_are_written_and_read(smollm2_path):
-    llm = RapidLLM(model=str(smollm2_path), temperature=0.5, max_tokens=9, stop=["x"])
+def test_components_are_written_and_read(tiny_path):
+    settings = {"candidates": [2, 0, 3], "tail": "target"}
+    llm = RapidLLM(model=str(tiny_path), temperature=0.5, top_p=0.9, max_tokens=9, stop=["x"], settings=settings)
     written = llm.to_dict()
-    assert written["model"] == str(smollm2_path) and len(str(written)) < 2000  # a path, no weights
+    assert written["model"] == str(tiny_path) and len(str(written)) < 2000  # a path, no weights
     read = RapidLLM.from_dict(written)
     assert read.to_dict() == written and read.metadata.context_window == 8192
+    sampling = Sampling(temperature=0.5, top_p=0.9)
+    assert read.settings == RapidSettings(candidates=(2, 0, 3), tail="target", sampling=sampling)
+    assert RapidLLM.from_json(llm.to_json()).settings == read.settings
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"top_p": 0.5, "typo": 3}, r"typo\s+Extra inputs are not permitted"),
+        ({"settings": {"typo": 3}}, "unknown settings typo: RapidSettings has candidates"),
+        ({"settings": {"sampling": {"typo": 3}}}, "unknown settings typo: Sampling has temperature"),
+        ({"top_p": 0.0}, "top_p must be in"),
+        ({"settings": RapidSettings(candidates=9)}, "give settings to the RapidGenerator"),
+    ],
+)
+def test_a_setting_that_is_unknown_or_out_of_range_is_an_error(tiny, fields, message):
+    with pytest.raises(ValueError, match=message):
+        RapidLLM(rapid=generator(tiny, candidates=2), **fields)
+
+
+def test_every_field_has_its_description():
+    assert all(RapidLLM.model_fields[name].description for name in RapidLLM.__annotations__ if name[0] != "_")
 
 
 async def test_every_form_of_a_call_gives_the_same_reply_and_its_event_once(rapid, collected):
@@ -85,8 +111,8 @@ def test_options_and_refusals_of_rapid(rapid):
     document = Document(text="The turbine was checked in week seven. " * 20)
     rapid.complete("When?", documents=[document])
     assert rapid.sessions[-1].tokens > 100
-    with pytest.raises(InvalidInputError, match="unknown options top_p"):
-        rapid.complete("q", top_p=0.5)
+    with pytest.raises(InvalidInputError, match="unknown options top_n"):
+        rapid.complete("q", top_n=5)
     with pytest.raises(InvalidInputError, match="takes system, user and assistant messages, got tool"):
         rapid.chat([ChatMessage(role="tool", content="x")])
     with pytest.raises(InvalidInputError, match="give model="):

@@ -11,6 +11,7 @@ from langchain_specrag.tool import QuestionInput
 from llamaindex_specrag import events as llamaindex_events
 from specrag import schema
 from specrag.errors import InvalidInputError
+from specrag.models import OpenAIEmbedder, OpenAILM
 from specrag.models.base import GenerationRequest, Stage
 from specrag.speculative import perspectives, selection, work
 from specrag.speculative.drafting import Assignment, Drafter
@@ -60,7 +61,11 @@ SETTINGS = {
     Verification: {"outcomes": ()},
     selection.Choice: {"ranked": (), "scores_used": ()},
     work.Work: {"stage": "draft", "index": 0},
+    # specrag.models
+    OpenAILM: {"model": "m", "base_url": "http://127.0.0.1:9/v1"},
+    OpenAIEmbedder: {"base_url": "http://127.0.0.1:9/v1", "model": "m"},
     # langchain_specrag
+    langchain_specrag.SpecRAGEmbeddings: {"embedder": HashEmbedder()},
     langchain_specrag.SpeculativeRAGRunnable: {"drafter": LM, "drafts": 3},
     langchain_specrag.create_speculative_rag_chain: {
         "retriever": LangChainRetriever(documents=[]), "drafter": LM, "drafts": 3,
@@ -72,6 +77,7 @@ SETTINGS = {
     },
     QuestionInput: {"question": "q"},
     # llamaindex_specrag
+    llamaindex_specrag.SpecRAGEmbedding: {"embedder": HashEmbedder()},
     llamaindex_specrag.SpeculativeSynthesizer: {"drafter": LM, "drafts": 3},
     llamaindex_specrag.SpeculativeRAGQueryEngine.from_args: {
         "retriever": LlamaIndexRetriever([]), "drafter": LM, "drafts": 3,

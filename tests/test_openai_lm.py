@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import httpx
 import pytest
 
 from specrag import Passage, SpeculativeRAG
 from specrag.errors import InvalidInputError, LogProbsUnavailableError, ServerError
-from specrag.models import GenerationRequest, OpenAILM, Sampling, Segment, Stage, TransformersLM, Turn
+from specrag.models import GenerationRequest, OpenAILM, Sampling, Segment, Stage, TransformersLM, Turn, _servers
 from specrag.speculative.verification import Scoring
 from tests.fakes import HashEmbedder
 from tests.servers import replaying, serving
@@ -282,17 +283,20 @@ def test_a_pool_shares_the_work_and_survives_a_dead_member():
     assert all(len(server.asked) >= 3 for server in servers)
 
 
-def test_a_dead_member_costs_no_waiting_and_is_asked_again_when_it_is_back():
-    server = Flaky()
+def test_a_dead_member_costs_no_waiting_and_is_asked_again_when_it_is_back(monkeypatch):
+    server, back = Flaky(), Flaky()
+    with serving(back) as dead:
+        pass
     with serving(server) as url:
-        lm = OpenAILM("m", [url, "http://127.0.0.1:9/v1"], backoff=60.0)
+        lm = OpenAILM("m", [url, dead], backoff=60.0)
         start = time.monotonic()
         lm.generate(ASK * 3)
         lm.generate(ASK)
         assert time.monotonic() - start < 30  # no retry of the dead one was waited for
-        back = Flaky()
-        with serving(back) as second:
-            lm._servers[1].url, lm._servers[1].away_until = second, 0.0
+        assert len(server.asked) == 4
+        with serving(back, port=int(dead.split(":")[2].removesuffix("/v1"))):
+            later = types.SimpleNamespace(monotonic=lambda: time.monotonic() + _servers.PASSED_OVER)
+            monkeypatch.setattr(_servers, "time", later)
             lm.generate(ASK * 4)
     assert len(server.asked) >= 4 and len(back.asked) >= 1
 
@@ -343,10 +347,33 @@ def test_a_server_without_chat_is_spoken_to_through_completions():
         return 200, json.dumps({"choices": [{"text": " 42", "finish_reason": "stop"}]}).encode(), {}
 
     with serving(answer) as url:
-        completion = OpenAILM("m", url).generate(ASK)[0]
-        assert completion.staged and completion.text == " 42"
+        for completion in OpenAILM("m", url).generate(ASK * 3):  # three requests find it out at once
+            assert completion.staged and completion.text == " 42"
         with pytest.raises(ServerError, match="has no /chat endpoint"):
             OpenAILM("m", url, api="chat").generate(ASK)
+
+
+def test_a_part_that_a_stop_string_ended_too_early_is_continued_where_it_ended():
+    written = [("", "\n"), (" because", "\n"), (" 42", None)]
+    prompts = []
+
+    def answer(method, path, body, headers):
+        if method == "GET":
+            return 200, models_reply(), {}
+        prompts.append(json.loads(body)["prompt"])
+        text, stopped = written[len(prompts) - 1]
+        choice = {"text": text, "finish_reason": "stop", "stop_reason": stopped}
+        return 200, json.dumps({"choices": [choice]}).encode(), {}
+
+    asked = GenerationRequest((Turn.of("user", "hi"),), (Stage("Rationale:", 9, ("\n",)), Stage("\nAnswer:", 9)))
+    with serving(answer) as url:
+        completion = OpenAILM("m", url, api="completions").generate([asked])[0]
+    assert [part.text for part in completion.parts] == ["\n because", " 42"]
+    assert prompts == [
+        "hi\n\nRationale:",
+        "hi\n\nRationale:\n",
+        "hi\n\nRationale:\n because\nAnswer:",
+    ]
 
 
 def test_sampling_settings_reach_the_server_with_a_seed_a_row():

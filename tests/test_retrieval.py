@@ -4,7 +4,7 @@ import resource
 import numpy as np
 import pytest
 
-from specrag.errors import InvalidInputError, ModelNotFoundError
+from specrag.errors import InvalidInputError, NotFoundError
 from specrag.models.bundled import located
 from specrag.models.embedders import TransformersEmbedder
 from specrag.retrieval import Document, PassageIndex, index_documents, read_documents, split_passages
@@ -18,7 +18,8 @@ def make_pdf(path, text):
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
+        b"/Resources << /Font << /F1 5 0 R >> >> >>",
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
@@ -61,8 +62,9 @@ def test_text_markdown_html_and_pdf_are_read(docs):
 
 
 def test_nothing_to_read_is_said(tmp_path):
-    with pytest.raises(ModelNotFoundError, match="no file or folder"):
+    with pytest.raises(NotFoundError, match="no file or folder") as error:
         read_documents(tmp_path / "none")
+    assert type(error.value) is NotFoundError  # no model is missing
     with pytest.raises(InvalidInputError, match="holds no document"):
         read_documents(tmp_path)
     (tmp_path / "x.docx").write_bytes(b"")
@@ -98,6 +100,7 @@ def test_passages_end_at_sentences_where_they_can():
     ]
 
 
+@pytest.mark.slow
 def test_a_real_index_finds_the_passage_that_answers(minilm, questions):
     index = PassageIndex(minilm)
     index.add(p for q in questions for p in q.passages)
@@ -132,8 +135,9 @@ def test_a_damaged_or_foreign_index_is_refused(tmp_path):
     index.save(where)
     with pytest.raises(InvalidInputError, match="16 dimensions, hash has 8"):
         PassageIndex.load(where, HashEmbedder(8))
-    with pytest.raises(ModelNotFoundError, match="no index at"):
+    with pytest.raises(NotFoundError, match="no index at") as error:
         PassageIndex.load(tmp_path / "none", HashEmbedder())
+    assert type(error.value) is NotFoundError
     lines = (where / "passages.jsonl").read_text().splitlines()
     (where / "passages.jsonl").write_text(lines[0] + "\n")
     with pytest.raises(InvalidInputError, match="2 vectors for 1 passages"):

@@ -1,5 +1,6 @@
 """The in-process backend against slow, obvious references."""
 
+import functools
 import math
 
 import pytest
@@ -33,10 +34,11 @@ CONVERSATIONS = [
         Turn.of("user", "a question"),
         Turn("assistant", (Segment("The capi"), Segment("tal of 日本 is Tokyo", "contain"))),
     ),
-    conversation("the president of the club", "He presided over it for many years, and was re-elected twice. " * 4),
+    conversation("the president of the club", "He presided over it for many years, and was re-elected twice. " * 2),
 ]
 
 
+@functools.cache  # one model's references serve all tests of it
 def reference_scores(lm: TransformersLM, turns) -> dict[str, list[float]]:
     """One token at a time: feed everything before a token, read its log-probability, nothing shared or packed."""
     encoded = lm.encoder.encode_scored(turns)
@@ -45,7 +47,7 @@ def reference_scores(lm: TransformersLM, turns) -> dict[str, list[float]]:
         scores[name] = []
         for position in positions:
             with torch.inference_mode():
-                logits = lm.model(torch.tensor([encoded.ids[:position]])).logits[0, -1].double()
+                logits = lm.model(torch.tensor([encoded.ids[:position]]), logits_to_keep=1).logits[0, -1].double()
             scores[name].append(float(torch.log_softmax(logits, -1)[encoded.ids[position]]))
     return scores
 
@@ -53,12 +55,12 @@ def reference_scores(lm: TransformersLM, turns) -> dict[str, list[float]]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("packing", ["auto", False])
 def test_scores_equal_token_by_token_scoring(request, family, packing):
-    lm = request.getfixturevalue(family)
-    lm = TransformersLM(lm.model, lm.tokenizer, packing=packing)
+    reference = request.getfixturevalue(family)
+    lm = TransformersLM(reference.model, reference.tokenizer, packing=packing)
     made = lm.score(CONVERSATIONS)
-    assert lm._can_pack
+    assert lm.packs == (packing == "auto")
     for turns, score in zip(CONVERSATIONS, made, strict=True):
-        expected = reference_scores(lm, turns)
+        expected = reference_scores(reference, turns)
         assert score.log_probs.keys() == expected.keys()
         for name, values in expected.items():
             assert len(values) > 0
@@ -97,7 +99,7 @@ def test_an_architecture_that_ignores_the_mask_is_scored_in_padded_batches(smoll
     model.__class__ = Ignorant
     lm = TransformersLM(model, smollm2.tokenizer)
     made = lm.score(CONVERSATIONS)
-    assert not lm._can_pack
+    assert not lm.packs
     for a, b in zip(made, plain, strict=True):
         assert a.log_probs["contain"] == pytest.approx(b.log_probs["contain"], abs=1e-4)
 
@@ -131,7 +133,7 @@ def reference_greedy(lm: TransformersLM, request: GenerationRequest) -> tuple[li
     ids, made, log_probs = lm.encoder.encode_generation(request), [], []
     while len(made) < request.max_tokens:
         with torch.inference_mode():
-            logits = lm.model(torch.tensor([ids + made])).logits[0, -1].double()
+            logits = lm.model(torch.tensor([ids + made]), logits_to_keep=1).logits[0, -1].double()
         token = int(logits.argmax())
         if token in lm.end_tokens:
             break
@@ -168,7 +170,7 @@ def test_finished_rows_leave_the_batch(smollm2, forward_passes):
     assert counts[1:] == [2, 1, 1, 1, 1]
 
 
-def test_stages_put_headers_into_the_models_mouth_and_score_only_what_it_wrote(smollm2):
+def test_stages_prefill_headers_and_score_only_what_the_model_wrote(smollm2):
     request = GenerationRequest(
         (Turn.of("user", "The sky is blue. What colour is the sky?"),),
         (Stage("Rationale:", 24, ("\n",)), Stage("\nAnswer:", 8, ("\n", "."))),
@@ -192,11 +194,12 @@ def test_sampling_repeats_under_a_seed_and_differs_between_seeds(smollm2):
     def texts(seed):
         return [c.text for c in smollm2.generate(PROMPTS, Sampling(temperature=1.0, seed=seed))]
 
-    assert texts(1) == texts(1)
-    assert texts(1) != texts(2)
+    first = texts(1)
+    assert texts(1) == first
+    assert texts(2) != first
     # A row's draws come from its own generator: its neighbours do not matter.
     alone = smollm2.generate(PROMPTS[:1], Sampling(temperature=1.0, seed=1))[0].text
-    assert alone == texts(1)[0]
+    assert alone == first[0]
 
 
 def test_log_probs_are_the_models_own_whatever_the_sampling(smollm2):
@@ -262,6 +265,8 @@ def test_contradicting_arguments_are_refused(smollm2):
         TransformersLM(smollm2.model)
     with pytest.raises(InvalidInputError, match="quantization must be"):
         TransformersLM("x", quantization="int3")
+    with pytest.raises(InvalidInputError, match="packing must be"):
+        TransformersLM("x", packing="never")
 
 
 def test_a_conversation_beyond_the_window_is_refused_with_the_numbers(wordpiece_lm):

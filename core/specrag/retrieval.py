@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError
+from specrag._extras import require
+from specrag.errors import InvalidInputError, NotFoundError, SpecRAGError
 from specrag.models.embedders import Embedder
 from specrag.schema import Passage
 from specrag.text import passage_text
@@ -44,12 +45,13 @@ def read_documents(path: str | Path) -> list[Document]:
     """The documents of a file, or of every readable file below a folder, in order of their paths.
 
     Raises:
-        ModelNotFoundError: There is nothing at ``path``.
+        NotFoundError: There is nothing at ``path``.
+        MissingExtraError: A PDF or HTML file is there, and the extra ``documents`` is not installed.
         InvalidInputError: A file cannot be read, has another type, or the folder holds no document.
     """
     root = Path(path).expanduser()
     if not root.exists():
-        raise ModelNotFoundError(f"no file or folder at {root}")
+        raise NotFoundError(f"no file or folder at {root}")
     if root.is_file():
         return list(_read(root))
     files = [file for file in sorted(root.rglob("*")) if file.is_file() and file.suffix.lower() in SUFFIXES]
@@ -72,6 +74,7 @@ def _read(file: Path) -> Iterator[Document]:
         text = raw.decode("cp1252", errors="replace")
     title = file.stem
     if suffix in (".html", ".htm"):
+        require("bs4", "documents", f"reading {file.name}")
         from bs4 import BeautifulSoup
 
         soup = BeautifulSoup(text, "html.parser")
@@ -87,6 +90,7 @@ def _read(file: Path) -> Iterator[Document]:
 
 
 def _read_pdf(file: Path) -> Iterator[Document]:
+    require("pypdf", "documents", f"reading {file.name}")
     import pypdf
     from pypdf.errors import PyPdfError
 
@@ -146,6 +150,8 @@ def read_passages(path: str | Path, words: int = 100, overlap: int = 0) -> list[
     """Everything readable at ``path``, split into passages.
 
     Raises:
+        NotFoundError: There is nothing at ``path``.
+        MissingExtraError: A PDF or HTML file is there, and the extra ``documents`` is not installed.
         InvalidInputError: Nothing readable is there, or it holds no text.
     """
     passages = [p for document in read_documents(path) for p in split_passages(document, words, overlap)]
@@ -252,14 +258,14 @@ class PassageIndex:
         """Read an index that ``save`` wrote, for the embedder it was made with.
 
         Raises:
-            ModelNotFoundError: There is no index.
+            NotFoundError: There is no index.
             InvalidInputError: It is damaged, of another version, or its vectors do not fit the embedder.
         """
         import faiss
 
         where = Path(folder).expanduser()
         if not (where / "index.json").exists():
-            raise ModelNotFoundError(f"no index at {where}: make one with `specrag index`")
+            raise NotFoundError(f"no index at {where}: make one with `specrag index`")
         try:
             facts = json.loads((where / "index.json").read_text())
             if facts["version"] != FORMAT_VERSION:
@@ -293,7 +299,7 @@ def index_documents(
     """Read, split, embed and index everything at ``path``.
 
     Raises:
-        InvalidInputError: Nothing readable is there, or it holds no text.
+        NotFoundError, MissingExtraError, InvalidInputError: See ``read_passages``.
     """
     index = PassageIndex(embedder)
     index.add(read_passages(path, words, overlap), progress)

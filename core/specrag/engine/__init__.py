@@ -1,1 +1,1 @@
-"""What runs tensors: caches, attention, linear layers, sampling. It knows models, and no conversation."""
+"""What runs tensors: caches, attention, linear layers, sampling. Nothing here knows of conversations."""

@@ -1,14 +1,14 @@
 """Attention for a few queries over a long, grouped-query cache.
 
-Stock attention expands every key/value head to the number of query heads and copies the whole context to do
-so. With the query heads of a group and the candidate tokens packed into the rows of one matrix product, the
-cache is read once and as it lies. Over a long cache the same rows go through SDPA's CPU kernel piece by piece: the keys
-that every query sees need no mask, several pieces keep all cores busy, and the pieces' results are joined by their
-log-sum-exps (flash-decoding; Dao et al., arXiv 2205.14135, section 3.1). Prefill chunks go the same way.
+transformers' attention expands every key/value head to the number of query heads, and copies the whole context for
+it. Here the query heads of a group and the candidate tokens are packed into the rows of one matrix product, which
+reads the cache once and without a copy. Over a long cache the same rows go through SDPA's CPU kernel piece by piece.
+The keys that every query sees need no mask, several pieces keep all cores busy, and the results of the pieces are
+joined by their log-sum-exps (flash-decoding; Dao et al., arXiv 2205.14135, section 3.1). Prefill chunks take the same
+path.
 
-The function is registered under one name in transformers' two registries and switched on for the duration of
-a forward pass of ours (``packed_attention``), so that other users of the same model object never meet it. Any
-call that is not of ours by shape is handed to SDPA all the same.
+The function is registered under one name in transformers' two registries. ``packed_attention`` switches it on for one
+forward pass, so other users of the same model object never meet it. A call whose shape is not RAPID's goes to SDPA.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from specrag.errors import InvalidInputError
 
 NAME = "specrag_packed"
 
-# Up to so many queries over less than so many keys, one matrix product is faster than SDPA's tiles, in float32.
+# In float32, one matrix product is faster than SDPA's tiles for up to so many queries over fewer than so many keys.
 MAX_PACKED_QUERIES = 64
 MIN_TILED_LENGTH = 4096
 
-# What SDPA runs on a CPU, which also returns the log-sum-exps. torch's private; without it SDPA itself serves.
-_flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+# What SDPA runs on a CPU. It also returns the log-sum-exps. It is private to torch; without it SDPA itself serves.
+FLASH_KERNEL: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def packed_attention_forward(
@@ -66,16 +66,16 @@ def attend(
     """Causal attention of the last ``queries`` tokens over all ``length``, or over a window of them."""
     queries, length = query.shape[2], key.shape[2]
     if sliding_window is not None and length > sliding_window + queries - 1:
-        first = length - (sliding_window + queries - 1)  # what no query sees is not even read
+        first = length - (sliding_window + queries - 1)  # what no query sees is not read
         key, value, length = key[:, :, first:], value[:, :, first:], length - first
     hidden = _hidden(queries, length, sliding_window, query.device)
     if query.device.type == "cuda":
         out = _sdpa_cuda(query, key, value, hidden, scale)
     elif queries <= MAX_PACKED_QUERIES and (
-        _flash is None or (length < MIN_TILED_LENGTH and query.dtype == torch.float32)
+        FLASH_KERNEL is None or (length < MIN_TILED_LENGTH and query.dtype == torch.float32)
     ):
         out = _packed(query, key, value, hidden, scale)
-    elif _flash is not None and key.shape[-1] == value.shape[-1]:
+    elif FLASH_KERNEL is not None and key.shape[-1] == value.shape[-1]:
         out = _tiled(query, key, value, hidden, scale)
     else:
         out = _sdpa_grouped(query, key, value, hidden, scale)
@@ -83,9 +83,9 @@ def attend(
 
 
 def _hidden(queries: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """What each query must not see, [queries, columns], over the last ``columns`` keys only; ``None``: nothing.
+    """What each query must not see, [queries, columns], of the last ``columns`` keys; ``None``: nothing.
 
-    Without a window only the last ``queries`` columns hold future tokens. With one, columns at the front too.
+    Without a window only the last ``queries`` columns hold hidden (future) tokens; with one, the first columns do too.
     """
     if window is None or length <= window:
         return None if queries == 1 else torch.ones(queries, queries, dtype=torch.bool, device=device).triu(1)
@@ -97,7 +97,7 @@ def _hidden(queries: int, length: int, window: int | None, device: torch.device)
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
-    """One product [group · queries, head_dim] x [head_dim, length] a key/value head."""
+    """One product [group · queries, head_dim] x [head_dim, length] per key/value head."""
     _, heads, queries, size = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
     rows = query.reshape(1, kv_heads, (heads // kv_heads) * queries, size) * scale
@@ -110,13 +110,13 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, sc
 
 
 def _tiled(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
-    """The packed rows over the keys that all of them see, in pieces, and over the rest under its mask; joined."""
+    """The packed rows over the keys that all of them see, in pieces, and over the rest with a mask; then joined."""
     _, heads, queries, size = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
     group = heads // kv_heads
     rows = query.reshape(1, kv_heads, group * queries, size)
     free = length - (0 if hidden is None else hidden.shape[1])
-    # A prefill chunk has rows enough for every core; a few queries have a tile a head.
+    # A prefill chunk has enough rows for every core; a few queries have one tile per head.
     pieces = 1 if queries > MAX_PACKED_QUERIES else max(1, -(-2 * torch.get_num_threads() // kv_heads))
     piece = free // pieces
     begin = piece * pieces
@@ -124,7 +124,7 @@ def _tiled(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, sca
     if piece:
         shape = (kv_heads, pieces, piece)
         found.append(
-            _flash(
+            FLASH_KERNEL(
                 rows.expand(pieces, -1, -1, -1),
                 key[0, :, :begin].unflatten(1, shape[1:]).transpose(0, 1),
                 value[0, :, :begin].unflatten(1, shape[1:]).transpose(0, 1),
@@ -137,14 +137,14 @@ def _tiled(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, sca
             mask = torch.zeros(queries, length - begin, dtype=query.dtype)
             mask[:, free - begin :].masked_fill_(hidden, float("-inf"))
             mask = mask.repeat(group, 1)
-        found.append(_flash(rows, key[:, :, begin:], value[:, :, begin:], attn_mask=mask, scale=scale))
+        found.append(FLASH_KERNEL(rows, key[:, :, begin:], value[:, :, begin:], attn_mask=mask, scale=scale))
     outs, sums = (torch.cat(parts) for parts in zip(*found, strict=True))  # [pieces, kv_heads, rows, (size)]
     out = (outs * sums.softmax(0).to(outs.dtype)[..., None]).sum(0) if len(outs) > 1 else outs[0]
     return out.reshape(1, heads, queries, size)
 
 
 def _sdpa_grouped(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
-    """SDPA with the key/value heads as its batch and the heads of a group as a view of stride 0."""
+    """SDPA with the key/value heads as its batch; the heads of a group are a view of stride 0."""
     _, heads, queries, size = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
     group = heads // kv_heads
@@ -162,7 +162,7 @@ def _sdpa_grouped(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | No
 
 
 def _sdpa_cuda(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
-    """SDPA's own grouped queries; the causal mask aligned to the last key runs on its flash kernel."""
+    """SDPA's own grouped queries. A causal mask that is aligned to the last key runs on its flash kernel."""
     from torch.nn.attention.bias import causal_lower_right
 
     queries, length = query.shape[2], key.shape[2]
@@ -184,7 +184,7 @@ def packed_mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """No mask for our own calls (the attention knows what is causal); SDPA's for any other."""
+    """No mask for RAPID's calls, whose attention is causal by itself; SDPA's mask for any other."""
     if attention_mask is None and batch_size == 1 and q_offset:
         return None
     return sdpa_mask(  # type: ignore[no-any-return]
@@ -192,17 +192,17 @@ def packed_mask(
     )
 
 
-# Both, always: a name that the second registry does not know makes the model drop every mask, without a word.
+# Always both: for a name that the second registry does not know, the model drops every mask without an error.
 AttentionInterface.register(NAME, packed_attention_forward)
 AttentionMaskInterface.register(NAME, packed_mask)
 
 
 @contextlib.contextmanager
 def packed_attention(model: nn.Module) -> Iterator[None]:
-    """Use the packed attention in ``model`` for the duration; the caller holds the model's lock."""
+    """Use the packed attention in ``model`` inside the ``with`` block. The caller holds the model's lock."""
     config: Any = model.config
     text = config.get_text_config()
-    before = text._attn_implementation
+    before = attention_name(model)
     text._attn_implementation = NAME
     try:
         yield
@@ -210,8 +210,13 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
         text._attn_implementation = before
 
 
+def attention_name(model: Any) -> str:
+    """The name of the attention that ``model`` uses now."""
+    return str(model.config.get_text_config()._attn_implementation)
+
+
 def check_supported(config: Any) -> None:
-    """Refuse an architecture whose attention this module would compute wrongly.
+    """Refuse an architecture whose attention this module does not compute.
 
     Raises:
         InvalidInputError: Soft-capped logits, or layers that are neither full nor sliding-window attention.

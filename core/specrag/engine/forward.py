@@ -1,8 +1,8 @@
 """The forward pass of Llama-like decoders, for steps of a few tokens on the CPU.
 
-transformers' own serves every use of a model. Decoding pays for that with every token, in Python and in small operations
-(``benchmarks/decoder.py``); this one does the same arithmetic in as few as it takes, and folds activations, gates and residual
-sums into oneDNN's products. It reads the model's own modules anew in every pass, so whatever is done to them counts.
+transformers' forward pass serves every use of a model, and costs much Python and many small operations per token
+(``benchmarks/decoder.py``). This one does the same arithmetic in few operations: activations, gates and residual sums
+are part of oneDNN's products. It reads the model's own modules anew in every pass, so changes to them take effect.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 from specrag.engine.kv_cache import RollbackCache
 from specrag.engine.onednn import multiplies, product
 
-#: More tokens at once spend their time in products, where there is nothing to save.
+#: With more tokens at once nearly all time goes into the products, where nothing can be saved.
 MAX_TOKENS = 64
 
 _KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -29,9 +29,10 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def supports(model: nn.Module) -> bool:
-    """Whether ``decoder_forward`` computes what ``model`` does: its kind, full attention, no hooks, one dtype, on the CPU.
+    """Whether ``decoder_forward`` computes what ``model`` does.
 
-    The dtype is float32 or, where that is multiplied natively, bfloat16.
+    The model must be of a known class, with full attention, without hooks, on the CPU, and in one dtype: float32, or
+    bfloat16 where the CPU multiplies it natively.
     """
     if type(model) not in _KINDS:
         return False
@@ -47,11 +48,11 @@ def supports(model: nn.Module) -> bool:
 
 
 def decoder_forward(model: Any, ids: Tensor, positions: Tensor, cache: RollbackCache, attend: Attend) -> Tensor:
-    """The logits after each of ``ids``, which the cache then holds.
+    """The logits after each of ``ids``. The cache then holds them.
 
     Args:
         ids, positions: [batch, tokens].
-        attend: Causal attention of the tokens over all that the cache holds, themselves included.
+        attend: Causal attention of the tokens over everything that the cache holds, the tokens included.
 
     Returns:
         [batch, tokens, vocabulary].
@@ -83,7 +84,7 @@ def _normed(norm: Any, x: Tensor) -> Tensor:
 
 
 def one_query_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None) -> Tensor:
-    """Attention of one token a row; the query heads of a group are the rows of one product.
+    """Attention of one token per row. The query heads of a group are the rows of one product.
 
     Args:
         query: [batch, heads, 1, head_dim]; key and value: [batch, kv_heads, length, head_dim].

@@ -1,9 +1,9 @@
 """Int8 weights for linear layers on the CPU.
 
-Decoding a few tokens is bound by reading the weights; int8 reads a quarter of float32. Weights are rounded
-channel by channel and activations stay bfloat16 inside the product: torch's dynamic quantisation, which rounds
-activations with one scale for all tokens, moved SmolLM2's log-probabilities by 1.4 nats a token on average
-(measured; its activations have outliers), this moves them by 0.06.
+The time to decode a few tokens is the time to read the weights, and int8 weights are a quarter of float32's bytes.
+Weights are rounded channel by channel. Activations stay in bfloat16: SmolLM2's have outliers, and torch's dynamic
+quantisation, which rounds them with one scale for all tokens, moved the log-probabilities by 1.4 nats per token on
+average. This module moves them by 0.06.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# From so many rows on, unpacking the weights once and using a dense product is faster (measured on AVX-512).
+# From so many rows on it is faster to unpack the weights once and to use a dense product (measured on AVX-512).
 DENSE_ROWS = 64
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with int8 weights, one scale an output channel. Input and output keep the caller's dtype."""
+    """A linear layer with int8 weights and one scale per output channel. Input and output keep the caller's dtype."""
 
     weight: Tensor  # [out, in], int8
     scale: Tensor  # [out], bfloat16
@@ -27,7 +27,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         full = linear.weight.detach().float()
-        # The scale is rounded first, so that the weights are rounded against the scale that will be used.
+        # The scale is rounded first, so that the weights are rounded with the scale that is used later.
         scale = (full.abs().amax(dim=1).clamp(min=1e-8) / 127).bfloat16()
         self.register_buffer("weight", (full / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
         self.register_buffer("scale", scale)
@@ -47,7 +47,7 @@ class Int8Linear(nn.Module):
 
 
 def quantize_int8(model: nn.Module) -> None:
-    """Replace every linear layer of ``model``, in place. Tied embeddings stay as they are."""
+    """Replace every linear layer of ``model`` in place. Tied embeddings stay as they are."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:

@@ -1,8 +1,8 @@
 """A key/value cache that is written in place and rolls back by moving an index.
 
-transformers' own cache concatenates: every step copies every key and value of the context. Here `update`
-writes behind the last token of a buffer and returns a view, and `rollback` forgets tokens without touching
-memory. Any batch size; plugs in through ``Cache(layers=...)``.
+transformers' cache concatenates: every step copies every key and value of the context. Here ``update`` writes after
+the last token of a buffer and returns a view, and ``rollback`` forgets tokens without touching memory. It takes any
+batch size and works through transformers' ``Cache(layers=...)``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from specrag.errors import InvalidInputError
 
 
 class PreallocatedLayer(CacheLayerMixin):
-    """One layer's buffers, [batch, kv_heads, capacity, head_dim], of which the first ``length`` tokens count.
+    """The buffers of one layer, [batch, kv_heads, capacity, head_dim]. Their first ``length`` tokens are valid.
 
-    Sliding-window layers keep everything too: the mask, or the attention, decides what is seen.
+    Sliding-window layers keep everything too: the mask or the attention decides what is seen.
     """
 
     is_compileable = False
@@ -43,7 +43,7 @@ class PreallocatedLayer(CacheLayerMixin):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:  # each [batch, kv_heads, length, head_dim], views
-        """Append in place; a full buffer grows by half."""
+        """Append in place. A full buffer grows by half."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[2]
@@ -83,7 +83,7 @@ class PreallocatedLayer(CacheLayerMixin):
         self.rollback(-tokens_to_remove)
 
     def rollback(self, tokens: int) -> None:
-        """Forget the last ``tokens`` tokens; nothing is copied."""
+        """Forget the last ``tokens`` tokens. Nothing is copied."""
         if not 0 <= tokens <= self.length:
             raise InvalidInputError(f"cannot forget {tokens} of {self.length} cached tokens")
         self.length -= tokens
@@ -105,7 +105,7 @@ class PreallocatedLayer(CacheLayerMixin):
 
 
 class RollbackCache(Cache):
-    """A ``PreallocatedLayer`` for every layer of a model.
+    """A cache with a ``PreallocatedLayer`` for every layer of a model.
 
     Args:
         layers: How many layers the model has (``config.num_hidden_layers``).
@@ -123,17 +123,17 @@ class RollbackCache(Cache):
         return int(self.layers[0].length)
 
     def rollback(self, tokens: int) -> None:
-        """Forget the last ``tokens`` tokens in every layer; nothing is copied."""
+        """Forget the last ``tokens`` tokens in every layer. Nothing is copied."""
         for layer in self.layers:
             layer.rollback(tokens)
 
     def rollback_to(self, length: int) -> None:
-        """Forget everything behind the first ``length`` tokens."""
+        """Forget everything after the first ``length`` tokens."""
         self.rollback(self.length - length)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers, as allocated."""
+        """Bytes of the allocated buffers."""
         return sum(
             b.nbytes for layer in self.layers if layer.is_initialized for b in (layer.key_buffer, layer.value_buffer)
         )

@@ -1,6 +1,6 @@
-"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) merged into a model at load: W + (α / r) B A.
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) that are merged into a model's weights: W + (α / r) B A.
 
-Reads the format that peft writes (``adapter_config.json``, ``adapter_model.safetensors``) without needing peft.
+The format is peft's (``adapter_config.json``, ``adapter_model.safetensors``); peft itself is not needed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(?:
 
 
 def merge_lora(model: nn.Module, folder: str | Path) -> None:
-    """Add the adapter in ``folder`` to the weights of ``model``, in place. Raises what ``read_lora`` raises."""
+    """Add the adapter in ``folder`` to the weights of ``model`` in place. Raises what ``read_lora`` raises."""
     with torch.no_grad():
         for weight, delta in read_lora(model, folder):
             weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
 
 
 def adapter_files(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The config of the adapter in ``folder``, and its tensors by name. Raises ``ModelNotFoundError`` where there is none."""
+    """The config of the adapter in ``folder``, and its tensors by name.
+
+    Raises:
+        ModelNotFoundError: There is no adapter, or it cannot be read.
+    """
     folder = Path(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -38,11 +42,11 @@ def adapter_files(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.T
 
 
 def read_lora(model: nn.Module, folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The weights of ``model`` that the adapter in ``folder`` changes, each with what is to be added; all checked.
+    """The weights of ``model`` that the adapter in ``folder`` changes, each with what must be added. All are checked.
 
     Raises:
         ModelNotFoundError: There is no adapter, or it cannot be read.
-        InvalidInputError: It was made for another model, or holds what a plain LoRA does not.
+        InvalidInputError: It was made for another model, or is more than a plain LoRA.
     """
     config, tensors = adapter_files(folder)
     unsupported = [

@@ -1,10 +1,10 @@
-"""Telling that memory ran out from every other failure of a forward pass."""
+"""Tells a lack of memory from every other failure of a forward pass."""
 
 from __future__ import annotations
 
 import torch
 
-# How torch's allocators word it where they raise a plain RuntimeError.
+# What torch's allocators say where they raise a plain RuntimeError.
 _WORDS = ("not enough memory", "can't allocate memory", "out of memory")
 
 

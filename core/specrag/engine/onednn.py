@@ -1,9 +1,9 @@
-"""Linear layers for a few rows at a time on x86 CPUs, exact to the order of sums, and fast.
+"""Fast linear layers for a few rows at a time on x86 CPUs. The results differ from torch's in the order of sums only.
 
-Decoding multiplies each weight matrix with one row, drafting and verification with five to ten. torch hands such products to
-MKL, which takes up to four times as long for them as oneDNN does (``benchmarks/linear.py``). oneDNN's product is what torch's own
-compiler emits for the CPU; it is faster still over weights in oneDNN's blocked layout. Weights in bfloat16, half the bytes to read,
-gain from the layout alone, where the CPU multiplies it.
+Decoding multiplies each weight matrix with one row, drafting and verification with five to ten. torch gives such
+products to MKL, which takes up to four times as long as oneDNN (``benchmarks/linear.py``). oneDNN's product is what
+torch's own compiler emits for the CPU. It is faster still over weights in oneDNN's blocked layout. Weights in
+bfloat16 have half the bytes to read; they gain from the layout only, and only where the CPU multiplies bfloat16.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# torch's private; without them nothing is replaced.
+# Private to torch; without them no layer is replaced.
 _product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _pack: Any = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 
-# oneDNN makes, and keeps, a kernel for every number of rows (0.6 MB each): from so many on they are rounded up.
+# oneDNN makes and keeps a kernel for every number of rows (0.6 MB each). Above so many rows the number is rounded up.
 _EXACT_ROWS, _ROUNDED_TO, _MOST_ROWS = 16, 32, 512
 
 
@@ -35,7 +35,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # [...
 
 
 class OneDNNLinear(nn.Linear):
-    """A linear layer that multiplies with oneDNN wherever no gradient is asked for. Same parameters, nothing copied."""
+    """A linear layer that multiplies with oneDNN where no gradient is needed. Its parameters are the plain layer's."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
@@ -46,7 +46,7 @@ class OneDNNLinear(nn.Linear):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weights lie in oneDNN's blocked layout, and only there. For inference on the CPU."""
+    """A linear layer whose weights exist in oneDNN's blocked layout only. For inference on the CPU."""
 
     bias: nn.Parameter | None
 
@@ -77,7 +77,10 @@ class PackedLinear(nn.Module):
 def product(
     layer: nn.Module, x: Tensor, *, silu: bool = False, add: Tensor | None = None, times: Tensor | None = None
 ) -> Tensor:  # [..., in] -> [..., out]
-    """``layer(x)``, under SiLU, plus ``add`` or times ``times`` (one of them): in one pass over the output where oneDNN can."""
+    """``layer(x)``, with SiLU, plus ``add`` or times ``times`` (one of the two).
+
+    Where oneDNN can, it takes one pass over the output.
+    """
     few = x.shape[:-1].numel() <= _EXACT_ROWS and not torch.is_grad_enabled()
     weight: Any = None
     if few and type(layer) is PackedLinear:
@@ -115,20 +118,21 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def multiplies(weight: Tensor) -> bool:
-    """Whether weights of this type, on this device, are multiplied here."""
+    """Whether this module multiplies weights of this type on this device."""
     if not weight.is_cpu:
         return False
     return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _cpu_multiplies_bfloat16())
 
 
 def use_onednn(model: nn.Module, *, pack: bool = False) -> None:
-    """Make every plain linear layer of ``model`` multiply with oneDNN, in place, where that is available.
+    """Make every plain linear layer of ``model`` multiply with oneDNN, in place, where oneDNN is available.
 
-    Float32, and with ``pack`` bfloat16; weights of other types, and on other devices, stay as they are.
+    That is for float32, and with ``pack`` for bfloat16. Weights of other types or on other devices stay as they are.
 
     Args:
-        pack: Also lay the weights out for it, those that no other module shares. Nobody else may need them as they were:
-            gradients, and other devices, want ``unpack`` first.
+        model: Changed in place.
+        pack: Convert the weights that no other module shares to oneDNN's layout too. ``unpack`` undoes it, which
+            training and other devices need first.
     """
     if not available():
         return
@@ -148,7 +152,7 @@ def use_onednn(model: nn.Module, *, pack: bool = False) -> None:
                 packed = True
             elif child.weight.dtype == torch.float32:
                 child.__class__ = OneDNNLinear
-    if packed:  # what is left of a checkpoint would keep all of it mapped
+    if packed:  # a parameter that is a view of the checkpoint file would keep the whole file mapped
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
 

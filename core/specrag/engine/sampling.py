@@ -1,4 +1,4 @@
-"""From logits to the distribution that tokens are drawn from. Pure functions on tensors."""
+"""From logits to the distribution that tokens are drawn from, as pure functions on tensors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def to_probabilities(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Tensor:  # [..., vocab], float32
-    """softmax(logits / temperature) over the tokens that top-k and top-p leave.
+    """softmax(logits / temperature) over the tokens that top-k and top-p keep.
 
-    Top-k comes first, then top-p keeps the fewest likeliest tokens whose mass reaches ``top_p``.
-    ``temperature`` 0 is read as 1: greedy decoding takes the argmax, which it does not move.
+    Top-k comes first. Then top-p keeps the fewest likeliest tokens whose probabilities sum to ``top_p`` or more.
+    A ``temperature`` of 0 is read as 1: greedy decoding takes the argmax, which no temperature moves.
     """
     return torch.softmax(restrict(logits.float() / (temperature or 1.0), top_k, top_p), dim=-1)
 
@@ -41,5 +41,5 @@ def draw(
     probabilities: Tensor,  # [rows, vocab], each row sums to a positive number
     generator: torch.Generator | None = None,
 ) -> Tensor:  # [rows]
-    """One token a row."""
+    """One token per row."""
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)

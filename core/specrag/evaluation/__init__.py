@@ -1,1 +1,1 @@
-"""Measuring answers: data formats and metrics."""
+"""Evaluation: data formats and metrics."""

@@ -158,7 +158,7 @@ class LongDocuments:
         return parts
 
     def _fitted(self, parts: list[_Part]) -> tuple[str, int]:
-        """The document and its tokens; joined texts may take more tokens than their sum, so filler is taken from the end."""
+        """The document and its number of tokens. Joined texts may have more tokens than their sum: then filler goes."""
         while True:
             context = _SEPARATOR.join(passage_text(part.passage) for part in parts)
             tokens = self._count(context)

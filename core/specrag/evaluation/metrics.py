@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from specrag._extras import require
 from specrag.errors import InvalidInputError
 from specrag.evaluation.records import choice_labels
 from specrag.evaluation.statistics import wilson_interval
@@ -101,16 +102,15 @@ def rouge_l(text: str, references: Sequence[str], *, variant: Literal["rougeL", 
 
     Raises:
         InvalidInputError: There is no reference, or the variant is unknown.
-        ImportError: ``rouge-score`` is not installed.
+        MissingExtraError: ``rouge-score`` is not installed.
     """
     if not references or variant not in ("rougeL", "rougeLsum"):
         raise InvalidInputError(
             f"expected references and a variant, rougeL or rougeLsum; got {len(references)} references and {variant!r}"
         )
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ImportError("ROUGE-L needs rouge-score: pip install 'specrag[evaluation]'") from error
+    require("rouge_score", "evaluation", "ROUGE-L")
+    from rouge_score.rouge_scorer import RougeScorer
+
     scores = RougeScorer([variant]).score_multi(list(references), text)
     return float(scores[variant].fmeasure)
 

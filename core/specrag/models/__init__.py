@@ -1,4 +1,7 @@
-"""What a drafter or a verifier runs on. Backends load when first used: a client of a server needs no torch."""
+"""What drafters, verifiers and embedders run on.
+
+Backends load when they are first used: a client of a server needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -18,28 +21,35 @@ from specrag.models.base import (
     Turn,
 )
 
-# Not lazy: the function shares its module's name, and importing the module later would put it in the way.
+# Not lazy: the function has its module's name, and a later import of the module would take its place.
 from specrag.models.bundled import bundled
 
 if TYPE_CHECKING:
+    from specrag.models.embedders import Embedder, OpenAIEmbedder, TransformersEmbedder
     from specrag.models.openai import OpenAILM
     from specrag.models.transformers import TransformersLM
 
 _HOMES = {
-    "TransformersLM": "specrag.models.transformers",
+    "Embedder": "specrag.models.embedders",
+    "OpenAIEmbedder": "specrag.models.embedders",
     "OpenAILM": "specrag.models.openai",
+    "TransformersEmbedder": "specrag.models.embedders",
+    "TransformersLM": "specrag.models.transformers",
 }
 __all__ = [
     "Capabilities",
     "Completion",
+    "Embedder",
     "GeneratedText",
     "GenerationRequest",
     "LanguageModel",
+    "OpenAIEmbedder",
     "OpenAILM",
     "Sampling",
     "Score",
     "Segment",
     "Stage",
+    "TransformersEmbedder",
     "TransformersLM",
     "Turn",
     "bundled",

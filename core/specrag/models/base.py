@@ -1,8 +1,8 @@
-"""The seam between the pipelines and whatever runs a model.
+"""The interface between the pipelines and what runs a model: ``LanguageModel``, its requests and its results.
 
-A request is a conversation whose pieces are marked: for generation, the parts that the model must
-write, each behind a fixed header (``Stage``); for scoring, the pieces whose log-probability is wanted
-(``Segment.name``). Backends render, tokenise and batch; they know nothing of drafts or verdicts.
+A request is a conversation with marked pieces. For generation, they are the parts that the model must write, each
+after a fixed header (``Stage``). For scoring, they are the pieces whose log-probability is wanted (``Segment.name``).
+Backends render, tokenise and batch. They know nothing of drafts or verdicts.
 """
 
 from __future__ import annotations
@@ -30,29 +30,34 @@ class Segment:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation; its content is its segments, joined without anything between."""
+    """One turn of a conversation. Its content is its segments, joined with nothing between them."""
 
     role: Role
     segments: tuple[Segment, ...]
 
     @classmethod
     def of(cls, role: Role, text: str) -> Turn:
+        """A turn of one unnamed segment."""
         return cls(role, (Segment(text),))
 
     @property
     def text(self) -> str:
+        """The whole content."""
         return "".join(segment.text for segment in self.segments)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part that the model writes: after ``header``, up to ``max_tokens``, a stop string or end of sequence.
+    """A part that the model writes after ``header``, up to ``max_tokens``, a stop string or an end of sequence.
 
-    Stop strings count from the first visible character on: white space before it ends nothing (a server
-    that cannot wait for it may return an empty part).
+    Stop strings count from the first visible character on: white space before it ends nothing. A server that cannot
+    wait for that character may return an empty part.
 
-    The header is put into the model's mouth: it costs no sampling, cannot be forgotten, and its tokens
-    count for no log-probability. A line break that ended the stage before is not fed: the header begins with it.
+    The header is prefilled, not sampled, so it is always there; its tokens are not scored. A line break that ended the
+    stage before is not fed: the header begins with it.
+
+    Raises:
+        InvalidInputError: ``max_tokens`` is below 1, or a stop string is empty.
     """
 
     header: str = ""
@@ -68,10 +73,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A conversation that ends in the user's turn, and what the assistant shall write.
+    """A conversation that ends with the user's turn, and what the assistant must write.
 
-    ``free_format`` tells the format in words; a backend that cannot put headers into the model's mouth
-    adds it to the last turn.
+    Attributes:
+        free_format: The format in words. A backend that cannot prefill headers adds it to the last turn.
     """
 
     turns: tuple[Turn, ...]
@@ -80,6 +85,7 @@ class GenerationRequest:
 
     @property
     def max_tokens(self) -> int:
+        """The limit of all stages together, without their headers."""
         return sum(stage.max_tokens for stage in self.stages)
 
 
@@ -87,7 +93,14 @@ class GenerationRequest:
 class Sampling:
     """How tokens are drawn. Log-probabilities in results do not depend on it: they are at temperature 1.
 
-    Row i of a batch draws from its own generator, seeded with ``seed + i``.
+    Args:
+        temperature: 0 is greedy.
+        top_k: Only the ``top_k`` likeliest tokens are drawn; 0: all.
+        top_p: Only the likeliest tokens whose probabilities sum to ``top_p`` are drawn; after ``top_k``.
+        seed: Row i of a batch draws from its own generator, seeded with ``seed + i``.
+
+    Raises:
+        InvalidInputError: A value is out of its range.
     """
 
     temperature: float = 0.0
@@ -105,6 +118,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
+        """Whether the likeliest token is taken at every position."""
         return self.temperature == 0
 
 
@@ -112,9 +126,13 @@ class Sampling:
 class GeneratedText:
     """What the model wrote in one stage.
 
-    ``log_probs`` has one entry a token of ``text`` (stop strings and end of sequence left out), or is
-    ``None`` where the backend gives none; ``token_ends`` says where in ``text`` each of them ends.
-    ``top_log_probs`` holds the likeliest tokens' texts, one mapping a position.
+    Attributes:
+        log_probs: One entry per token of ``text``, in nats, without stop strings and end of sequence; ``None`` where
+            the backend gives none.
+        tokens: How many tokens ``text`` has.
+        token_ends: The index in ``text`` at which each token ends.
+        finish: ``"length"``: the text ended at ``max_tokens``.
+        top_log_probs: Per position, the texts of the likeliest tokens with their log-probabilities.
     """
 
     text: str
@@ -127,10 +145,11 @@ class GeneratedText:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to a ``GenerationRequest``: a part a stage.
+    """The answer to a ``GenerationRequest``: one part per stage.
 
-    ``staged`` is false where the backend could not put headers into the model's mouth (a hosted chat
-    API): then there is one part, the whole reply, and the caller looks for the headers in it.
+    Attributes:
+        staged: False where the backend could not prefill the headers (a hosted chat API). Then there is one part, the
+            whole reply, and the caller looks for the headers in it.
     """
 
     parts: tuple[GeneratedText, ...]
@@ -139,6 +158,7 @@ class Completion:
 
     @property
     def text(self) -> str:
+        """The text of all parts, without their headers."""
         return "".join(part.text for part in self.parts)
 
 
@@ -152,11 +172,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can give; ``None`` means that it is not known before the first call.
+    """What a backend can give; ``None``: not known before the first call.
 
-    ``batched``: one call with many requests is faster than many calls (a model in this process).
-    Otherwise the pipeline sends each request on its own and uses what arrives first (a server).
-    ``most_top_log_probs``: how many likely tokens it lists at each position, at most (OpenAI's API: 20).
+    Attributes:
+        prompt_log_probs: Whether it can score given text.
+        generation_log_probs: Whether it gives the log-probabilities of what it writes.
+        batched: Whether one call with many requests is faster than many calls (a model in this process). Where it is
+            not (a server), the pipeline sends each request by itself and uses what arrives first.
+        prefill: Whether it can continue a header that was written for it.
+        most_top_log_probs: How many likely tokens it lists at each position, at most (OpenAI's API: 20).
     """
 
     prompt_log_probs: bool | None = None
@@ -223,11 +247,12 @@ class Reader(ABC):
 
 
 class LanguageModel(ABC):
-    """Anything that generates and scores text. Subclasses implement one blocking or async form of each.
+    """Anything that generates and scores text. A subclass implements ``generate``, ``score`` and ``capabilities``.
 
     Attributes:
-        folder: Where its weights lie, or those of its adapter, where that is a folder here. What it was trained with lies
-            beside them.
+        name: Which model it is, for messages and results.
+        folder: The folder on this machine with its weights, or with those of its adapter. What it was trained with is
+            in there too.
     """
 
     name: str = "language model"
@@ -236,7 +261,7 @@ class LanguageModel(ABC):
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What this backend can give, as far as it is known by now."""
+        """What this backend can give, as far as it is known."""
 
     @property
     def context_window(self) -> int | None:
@@ -247,7 +272,10 @@ class LanguageModel(ABC):
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling = Sampling(), *, top_log_probs: int = 0
     ) -> list[Completion]:
-        """A completion a request, in order.
+        """One completion per request, in order.
+
+        Args:
+            top_log_probs: How many of the likeliest tokens to report per position.
 
         Raises:
             ModelError: The backend failed; nothing of the batch is returned.
@@ -255,7 +283,7 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def score(self, requests: Sequence[Sequence[Turn]]) -> list[Score]:
-        """The log-probabilities of every named segment, one ``Score`` a conversation, in order.
+        """The log-probabilities of every named segment, one ``Score`` per conversation, in order.
 
         Raises:
             LogProbsUnavailableError: The backend cannot score given text.
@@ -273,5 +301,5 @@ class LanguageModel(ABC):
         return await asyncio.to_thread(self.score, requests)
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of ``text``; an upper estimate where the backend has no tokenizer here."""
+        """How many tokens ``text`` has; an upper estimate where the backend has no tokenizer here."""
         return len(text.encode()) // 2 + 1

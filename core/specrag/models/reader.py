@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specrag._extras import require
+
+# ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
+require("torch", "local", "SpanReader")
+
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -48,8 +53,8 @@ def span_scores(
 ) -> Tensor:  # [rows, tokens, longest], float32
     """The score of every span over that of no answer: (s_i + e_j) - (s_0 + e_0).
 
-    Entry [r, i, w] belongs to the span of ``w + 1`` tokens that starts at token i. Spans that start or end where they may
-    not are ``IMPOSSIBLE``, or about twice that.
+    Entry [r, i, w] belongs to the span of ``w + 1`` tokens that starts at token i. Spans that start or end where they
+    may not are ``IMPOSSIBLE``, or about twice that.
     """
     start_scores = start_logits.float().masked_fill(~starts, IMPOSSIBLE)
     end_scores = end_logits.float().masked_fill(~ends, IMPOSSIBLE)
@@ -85,7 +90,10 @@ def shared_log_normalizer(
 
 @dataclass(frozen=True)
 class _Window:
-    """A question beside a part of a passage, as token ids. ``offsets``: of each token, in the passage; (0, 0) outside it."""
+    """A question beside a part of a passage, as token ids.
+
+    ``offsets``: of each token, in the passage; (0, 0) outside it.
+    """
 
     passage: int
     ids: list[int]
@@ -135,8 +143,8 @@ class SpanReader(Reader):
                 raise InvalidInputError(f"{name} must be at least {least}, got {value}")
         if max_tokens < _QUESTION_TOKENS + 2 * longest + 8:
             raise InvalidInputError(
-                f"max_tokens must be at least {_QUESTION_TOKENS + 2 * longest + 8}: the question, and windows that overlap by "
-                f"more than longest={longest}; got {max_tokens}"
+                f"max_tokens must be at least {_QUESTION_TOKENS + 2 * longest + 8}: the question, and windows that "
+                f"overlap by more than longest={longest}; got {max_tokens}"
             )
         self.name = str(model) if isinstance(model, str | Path) else str(getattr(model, "name_or_path", "reader"))
         if isinstance(model, str | Path):
@@ -292,7 +300,7 @@ class SpanReader(Reader):
 
 
 def _covering(window: _Window, start: int, end: int, longest: int) -> tuple[int, int] | None:
-    """(first token, width - 1) of the fewest tokens that cover the characters; ``None`` where the window has them not."""
+    """(first token, width - 1) of the fewest tokens that cover the characters; ``None``: the window has them not."""
     inside = [i for i, (a, b) in enumerate(window.offsets) if b > a and a < end and b > start]
     if not inside or window.offsets[inside[0]][0] > start or window.offsets[inside[-1]][1] < end:
         return None
@@ -332,7 +340,7 @@ def apply_adapter(model: Any, folder: str | Path) -> None:
 def _load(path: str | Path) -> tuple[Any, Any]:
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-    from specrag.models.transformers import quiet_transformers
+    from specrag.models._loading import quiet_transformers
 
     local = Path(path).expanduser()
     if (isinstance(path, Path) or str(path).startswith(("/", ".", "~"))) and not local.exists():

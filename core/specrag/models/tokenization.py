@@ -1,7 +1,7 @@
 """From conversations to token ids and back: chat templates, segment boundaries, incremental decoding.
 
-Needs a tokenizer object only, no model, so that the client of a server scores exactly the tokens that
-the in-process backend would.
+Needs a tokenizer only, no model and no torch. So the client of a server scores exactly the tokens that a model in this
+process would.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PLAIN_SEPARATOR = "\n\n"
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """Token ids of a conversation and, for each named segment, the positions of its tokens in them."""
+    """Token ids of a conversation, and per named segment the positions of its tokens."""
 
     ids: list[int]
     segments: dict[str, list[int]]
@@ -37,6 +37,9 @@ class ConversationEncoder:
     Args:
         tokenizer: A fast tokenizer of transformers (character offsets are needed).
         chat_template: ``"auto"``: the tokenizer's own where it has one; ``None``: plain text; or a template.
+
+    Raises:
+        InvalidInputError: The tokenizer gives no character offsets.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = "auto") -> None:
@@ -53,7 +56,7 @@ class ConversationEncoder:
         return sorted((s for s in self.tokenizer.get_added_vocab() if len(s) > 1 and not s.isspace()), key=len)
 
     def sanitize(self, text: str) -> str:
-        """``text`` with control tokens spelled apart, so that no passage can open or close a turn."""
+        """``text`` with a space inside each control token, so that no passage can open or close a turn."""
         text = text.replace(_OPEN, "").replace(_CLOSE, "")
         for special in self._specials:
             if special in text:
@@ -65,7 +68,7 @@ class ConversationEncoder:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def render_generation(self, request: GenerationRequest, tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The prompt up to and with the first stage's header; ``tools`` (JSON schemas) go to the chat template."""
+        """The prompt, including the first stage's header; ``tools`` (JSON schemas) go to the chat template."""
         pieces = self._pieces(request.turns, generate=True, tools=tools)
         return "".join(piece.text for piece in pieces) + request.stages[0].header
 
@@ -77,15 +80,19 @@ class ConversationEncoder:
         return list(self.tokenizer.encode(text, add_special_tokens=self.template is None))
 
     def pieces(self, turns: Sequence[Turn]) -> list[Segment]:
-        """The conversation to score as text pieces in order, cut behind the last named one.
+        """The conversation to score, as pieces of text in order; it ends with the last named one.
 
         Raises:
-            InvalidInputError: When no segment is named.
+            InvalidInputError: No segment is named.
         """
         return up_to_last_named(self._pieces(turns, generate=False))
 
     def encode_scored(self, turns: Sequence[Turn]) -> EncodedConversation:
-        """Tokenise a conversation once, whole; each token belongs to the segment in which its characters end."""
+        """Tokenise a whole conversation at once; each token belongs to the segment in which its characters end.
+
+        Raises:
+            InvalidInputError: No segment is named.
+        """
         pieces = self.pieces(turns)
         encoding = self.tokenizer(
             "".join(piece.text for piece in pieces),
@@ -103,12 +110,12 @@ class ConversationEncoder:
             return plain_pieces(contents, generate=generate)
         frame = self._frame(tuple(turn.role for turn in turns), generate, tools)
         pieces = [Segment(frame[0])]
-        for content, behind in zip(contents, frame[1:], strict=True):
-            pieces += [*content, Segment(behind)]
+        for content, after in zip(contents, frame[1:], strict=True):
+            pieces += [*content, Segment(after)]
         return pieces
 
     def _frame(self, roles: tuple[str, ...], generate: bool, tools: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-        """What the template writes before, between and behind the turns' contents: len(roles) + 1 strings."""
+        """What the template writes before, between and after the turns' contents: len(roles) + 1 strings."""
         key = (roles, generate, json.dumps(list(tools)) if tools else "")
         if key in self._frames:
             return self._frames[key]
@@ -131,10 +138,14 @@ class ConversationEncoder:
 
 
 def assign_tokens(pieces: Sequence[Segment], ends: Sequence[int], starts: Sequence[int]) -> dict[str, list[int]]:
-    """Token positions by segment name, given each token's first and one-past-last character.
+    """The positions of the tokens of each named piece.
 
-    A token without characters (one that a tokenizer adds) belongs to none; neither does the first
-    token of the text, which nothing predicts.
+    A token without characters (one that a tokenizer adds) belongs to no piece. Neither does the first token, which
+    nothing predicts.
+
+    Args:
+        pieces: The text, in order.
+        ends, starts: Per token, the index of its first character and of the one after its last.
     """
     segments: dict[str, list[int]] = {piece.name: [] for piece in pieces if piece.name is not None}
     bounds, at = [], 0
@@ -154,16 +165,16 @@ def assign_tokens(pieces: Sequence[Segment], ends: Sequence[int], starts: Sequen
 
 
 def plain_pieces(contents: Sequence[Sequence[Segment]], *, generate: bool) -> list[Segment]:
-    """Turns as plain text, a blank line between them; with ``generate`` one behind the last, for the reply."""
+    """Turns as plain text with a blank line between them; with ``generate`` one after the last, for the reply."""
     pieces = [piece for content in contents for piece in (*content, Segment(_PLAIN_SEPARATOR))]
     return pieces if generate else pieces[:-1]
 
 
 def up_to_last_named(pieces: Sequence[Segment]) -> list[Segment]:
-    """``pieces`` without what stands behind the last named one, which no score depends on.
+    """``pieces`` up to the last named one: no score depends on what follows.
 
     Raises:
-        InvalidInputError: When no piece is named.
+        InvalidInputError: No piece is named.
     """
     last = max((i for i, piece in enumerate(pieces) if piece.name is not None), default=None)
     if last is None:
@@ -172,7 +183,7 @@ def up_to_last_named(pieces: Sequence[Segment]) -> list[Segment]:
 
 
 def stripped(segments: list[Segment]) -> list[Segment]:
-    """The segments without white space around the whole: templates differ in whether they strip a turn."""
+    """The segments without white space at the two ends: some templates strip a turn, others do not."""
     for at, strip in ((0, str.lstrip), (-1, str.rstrip)):
         while segments:
             text = strip(segments[at].text)
@@ -183,20 +194,30 @@ def stripped(segments: list[Segment]) -> list[Segment]:
     return segments
 
 
-class IncrementalDecoder:
-    """Turns token ids into text as they come, holding back bytes that do not yet make a character.
+def shared_beginning(rows: Sequence[Sequence[int]]) -> int:
+    """How many token ids all ``rows`` begin with. The last of each row does not count: it stays the row's own."""
+    shortest = min(map(len, rows)) - 1
+    first = rows[0]
+    for i in range(shortest):
+        if any(row[i] != first[i] for row in rows):
+            return i
+    return max(shortest, 0)
 
-    Decoding a token needs a few before it (leading spaces, merged bytes), never the whole text: each
-    ``add`` costs the same however long the text has become.
+
+class IncrementalDecoder:
+    """Turns token ids into text as they come; bytes that do not yet make a character are held back.
+
+    To decode a token takes a few tokens before it (leading spaces, merged bytes), never the whole text. So each ``add``
+    costs the same, however long the text is.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._context = 0  # start of the ids that are decoded again, to know how the next ones continue
+        self._context = 0  # where the ids begin that are decoded again with the next ones
         self._done = 0  # ids before this one are in ``text``
         self.text = ""
-        self.ends: list[int] = []  # for each id, how long ``text`` was when its last character stood in it
+        self.ends: list[int] = []  # per id, the length of ``text`` that includes its last character
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -215,7 +236,7 @@ class IncrementalDecoder:
         return piece
 
     def flush(self) -> str:
-        """What is left when no further token will come: an unfinished character becomes U+FFFD."""
+        """The text of what is held back, when no token follows; an unfinished character becomes U+FFFD."""
         before = self._decode(self._ids[self._context : self._done])
         piece = self._decode(self._ids[self._context :])[len(before) :]
         self._context = self._done = len(self._ids)
@@ -230,7 +251,7 @@ class StopStrings:
 
     Args:
         strings: Any of them ends the text; none may be empty.
-        after_visible: White space before the first visible character ends nothing.
+        after_visible: Stop strings count only from the first visible character on.
 
     Raises:
         InvalidInputError: A string is empty.
@@ -243,9 +264,9 @@ class StopStrings:
         self._longest = max(map(len, self._strings), default=0)
 
     def find(self, text: str, known: int = 0) -> int | None:
-        """Where the first stop string begins in ``text``; ``None`` if there is none.
+        """The index in ``text`` at which the first stop string begins; ``None`` if there is none.
 
-        ``known``: So many first characters were searched before; only what reaches beyond them is searched again.
+        ``known``: How many characters were searched before. Only a stop string that reaches beyond them is looked for.
         """
         start = max(0, known - self._longest)
         if self._after_visible:
@@ -254,7 +275,7 @@ class StopStrings:
         return min(found, default=None)
 
     def held_back(self, text: str) -> int:
-        """How many characters at the end of ``text`` may be the beginning of a stop string."""
+        """The number of characters at the end of ``text`` that may be the beginning of a stop string."""
         for length in range(min(self._longest - 1, len(text)), 0, -1):
             if any(len(string) > length and text.endswith(string[:length]) for string in self._strings):
                 return length

@@ -1,142 +1,178 @@
-"""RapidChat: conversations over long documents behind a chat interface, with sessions that are reused.
+"""RapidChat: conversations over long contexts, with sessions that are kept between calls.
 
-What adapters to chat frameworks share: finding the context in a conversation, keeping its session for the next call,
-tools in the prompt and tool calls in the reply.
+This is what adapters to chat frameworks share: finding the context in a conversation, keeping its session for the next
+call, and the options of a call.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypedDict
 
 from specrag.errors import InvalidInputError
-from specrag.models.base import GenerationRequest, Turn
+from specrag.models.base import Sampling, Turn
 from specrag.models.tokenization import ConversationEncoder
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.decoding import RapidStats
-from specrag.rapid.session import QUERY, LongContext, RapidGenerator
+from specrag.rapid.generator import RapidGenerator
+from specrag.rapid.prompt import Prompt, PromptTokens, conversation_prompt, document_prompt
+from specrag.rapid.session import LongContext, ReadPrefix, check_prompt
+from specrag.rapid.settings import RapidSettings
+from specrag.rapid.tools import ToolCall, check_tools, rendered_result
 
-# A single message with less before its last paragraph is all question.
+# A single message with less text before its last paragraph is all question.
 _CONTEXT_CHARACTERS = 1000
-# A session is taken over for another prompt when they begin with at least so many equal tokens.
+# A session is given up for another prompt when the two begin with at least so many equal tokens.
 _WORTH_SHARING = 64
-# LlamaIndex's question-answering templates, and others written like them: the context between two rules of dashes.
+# The context between two rules of dashes, as in LlamaIndex's question-answering templates and others like them.
 _RULED = re.compile(r"\A.*?^-{5,}\n.*?^-{5,}\n", re.DOTALL | re.MULTILINE)
-_TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that the model asked for."""
-
-    name: str
-    arguments: Mapping[str, Any]
+_CALL_OPTIONS = ("stop", "max_tokens", "temperature", "top_k", "top_p", "seed", "documents", "tools")
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message of a conversation, as chat frameworks have them. Role ``"tool"``: what a tool returned."""
+    """A message of a conversation. The role is system, user, assistant or tool (what a tool returned)."""
 
     role: str
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
 
 
-@dataclass
-class _Kept:
-    session: LongContext
-    prompt: tuple[str, str]  # head and context
-    busy: bool = False
+class CallOptions(TypedDict):
+    """The options of one call of ``RapidChat``."""
+
+    documents: Sequence[str]
+    tools: Sequence[Mapping[str, Any]]
+    stop: tuple[str, ...]
+    max_tokens: int
+    sampling: Sampling
 
 
-@dataclass
+def call_options(
+    given: Mapping[str, Any], *, max_tokens: int, stop: Sequence[str] | None, sampling: Sampling
+) -> CallOptions:
+    """The options of a call: what a framework's call gives, else an adapter's own.
+
+    Args:
+        given: Of ``stop`` (one string or several), ``max_tokens``, ``temperature``, ``top_k``, ``top_p``, ``seed``,
+            ``documents`` (texts) and ``tools``. ``None`` means "not given".
+        max_tokens: The adapter's own.
+        stop: The adapter's own.
+        sampling: The adapter's own.
+
+    Raises:
+        InvalidInputError: ``given`` has another option, or a value is out of range.
+    """
+    if unknown := sorted(set(given) - set(_CALL_OPTIONS)):
+        known = f"{', '.join(_CALL_OPTIONS[:-1])} and {_CALL_OPTIONS[-1]}"
+        raise InvalidInputError(f"unknown options {', '.join(unknown)}: a call takes {known}")
+    options = {name: value for name, value in given.items() if value is not None}
+    stop = options.get("stop") or stop or ()
+    drawn = {name: options[name] for name in ("temperature", "top_k", "top_p", "seed") if name in options}
+    return {
+        "documents": options.get("documents") or (),
+        "tools": options.get("tools") or (),
+        "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+        "max_tokens": options.get("max_tokens", max_tokens),
+        "sampling": replace(sampling, **drawn),
+    }
+
+
 class RapidChat:
-    """Conversations with a ``RapidGenerator``; the sessions of the latest documents stay in memory.
+    """Conversations with a ``RapidGenerator``. The sessions of the latest contexts stay in memory.
 
-    The context of a call is, in this order: ``documents``; the text before the question in a single long message (between
-    rules of dashes, or all but the last paragraph); the conversation before the last message.
+    The context of a call is, in this order: ``documents``; the text before the question in a single long message
+    (between rules of dashes, or all but the last paragraph); the conversation before the last message.
 
     Args:
         rapid: Models and settings.
-        max_sessions: How many are kept; the one that was not used for longest goes first.
-        max_bytes: And how much memory their caches may take together.
+        max_sessions: How many sessions are kept. The one that was not used for longest goes first.
+        max_bytes: How much memory their caches may take together.
+        sampling: In place of the generator's.
+
+    Attributes:
+        settings: The generator's settings, with the sampling of this chat.
+
+    Raises:
+        InvalidInputError: A limit is negative.
     """
 
-    rapid: RapidGenerator
-    max_sessions: int = 4
-    max_bytes: int = 4 << 30
-    _kept: list[_Kept] = field(default_factory=list, repr=False)  # latest last
-    _lock: Any = field(default_factory=threading.Lock, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.max_sessions < 0 or self.max_bytes < 0:
-            raise InvalidInputError("max_sessions and max_bytes must be 0 or more")
+    def __init__(
+        self,
+        rapid: RapidGenerator,
+        max_sessions: int = 4,
+        max_bytes: int = 4 << 30,
+        *,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.rapid = rapid
+        self.settings = rapid.settings if sampling is None else replace(rapid.settings, sampling=sampling)
+        self._sessions = _Sessions(rapid, max_sessions, max_bytes)
 
     @classmethod
-    def load(
+    def open(
         cls,
-        model: str | None,
+        model: str | None = None,
         drafter: str | None = None,
         *,
+        rapid: RapidGenerator | None = None,
+        settings: RapidSettings | Mapping[str, Any] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
         quantization: Literal["int8"] | None = None,
         max_sessions: int = 4,
-        **settings: Any,
     ) -> RapidChat:
-        """With models from folders or hub ids; ``settings`` are the ``RapidGenerator``'s.
-
-        Raises:
-            InvalidInputError: There is no model.
-            ModelNotFoundError: One cannot be loaded.
-        """
-        if model is None:
-            raise InvalidInputError("give model= (a folder or hub id) or rapid= (a RapidGenerator)")
-        target = TransformersLM(model, quantization=quantization)
-        helper = TransformersLM(drafter, quantization=quantization) if drafter else None
-        return cls(RapidGenerator(target, helper, **settings), max_sessions)
-
-    @classmethod
-    def of_fields(cls, adapter: Any) -> RapidChat:
-        """From an adapter's fields, which have the names of ``load``'s arguments and of the ``RapidGenerator``'s."""
-        names = (
-            *("model", "drafter", "quantization", "max_sessions"),
-            *("candidates", "transfer", "transfer_strength", "temperature", "seed", "proposer"),
-        )
-        return cls.load(**{name: getattr(adapter, name) for name in names})
-
-    @staticmethod
-    def options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of ``stream`` from an adapter's own settings and what a call gives.
+        """With a generator that exists, or with models from folders or hub ids.
 
         Args:
-            defaults, given: Of ``stop``, ``max_tokens``, ``temperature``, ``seed``; ``given`` also of ``documents`` (texts)
-                and ``tools``. ``None`` stands for "not given".
+            model: The target's folder or hub id.
+            drafter: The drafter's; without one the target drafts for itself.
+            rapid: A generator, in place of the models.
+            settings: The generator's settings. With ``rapid`` they are its own, but for the sampling.
+            temperature: In place of that in ``settings.sampling``, as are ``top_k``, ``top_p`` and ``seed``.
+            top_k: See ``Sampling``.
+            top_p: See ``Sampling``.
+            seed: See ``Sampling``.
+            quantization: Of both models.
+            max_sessions: How many sessions are kept.
 
         Raises:
-            InvalidInputError: ``given`` has something else.
+            InvalidInputError: There is neither a model nor a generator, a setting is unknown or out of range, or the
+                settings are not those of ``rapid``.
+            ModelNotFoundError: A model cannot be loaded.
         """
-        if unknown := set(given) - {"stop", "max_tokens", "temperature", "seed", "documents", "tools"}:
+        if settings is None and rapid is not None:
+            settings = rapid.settings
+        wanted = RapidSettings.of(settings)
+        wanted = wanted.with_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        if rapid is None:
+            if model is None:
+                raise InvalidInputError("give model= (a folder or hub id) or rapid= (a RapidGenerator)")
+            target = TransformersLM(model, quantization=quantization)
+            helper = TransformersLM(drafter, quantization=quantization) if drafter else None
+            rapid = RapidGenerator(target, helper, wanted)
+        elif drafter is not None or quantization is not None:
+            raise InvalidInputError("give drafter= and quantization= with model=, or rapid=, which has its models")
+        elif replace(wanted, sampling=rapid.settings.sampling) != rapid.settings:
             raise InvalidInputError(
-                f"unknown options {', '.join(sorted(unknown))}: a call takes stop, max_tokens, temperature, seed and documents"
+                f"settings= and rapid= differ: {wanted}, but {rapid.settings}; give settings to the RapidGenerator"
             )
-        merged = {**defaults, **{name: value for name, value in given.items() if value is not None}}
-        stop = merged.get("stop") or ()
-        return {
-            "documents": merged.get("documents") or (),
-            "tools": merged.get("tools") or (),
-            "stop": (stop,) if isinstance(stop, str) else tuple(stop),
-            "max_new_tokens": merged["max_tokens"],
-            "temperature": merged["temperature"],
-            "seed": merged["seed"],
-        }
+        return cls(rapid, max_sessions, sampling=wanted.sampling)
 
     @property
     def sessions(self) -> list[LongContext]:
-        """The sessions kept, latest last."""
-        return [kept.session for kept in self._kept]
+        """The sessions that are kept, latest last."""
+        return self._sessions.all
+
+    def clear(self) -> None:
+        """Forget every session that is not in use."""
+        self._sessions.clear()
 
     def stream(
         self,
@@ -144,74 +180,130 @@ class RapidChat:
         *,
         documents: Sequence[str] = (),
         tools: Sequence[Mapping[str, Any]] = (),
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
         stats: RapidStats | None = None,
-        **options: Any,
     ) -> Iterator[str]:
         """The reply, piece by piece.
 
         Args:
-            messages: The last one is a user's, or a tool's result.
+            messages: The conversation. The last message is a user's, or a tool's result.
             documents: The context, in place of what the messages hold.
             tools: JSON schemas in OpenAI's form, shown through the chat template.
-            stats: Filled in as the reply is made.
-            options: As in ``LongContext.stream``.
+            max_tokens: As in ``LongContext.stream``, and so are the arguments below.
+            stop: Strings that end the reply.
+            sampling: In place of the chat's for this call.
+            cancelled: Asked between rounds.
+            stats: Filled in while the reply is made.
 
         Raises:
-            InvalidInputError: No message that asks, a template without tools, or too long a context.
+            InvalidInputError: No message asks anything, the template has no tools, or the context is too long.
         """
-        encoder = self.rapid.target.encoder
-        head, context, tail, question = conversation(encoder, messages, documents, tools)
-        kept = self._checkout(head, context, tail)
-        try:
-            yield from kept.session.stream(question, stats=stats, **options)
-        finally:
-            self._put_back(kept)
+        prompt, question = conversation(self.rapid.target.encoder, messages, documents, tools)
+        sampling = self.settings.sampling if sampling is None else sampling
+        with self._sessions.use(prompt) as session:
+            yield from session.stream(
+                question, max_tokens=max_tokens, stop=stop, sampling=sampling, cancelled=cancelled, stats=stats
+            )
 
     def complete(self, messages: Sequence[Message], **options: Any) -> tuple[str, RapidStats]:
         """The whole reply, and how it was made. Takes the options of ``stream``."""
         stats = options.pop("stats", None) or RapidStats()
         return "".join(self.stream(messages, stats=stats, **options)), stats
 
+
+# --- sessions -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Kept:
+    prompt: tuple[str, str]  # head and context
+    session: LongContext | None = None  # ``None`` while it is being read
+    busy: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        return self.session.nbytes if self.session is not None else 0
+
+
+@dataclass
+class _Sessions:
+    """The sessions of the latest prompts. A session serves one call at a time."""
+
+    rapid: RapidGenerator
+    max_sessions: int
+    max_bytes: int
+    _kept: list[_Kept] = field(default_factory=list, init=False)  # latest last
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def __post_init__(self) -> None:
+        if self.max_sessions < 0 or self.max_bytes < 0:
+            raise InvalidInputError("max_sessions and max_bytes must be 0 or more")
+
+    @property
+    def all(self) -> list[LongContext]:
+        return [kept.session for kept in self._kept if kept.session is not None]
+
     def clear(self) -> None:
-        """Forget every session that is not in use."""
         with self._lock:
             self._kept = [kept for kept in self._kept if kept.busy]
 
-    # --- sessions -------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def use(self, prompt: Prompt) -> Iterator[LongContext]:
+        """A session for ``prompt`` that nobody else uses: the same one, one that begins alike, or a new one."""
+        kept = self._same(prompt) or self._new(prompt)
+        try:
+            assert kept.session is not None
+            kept.session.prompt = kept.session.prompt.with_tail(prompt.tail)
+            yield kept.session
+        finally:
+            self._put_back(kept)
 
-    def _checkout(self, head: str, context: str, tail: str) -> _Kept:
-        """A session for this prompt that nobody else uses: the same one, one that begins alike, or a new one."""
+    def _same(self, prompt: Prompt) -> _Kept | None:
         with self._lock:
-            same = next((kept for kept in self._kept if not kept.busy and kept.prompt == (head, context)), None)
-            if same is not None:
-                same.busy = True
-                same.session.tail = tail
-                self._kept.append(self._kept.pop(self._kept.index(same)))
-                return same
-        fresh = LongContext.unread(self.rapid, head, context, tail)
+            for i, kept in enumerate(self._kept):
+                if not kept.busy and kept.prompt == (prompt.head, prompt.context):
+                    kept.busy = True
+                    self._kept.append(self._kept.pop(i))
+                    return kept
+        return None
+
+    def _new(self, prompt: Prompt) -> _Kept:
+        tokens = prompt.encoded(self.rapid.target.encoder)
+        check_prompt(tokens, self.rapid.target)  # before another session is given up for it
+        kept = _Kept((prompt.head, prompt.context))
         with self._lock:
-            free = [(fresh.shared_with(kept.session), kept) for kept in self._kept if not kept.busy]
-            shared, best = max(free, key=lambda pair: pair[0], default=(0, None))
-            taken = None
-            # A document's session is not given up for one that only begins with the same template.
-            if best is not None and shared >= max(_WORTH_SHARING, best.session.tokens // 2):
-                self._kept.remove(best)
-                taken = best.session
-            kept = _Kept(fresh, (head, context), busy=True)
+            prefix = self._given_up_for(tokens)
             self._kept.append(kept)
         try:
-            fresh.read(reuse=taken)
+            kept.session = LongContext(tokens, self.rapid, prefix=prefix)
         except BaseException:
             with self._lock:
                 self._kept.remove(kept)
             raise
         return kept
 
+    def _given_up_for(self, prompt: PromptTokens) -> ReadPrefix | None:
+        """What the session that begins most like ``prompt`` has read, where that is worth giving it up."""
+        shared, best = 0, None
+        for kept in self._kept:
+            if not kept.busy and kept.session is not None:
+                common = prompt.shared_with(kept.session.read_tokens)
+                if common > shared:
+                    shared, best = common, kept
+        # A document's session is not given up for a prompt that only begins with the same template.
+        if best is None or best.session is None or shared < max(_WORTH_SHARING, best.session.tokens // 2):
+            return None
+        self._kept.remove(best)
+        return best.session.give_up()
+
     def _put_back(self, kept: _Kept) -> None:
         with self._lock:
             kept.busy = False
             while self._kept and (
-                len(self._kept) > self.max_sessions or sum(kept.session.nbytes for kept in self._kept) > self.max_bytes
+                len(self._kept) > self.max_sessions or sum(kept.nbytes for kept in self._kept) > self.max_bytes
             ):
                 idle = next((kept for kept in self._kept if not kept.busy), None)
                 if idle is None:
@@ -219,7 +311,7 @@ class RapidChat:
                 self._kept.remove(idle)
 
 
-# --- prompts --------------------------------------------------------------------------------------------
+# --- the context of a conversation ------------------------------------------------------------------------
 
 
 def conversation(
@@ -227,8 +319,12 @@ def conversation(
     messages: Sequence[Message],
     documents: Sequence[str] = (),
     tools: Sequence[Mapping[str, Any]] = (),
-) -> tuple[str, str, str, str]:
-    """(what stands before the context, the context, what follows with QUERY for the question, the question)."""
+) -> tuple[Prompt, str]:
+    """A conversation as (the prompt with its context, the question).
+
+    Raises:
+        InvalidInputError: The last message asks nothing, a role is unknown, or the template has no tools.
+    """
     if not messages or messages[-1].role not in ("user", "tool"):
         raise InvalidInputError("the last message must be the user's, or a tool's result")
     if tools:
@@ -241,26 +337,16 @@ def conversation(
         document = "\n\n".join(text.strip() for text in documents if text.strip())
         if not document:
             raise InvalidInputError("the documents are empty")
-        first = next(i for i, turn in enumerate(turns) if turn.role == "user")
-        asked = QUERY if first == len(turns) - 1 else turns[first].text
-        turns = [*turns[:-1], Turn.of("user", QUERY)]
-        turns[first] = Turn.of("user", f"{_MARK}\n\n{asked}")
-        head, _, tail = _rendered(encoder, turns, tools).partition(_MARK)
-        return head, encoder.sanitize(document).replace(QUERY, ""), tail, question
-    own, question = split_context(question) if len([t for t in turns if t.role == "user"]) == 1 else ("", question)
-    if own:
-        turns = [*turns[:-1], Turn.of("user", f"{_MARK}\n\n{QUERY}")]
-        head, _, tail = _rendered(encoder, turns, tools).partition(_MARK)
-        return head, encoder.sanitize(own).replace(QUERY, ""), tail, question
-    before, _, after = _rendered(encoder, [*turns[:-1], Turn.of("user", QUERY)], tools).partition(QUERY)
-    return "", before, QUERY + after, question
-
-
-_MARK = "\ue0f3"  # private use, as QUERY is
+        return document_prompt(encoder, document, turns, tools), question
+    if sum(turn.role == "user" for turn in turns) == 1:
+        document, question = split_context(question)
+        if document:
+            return document_prompt(encoder, document, turns, tools), question
+    return conversation_prompt(encoder, turns, tools), question
 
 
 def split_context(text: str) -> tuple[str, str]:
-    """A long message as (its context, its question); a short one is all question."""
+    """A long message as (its context, its question). A short one is all question."""
     ruled = _RULED.match(text)
     if ruled and text[ruled.end() :].strip():
         return text[: ruled.end()].strip(), text[ruled.end() :].strip()
@@ -270,49 +356,10 @@ def split_context(text: str) -> tuple[str, str]:
     return "", text
 
 
-def _rendered(encoder: ConversationEncoder, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]) -> str:
-    return encoder.render_generation(GenerationRequest(tuple(turns)), tools=tools)
-
-
 def _turn(message: Message) -> Turn:
-    """Tool calls and results in the words of the templates that know ``<tool_call>`` (Qwen, Hermes, SmolLM3)."""
     if message.role == "tool":
-        return Turn.of("user", f"<tool_response>\n{message.content}\n</tool_response>")
+        return Turn.of("user", rendered_result(message.content))
     if message.role not in ("system", "user", "assistant"):
         raise InvalidInputError(f"a message's role must be system, user, assistant or tool, got {message.role!r}")
-    calls = [
-        f"<tool_call>\n{json.dumps({'name': call.name, 'arguments': dict(call.arguments)})}\n</tool_call>"
-        for call in message.tool_calls
-    ]
+    calls = [call.rendered() for call in message.tool_calls]
     return Turn.of(message.role, "\n".join([message.content, *calls] if message.content else calls))  # type: ignore[arg-type]
-
-
-# --- tools ----------------------------------------------------------------------------------------------
-
-
-def check_tools(encoder: ConversationEncoder) -> None:
-    """Whether the chat template can show tools in the format that ``parse_tool_calls`` reads.
-
-    Raises:
-        InvalidInputError: It cannot.
-    """
-    template = encoder.template or ""
-    if "tools" not in template or "<tool_call>" not in template:
-        raise InvalidInputError(
-            "this model's chat template has no tools in the <tool_call> format (Qwen2.5, Qwen3, Hermes and SmolLM3 have): "
-            "use such a model, or call without tools"
-        )
-
-
-def parse_tool_calls(text: str) -> tuple[str, list[ToolCall], list[str]]:
-    """A reply as (its text, the calls in it, what looked like a call and could not be read)."""
-    calls, broken = [], []
-    for block in _TOOL_CALL.findall(text):
-        try:
-            row = json.loads(block)
-            arguments = row.get("arguments") or {}
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            calls.append(ToolCall(str(row["name"]), dict(arguments)))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
-            broken.append(block)
-    return _TOOL_CALL.sub("", text).strip() if calls or broken else text, calls, broken

@@ -1,7 +1,7 @@
-"""The loop: draft, verify in one forward pass, accept, roll back (Chen et al., arXiv 2502.20330, section 3).
+"""The decoding loop: draft, verify in one forward pass, accept, roll back (Chen et al., arXiv 2502.20330, section 3).
 
-The loop owns no mathematics and no cache: it moves tokens between a proposer, the target and the functions of
-``acceptance``, and text to whoever listens.
+``_Rounds.next`` is one round. The mathematics is in ``acceptance``, the caches are in ``cached_model``, candidates come
+from ``proposers``, γ from ``draft_length``, and ``output`` turns tokens into text.
 """
 
 from __future__ import annotations
@@ -14,53 +14,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specrag.errors import InvalidInputError
-from specrag.models.tokenization import IncrementalDecoder, StopStrings
-from specrag.rapid.acceptance import TAILS, TRANSFERS, Tail, Transfer, accept, accept_greedy, augmented_target
-from specrag.rapid.draft_length import MODEL, Controller
-from specrag.rapid.proposers import CachedModel, Drawing, Proposal, Proposer
-
-
-@dataclass(frozen=True)
-class RapidSettings:
-    """What is sampled. See ``specrag.rapid.acceptance`` for transfer, strength (η) and tail."""
-
-    transfer: Transfer = "rapid"
-    strength: float = 10.0
-    tail: Tail = "drafter"
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.transfer not in TRANSFERS:
-            raise InvalidInputError(f"transfer must be one of {', '.join(TRANSFERS)}; got {self.transfer!r}")
-        if self.tail not in TAILS:
-            raise InvalidInputError(f"tail must be one of {', '.join(TAILS)}; got {self.tail!r}")
-        if not self.strength >= 0:
-            raise InvalidInputError(f"transfer strength must be 0 or more, got {self.strength}")
-        if not self.temperature >= 0:
-            raise InvalidInputError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InvalidInputError(f"top_k must be 0 or more and top_p in (0, 1], got {self.top_k} and {self.top_p}")
+from specrag.models.base import Sampling
+from specrag.rapid.acceptance import KnowledgeTransfer, accept, accept_greedy, augmented_target
+from specrag.rapid.cached_model import CachedModel
+from specrag.rapid.draft_length import MODEL, DraftLength, Round, Source
+from specrag.rapid.output import Limits, Output
+from specrag.rapid.proposers import Drawing, Proposal, Proposer
 
 
 @dataclass
 class RapidStats:
-    """What a generation did. Times in seconds; ``schedule`` is γ a round and can be given back as ``candidates``."""
+    """What a generation did. All times are in seconds.
+
+    Attributes:
+        schedule: γ per round. Give it back as ``candidates`` to repeat the run.
+        prompt_tokens: Tokens of context and question.
+        tokens: Tokens of the answer.
+        candidates: Candidates that were verified.
+        accepted: Candidates that were accepted.
+        from_target: Tokens drawn from p itself: bonus tokens and steps without candidates.
+        prefill_seconds: Reading the question.
+        startup_seconds: The drafter's own prefill. It is part of ``decode_seconds``.
+        draft_seconds: Drafting, catching up included.
+        verify_seconds: The target's forward passes after the prefill, and the acceptance.
+        decode_seconds: From after the prefill to the end, without the time that the listener took.
+        forward_seconds: Inside the models' forward passes. It is part of ``decode_seconds``.
+        first_token_seconds: From the call to the first token's logits.
+        finish: ``"stop"``, ``"length"`` or ``"cancelled"``.
+        notes: What else a user should know, in words.
+    """
 
     schedule: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
     tokens: int = 0
     candidates: int = 0
     accepted: int = 0
-    from_target: int = 0  # tokens drawn from p itself: bonus tokens and steps without candidates
+    from_target: int = 0
     prefill_seconds: float = 0.0
-    startup_seconds: float = 0.0  # the drafter's own prefill, of decode_seconds
+    startup_seconds: float = 0.0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     decode_seconds: float = 0.0
-    forward_seconds: float = 0.0  # inside the models, of decode_seconds
+    forward_seconds: float = 0.0
     first_token_seconds: float = 0.0
     finish: str = "length"
     notes: list[str] = field(default_factory=list)
@@ -72,7 +67,7 @@ class RapidStats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of decoding, prefill not counted."""
+        """Speed of decoding. The prefill is not counted."""
         return self.tokens / self.decode_seconds if self.decode_seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,32 +79,33 @@ def decode(
     target: CachedModel,
     first_logits: Tensor,  # [vocabulary], after the prompt that the target's cache holds
     proposer: Proposer | None,
-    settings: RapidSettings,
-    controller: Controller,
+    transfer: KnowledgeTransfer,
+    sampling: Sampling,
+    length: DraftLength,
+    limits: Limits,
     *,
-    max_new_tokens: int,
-    stop: Sequence[str] = (),
-    end_tokens: frozenset[int] = frozenset(),
-    seed: int | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     stats: RapidStats | None = None,
     startup_seconds: float = 0.0,
 ) -> Iterator[str]:
-    """Generate, yielding text as it is certain: no half characters, nothing that may become a stop string.
+    """Generate text, piece by piece, as soon as it is certain: no half characters, no part of a stop string.
 
-    Each round drafts γ candidates, feeds the last token and the candidates to the target in one pass, and accepts
-    from the left. ``max_new_tokens`` is exact; an end token or stop string inside an accepted run ends it there.
-
-    ``startup_seconds``: What reading one token of its own prompt will cost the proposer, about.
+    Args:
+        target: With the prompt in its cache.
+        first_logits: The logits after the prompt.
+        proposer: Where candidates come from; ``None``: plain decoding.
+        transfer: How the target learns from the drafter.
+        sampling: Of target and drafter alike.
+        length: Chooses γ.
+        limits: What ends the text. ``max_tokens`` is exact, unless the text ends before, also inside an accepted run.
+        cancelled: Asked between rounds.
+        stats: Filled in on the way.
+        startup_seconds: A guess at the seconds per token of the proposer's own prompt.
     """
-    if max_new_tokens < 1:
-        raise InvalidInputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     stats = stats if stats is not None else RapidStats()
-    random = _generator(target.lm.device, seed)
-    drawing = Drawing(settings.temperature, settings.top_k, settings.top_p, random)
-    output = _Output(IncrementalDecoder(target.lm.tokenizer), StopStrings(stop), end_tokens, max_new_tokens)
-    began, forwards = time.perf_counter(), _inside(target, proposer)
-    needs_bonus = settings.transfer == "augmented" and proposer is not None and proposer.from_model
+    drawing, output = Drawing(sampling, target.lm.device), Output(target.lm.tokenizer, limits)
+    rounds = _Rounds(target, proposer, transfer, drawing, length, stats, startup_seconds)
+    began, forwards = time.perf_counter(), rounds.forward_seconds
 
     emitted = [int(drawing.draw(drawing.distribution(first_logits)))]
     stats.from_target += 1
@@ -117,149 +113,138 @@ def decode(
         piece = output.add(emitted)
         stats.tokens = len(output.tokens)
         stats.decode_seconds = time.perf_counter() - began
-        stats.forward_seconds = _inside(target, proposer) - forwards
+        stats.forward_seconds = rounds.forward_seconds - forwards
         if piece:
             paused = time.perf_counter()
             yield piece
-            began += time.perf_counter() - paused  # what the listener does is not decoding
+            began += time.perf_counter() - paused  # the listener's time is not decoding
         if output.finish is None and cancelled():
             output.finish = "cancelled"
         if output.finish is not None:
             stats.finish = output.finish
-            controller.finished(len(output.tokens))
+            length.finished(len(output.tokens))
             last = output.rest()
             if last:
                 yield last
             return
-        left = max_new_tokens - len(output.tokens)
-        proposal = source = None
+        emitted = rounds.next(output.tokens, limits.max_tokens - len(output.tokens))
+
+
+class _Rounds:
+    """The rounds of one generation."""
+
+    def __init__(
+        self,
+        target: CachedModel,
+        proposer: Proposer | None,
+        transfer: KnowledgeTransfer,
+        drawing: Drawing,
+        length: DraftLength,
+        stats: RapidStats,
+        startup_seconds: float,
+    ) -> None:
+        self._target, self._proposer, self._transfer = target, proposer, transfer
+        self._drawing, self._length, self._stats = drawing, length, stats
+        self._startup_seconds = startup_seconds
+        # Sampling from p̂ needs q at every position, the bonus position included.
+        self._needs_bonus = transfer.mode == "augmented" and proposer is not None and proposer.from_model
+
+    @property
+    def forward_seconds(self) -> float:
+        """Seconds inside forward passes so far."""
+        return self._target.forward_seconds + (self._proposer.forward_seconds if self._proposer is not None else 0.0)
+
+    def next(self, generated: Sequence[int], left: int) -> list[int]:
+        """One round: the tokens that it adds to ``generated``, of which ``left`` more are allowed."""
         start = time.perf_counter()
-        if proposer is not None:
-            source = proposer.source(output.tokens, bonus=needs_bonus)
-        count = min(controller.next(source), left - 1) if source is not None else 0
-        if proposer is not None and (count > 0 or needs_bonus):
-            unread = proposer.startup_tokens if source is MODEL else 0
-            if unread and (needs_bonus or controller.may_start(unread, startup_seconds, left)):
-                proposer.prepare()
-                stats.startup_seconds += time.perf_counter() - start
-                controller.started(unread, time.perf_counter() - start)
-                start = time.perf_counter()
-            proposal = proposer.propose(output.tokens, max(count, 1), drawing, bonus=needs_bonus and count > 0)
+        source = None
+        if self._proposer is not None:
+            source = self._proposer.source(generated, bonus=self._needs_bonus)
+        count = min(self._length.next(source), left - 1) if source is not None else 0
+        if self._started(source, count, left):
+            start = time.perf_counter()
+        proposal = self._draft(generated, count)
         drafted = time.perf_counter()
-        emitted, accepted, own = _verify_round(
-            target, output.tokens[-1], proposal, count, settings, drawing, needs_bonus
-        )
+        if proposal is not None and count > 0:
+            used = len(proposal.tokens)
+            emitted, accepted, own = self._verify(generated[-1], proposal)
+        else:
+            used = 0
+            emitted, accepted, own = self._plain_step(generated[-1], proposal)
         verified = time.perf_counter()
-        used = 0 if proposal is None else min(count, len(proposal.tokens))
         late = 0.0 if proposal is None else proposal.catch_up_seconds
-        controller.observe(used, accepted, drafted - start - late, verified - drafted, late, source or MODEL)
+        seconds = (drafted - start - late, verified - drafted, late)
+        self._length.observe(Round(used, accepted, *seconds, source or MODEL))
+        self._count(used, accepted, own, drafted - start, verified - drafted)
+        return emitted
+
+    def _started(self, source: Source | None, count: int, left: int) -> bool:
+        """Let the drafter read its own prompt, where it has not and that is worth its time. Whether it did."""
+        if self._proposer is None or source is not MODEL or not (count > 0 or self._needs_bonus):
+            return False
+        unread = self._proposer.startup_tokens
+        if not unread:
+            return False
+        if not (self._needs_bonus or self._length.may_start(unread, self._startup_seconds, left)):
+            return False
+        start = time.perf_counter()
+        self._proposer.prepare()
+        self._stats.startup_seconds += time.perf_counter() - start
+        self._length.started(unread, time.perf_counter() - start)
+        return True
+
+    def _draft(self, generated: Sequence[int], count: int) -> Proposal | None:
+        if self._proposer is None or not (count > 0 or self._needs_bonus):
+            return None
+        bonus = self._needs_bonus and count > 0
+        return self._proposer.propose(generated, max(count, 1), self._drawing, bonus=bonus)
+
+    def _plain_step(self, last: int, proposal: Proposal | None) -> tuple[list[int], int, int]:
+        """Feed the last token and draw the next, from p, or from p̂ where there is a proposal."""
+        logits = self._target.feed([last])[0]
+        drawing, transfer = self._drawing, self._transfer
+        if proposal is None:
+            return [int(drawing.draw(drawing.distribution(logits)))], 0, 1
+        q = proposal.probabilities[0].to(logits.device)
+        hat = augmented_target(
+            drawing.allowed(logits), q, transfer.strength, drawing.sampling.temperature, transfer.tail
+        )
+        return [int(drawing.draw(hat))], 0, 0
+
+    def _verify(self, last: int, proposal: Proposal) -> tuple[list[int], int, int]:
+        """Feed the last token and the candidates in one pass, accept from the left, and roll back the rest.
+
+        Returns:
+            The tokens to emit, the number of accepted candidates, and the number of tokens that were drawn from p.
+        """
+        target, drawing, transfer = self._target, self._drawing, self._transfer
+        device, before = target.lm.device, target.length
+        candidates = proposal.tokens.to(device)
+        count = len(candidates)
+        logits = target.feed(torch.cat([torch.tensor([last], device=device), candidates]))
+        # p, the target [γ + 1, vocabulary]; q, the drafter [γ, vocabulary], with one more row where the bonus token
+        # needs it; hat, the augmented target p̂, where q is known.
+        p, q = drawing.distribution(logits), proposal.probabilities.to(device)
+        # Where no model stands behind a candidate η is 0: with a one-hot q the target would copy it blindly.
+        learns = torch.tensor([*proposal.from_model, *([True] if len(q) > count else [])], device=device)
+        strength = torch.where(learns, transfer.strength if transfer.mode != "none" else 0.0, 0.0)[:, None]
+        hat = augmented_target(
+            drawing.allowed(logits)[: len(q)], q, strength, drawing.sampling.temperature, transfer.tail
+        )
+        bonus = hat[count] if len(q) > count else None
+        if drawing.sampling.greedy:
+            accepted, following = accept_greedy(p, hat[:count], candidates, bonus)
+        else:
+            accepted, following = accept(p, q[:count], hat[:count], candidates, transfer.mode, bonus, drawing.generator)
+        kept, token = torch.stack([accepted, following]).tolist()  # the round's one wait for the device
+        target.rollback_to(before + 1 + kept)
+        return [*candidates[:kept].tolist(), token], kept, int(kept == count and bonus is None)
+
+    def _count(self, used: int, accepted: int, own: int, draft_seconds: float, verify_seconds: float) -> None:
+        stats = self._stats
         stats.schedule.append(used)
         stats.candidates += used
         stats.accepted += accepted
         stats.from_target += own
-        stats.draft_seconds += drafted - start
-        stats.verify_seconds += verified - drafted
-
-
-def _inside(target: CachedModel, proposer: Proposer | None) -> float:
-    """Seconds inside forward passes so far."""
-    return target.forward_seconds + (proposer.forward_seconds if proposer is not None else 0.0)
-
-
-def _verify_round(
-    target: CachedModel,
-    last: int,
-    proposal: Proposal | None,
-    count: int,
-    settings: RapidSettings,
-    drawing: Drawing,
-    needs_bonus: bool,
-) -> tuple[list[int], int, int]:
-    """Feed the last token and the candidates; the tokens to emit, how many were accepted, how many came from p."""
-    before = target.length
-    if proposal is None or count == 0:
-        logits = target.feed([last])
-        if needs_bonus and proposal is not None:  # augmented sampling needs the drafter at every position
-            q = proposal.probabilities[0].to(logits.device)
-            hat = augmented_target(
-                drawing_logits(logits[0], drawing), q, settings.strength, settings.temperature, settings.tail
-            )
-            return [int(drawing.draw(hat))], 0, 0
-        return [int(drawing.draw(drawing.distribution(logits[0])))], 0, 1
-    device = target.lm.device
-    candidates = proposal.tokens.to(device)
-    count = len(candidates)
-    logits = target.feed(torch.cat([torch.tensor([last], device=device), candidates]))
-    limited = drawing_logits(logits, drawing)
-    p = drawing.distribution(logits)
-    q = proposal.probabilities.to(device)
-    learns = torch.tensor([*proposal.from_model, *([True] if len(q) > count else [])], device=device)
-    # Where no model stands behind a candidate η is 0: the target would copy a one-hot distribution blindly.
-    strength = torch.where(learns, settings.strength if settings.transfer != "none" else 0.0, 0.0)[:, None]
-    hat = augmented_target(limited[: len(q)], q, strength, settings.temperature, settings.tail)
-    bonus = hat[count] if len(q) > count else None
-    if drawing.temperature == 0:
-        accepted, following = accept_greedy(p, hat[:count], candidates, bonus)
-    else:
-        accepted, following = accept(p, q[:count], hat[:count], candidates, settings.transfer, bonus, drawing.generator)
-    kept, token = torch.stack([accepted, following]).tolist()  # the round's one wait for the device
-    target.rollback_to(before + 1 + kept)
-    return [*candidates[:kept].tolist(), token], kept, int(kept == count and bonus is None)
-
-
-def drawing_logits(logits: Tensor, drawing: Drawing) -> Tensor:  # [..., vocabulary]
-    """Logits with -inf where top-k or top-p rule a token out, on the unscaled scale that ``augmented_target`` takes."""
-    if drawing.top_k == 0 and drawing.top_p == 1:
-        return logits.float()
-    allowed = drawing.distribution(logits) > 0
-    return logits.float().masked_fill(~allowed, float("-inf"))
-
-
-def _generator(device: torch.device, seed: int | None) -> torch.Generator:
-    generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
-
-
-class _Output:
-    """Tokens and text as they are certain; decides when to end."""
-
-    def __init__(self, decoder: IncrementalDecoder, stop: StopStrings, end_tokens: frozenset[int], limit: int) -> None:
-        self._decoder, self._stop, self._end, self._limit = decoder, stop, end_tokens, limit
-        self.tokens: list[int] = []
-        self.finish: str | None = None
-        self._shown = 0  # characters that were yielded
-        self._until: int | None = None  # where the text ends, once a stop string was found
-
-    def add(self, tokens: Sequence[int]) -> str:
-        for token in tokens:
-            self.tokens.append(token)
-            if token in self._end:
-                self.finish = "stop"
-                break
-            known = len(self._decoder.text)
-            self._decoder.add(token)
-            self._until = self._stop.find(self._decoder.text, known)
-            if self._until is not None:
-                self.finish = "stop"
-                break
-            if len(self.tokens) == self._limit:
-                self.finish = "length"
-                break
-        return self._take(
-            len(self._decoder.text) - self._stop.held_back(self._decoder.text) if self.finish is None else self._shown
-        )
-
-    def rest(self) -> str:
-        """What is left to show at the end."""
-        if self._until is None:
-            self._decoder.flush()
-        return self._take(len(self._decoder.text) if self._until is None else self._until)
-
-    def _take(self, end: int) -> str:
-        piece = self._decoder.text[self._shown : max(end, self._shown)]
-        self._shown += len(piece)
-        return piece
+        stats.draft_seconds += draft_seconds
+        stats.verify_seconds += verify_seconds

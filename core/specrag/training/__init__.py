@@ -1,17 +1,26 @@
-"""Making a specialist drafter: from questions with passages to a small LM tuned to draft (paper, section 3.2).
+"""Training a specialist drafter: from questions with passages to a small LM that drafts (paper, section 3.2).
 
-``examples`` makes the instruction-tuning data, ``rationales`` the evidence in it, ``synthesis`` what a stronger LM adds to
-it, ``trainer`` the model, ``averaging`` the mean of several.
+``examples`` makes the instruction-tuning data and ``rationales`` the evidence in it.
+``synthesis`` adds what a stronger LM writes: rationales and questions.
+``trainer`` trains the model, ``quality`` evaluates it, ``averaging`` takes the mean of several adapters.
 Training needs the extra ``train``; using its result does not.
 """
 
+from specrag._extras import require
+
+# ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
+require("torch", "train", "training")
+
 from specrag.training.averaging import average_adapters
 from specrag.training.examples import Example, Mixture, make_examples
+from specrag.training.quality import DraftingQuality, evaluate_drafter
 from specrag.training.rationales import extractive_rationale
+from specrag.training.settings import TrainingSettings
 from specrag.training.synthesis import synthesize_questions, synthesize_rationales
-from specrag.training.trainer import TrainingSettings, evaluate_drafter, train
+from specrag.training.trainer import train
 
 __all__ = [
+    "DraftingQuality",
     "Example",
     "Mixture",
     "TrainingSettings",

@@ -1,4 +1,7 @@
-"""The mean of several adapters: a model soup (Wortsman et al., arXiv 2203.05482). It costs no more to run than one of them."""
+"""The mean of several adapters: a model soup (Wortsman et al., arXiv 2203.05482).
+
+The mean is one adapter, so it costs no more to run than one of them.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,19 @@ from specrag.engine.lora import adapter_files
 from specrag.errors import InvalidInputError
 from specrag.speculative.prompts import Prompts
 
-# What else stands in a config says how it was trained, not what it is.
+# These fields of a config must agree. The others say how the adapter was trained, not what it is.
 _SAME = ("peft_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out")
 
 
 def average_adapters(adapters: Sequence[str | Path], output: str | Path) -> Path:
     """Write the mean of LoRA adapters' factors, in their own dtype, with the config and the prompts of the first.
 
-    The mean of factors is near the mean of what they add to the weights for adapters of one line only: one trained on from
-    another (``train(adapter=...)``), or several from the same.
+    A mean of factors approximates the mean of the weight updates only for related adapters: one was trained from
+    the other (``train(adapter=...)``), or all from the same one.
 
     Args:
         adapters: Folders, at least two.
-        output: A folder, made if need be; another than those.
+        output: A folder, which is created if needed. It must not be one of ``adapters``.
 
     Raises:
         ModelNotFoundError: An adapter cannot be read.
@@ -45,7 +48,7 @@ def average_adapters(adapters: Sequence[str | Path], output: str | Path) -> Path
         ):
             raise InvalidInputError(f"the adapters in {folders[0]} and {folder} differ in shape, rank or scale")
     if len(set(prompts)) > 1:
-        raise InvalidInputError("the adapters were trained with different prompts: each drafts badly behind another's")
+        raise InvalidInputError("the adapters were trained with different prompts: each drafts badly with another's")
     mean = {}
     for name, tensor in first[1].items():
         stacked = torch.stack([tensors[name].float() for _, tensors in (first, *others)])

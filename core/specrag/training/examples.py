@@ -1,7 +1,7 @@
 """Instruction-tuning examples for the drafter: question and passages -> rationale, then answer (paper, section 3.2).
 
-An example shows what a draft will see: a few passages in any order, of which some answer, or none does;
-then its rationale says so and its answer is the abstention marker.
+An example holds what a draft will see: a few passages in any order.
+When none of them answers the question, the rationale says so and the answer is the abstention marker.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from specrag.text import passage_text
 from specrag.training.rationales import answer_in, extractive_rationale
 from specrag.training.substitution import Substitutes
 
-#: The rationale of an example whose passages do not answer.
+#: The rationale of an example whose passages do not answer the question.
 NO_EVIDENCE = "The passages do not say."
-#: A label that counts for no loss.
+#: The label of a token that has no loss.
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a drafter is shown (``question``, ``passages``) and what it shall write.
+    """What a drafter reads (``question``, ``passages``) and what it should write (``rationale``, ``answer``).
 
     Attributes:
-        right: What makes an answer right when it holds any of it; by default ``answer`` itself.
+        answerable: Whether the passages answer the question.
+        right: An answer is right when it contains one of these; by default ``answer`` itself.
     """
 
     question: str
@@ -47,17 +48,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Of every record's variants, how many show what. Shares in [0, 1], together at most 1; the rest is
-    the gold passages with one distractor, in random order.
+    """Which passages the examples show, as shares of all examples.
+
+    The first three are shares in [0, 1], together at most 1.
+    All other examples show the gold passages with one distractor, in random order.
 
     Args:
         unanswerable: Distractors only, or a part of a multi-hop record's gold passages.
         gold_alone: The gold passages and nothing else.
-        wide: The gold passages with two distractors or three.
-        negatives: Of so many nearest distractors (the hard ones) the distractors are drawn; one in five
-            comes from farther away.
-        substituted: Of the answerable ones, in how many another record's answer of the same kind takes the
-            answer's place in passages and rationale, so that it is read and not remembered. In [0, 1].
+        wide: The gold passages with two or three distractors.
+        negatives: Distractors are drawn from this many nearest passages (the hard ones), and one in five from farther
+            away.
+        substituted: Share of the answerable examples in which another record's answer of the same kind replaces the
+            answer, in passages and rationale, so that the drafter must read it and cannot remember it. In [0, 1].
     """
 
     unanswerable: float = 0.22
@@ -87,13 +90,13 @@ def make_examples(
     prompts: Prompts = Prompts(),
     seed: int = 0,
 ) -> list[list[Example]]:
-    """``variants`` rounds of examples, one a record and round, each with distractors and an order of its own.
+    """``variants`` rounds of examples, with one example per record and round, each with its own distractors and order.
 
-    Distractors are the nearest passages to the question, of all records' and ``corpus``'s, that hold none of
-    its answers. A record whose answer stands in none of its gold passages is left out unless it has a rationale.
+    Distractors are the passages of all records and of ``corpus`` that are nearest to the question and hold none of
+    its answers. A record whose gold passages do not contain its answer is left out, unless it has a rationale.
 
     Args:
-        rationales: By record id (``synthesize_rationales``); without one, the extractive rationale is used.
+        rationales: By record id (``synthesize_rationales``). A record without one gets the extractive rationale.
 
     Raises:
         InvalidInputError: No record can be used.
@@ -103,7 +106,7 @@ def make_examples(
     usable = [(record, *found) for record in records if (found := _target(record, rationales or {})) is not None]
     if not usable:
         raise InvalidInputError(
-            f"none of the {len(records)} records can be used: the answer must stand in a gold passage word for word, "
+            f"none of the {len(records)} records can be used: a gold passage must contain the answer verbatim, "
             "or a rationale must be given"
         )
     if len(corpus) < 3:
@@ -133,7 +136,7 @@ def make_examples(
 
 
 def _target(record: Question, rationales: Mapping[str, str]) -> tuple[str, str] | None:
-    """Answer and rationale that the drafter shall write with the gold passages before it."""
+    """The answer and the rationale to write from the gold passages; ``None`` when the record cannot be used."""
     given = rationales.get(record.id)
     for i in record.gold:
         answer = answer_in(record.passages[i], record.answers)
@@ -148,7 +151,7 @@ def _target(record: Question, rationales: Mapping[str, str]) -> tuple[str, str] 
 def _distractors(
     record: Question, near: np.ndarray, texts: Sequence[str], folded: Sequence[str], mixture: Mixture
 ) -> tuple[list[int], list[int]]:
-    """Positions of the hard distractors, nearest first, and of some farther ones."""
+    """The positions of the hard distractors, nearest first, and of some farther ones."""
     own = {passage_text(record.passages[i]) for i in record.gold}
     answers = [answer.casefold() for answer in record.answers]
     found: list[int] = []
@@ -210,21 +213,21 @@ def _drawn(pool: Sequence[Sequence[Passage]], count: int, random: np.random.Gene
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Token ids and labels of one example; ``IGNORED`` where a token counts for no loss."""
+    """Token ids and labels of one example. The label is ``IGNORED`` where a token has no loss."""
 
     ids: list[int]
     labels: list[int]
 
     @property
     def completion(self) -> int:
-        """Tokens from the first that counts for the loss to the end."""
+        """Tokens from the first one with a loss to the end."""
         return next((len(self.labels) - i for i, label in enumerate(self.labels) if label != IGNORED), 0)
 
 
 def encode_example(example: Example, drafter: Drafter, encoder: ConversationEncoder, end: int) -> EncodedExample:
-    """Exactly the tokens that drafting will see: headers are put in the model's mouth and count for no loss.
+    """Exactly the tokens of drafting. Headers are prefilled there, so they have no loss here.
 
-    The loss falls on the rationale, the line break that ends it, the answer, and ``end`` (the id that ends a reply).
+    The loss covers the rationale, the line break that ends it, the answer, and ``end`` (the id that ends a reply).
     """
     request: GenerationRequest = drafter.request(example.question, example.passages)
     ids = encoder.encode_generation(request)
@@ -237,14 +240,14 @@ def encode_example(example: Example, drafter: Drafter, encoder: ConversationEnco
     rationale = encoder.encode_text(" " + encoder.sanitize(example.rationale))
     add(rationale, len(rationale))
     header = encoder.encode_text(request.stages[1].header)
-    add(header, 1)  # its line break is what ends the rationale; the rest is given
+    add(header, 1)  # its line break ends the rationale; the rest is prefilled
     answer = [*encoder.encode_text(" " + encoder.sanitize(example.answer)), end]
     add(answer, len(answer))
     return EncodedExample(ids, labels)
 
 
 def in_batches(rounds: Sequence[Sequence[EncodedExample]], batch_size: int, seed: int = 0) -> list[EncodedExample]:
-    """All rounds in training order: in each, batches of like length, the batches shuffled."""
+    """All rounds in training order. A round has batches of similar length, and the batches are shuffled."""
     random = np.random.default_rng(seed)
     ordered: list[EncodedExample] = []
     for examples in rounds:

@@ -1,4 +1,4 @@
-"""Extractive rationales β: the sentence of the passage that holds a known answer. No second model is needed."""
+"""Extractive rationales β: the sentence of the passage that holds a known answer. They need no second model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from specrag.text import MAX_EVIDENCE_WORDS, evidence, normalize_answer, sentenc
 
 
 def answer_in(passage: Passage, answers: Sequence[str]) -> str | None:
-    """The longest of ``answers`` that stands in the passage as whole words, as the passage spells it."""
+    """The longest of ``answers`` that the passage contains as whole words, as the passage spells it."""
     found = (_find(answer, passage.text) for answer in sorted(answers, key=len, reverse=True))
     return next((match.group() for match in found if match), None)
 

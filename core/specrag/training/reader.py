@@ -1,8 +1,10 @@
 """Training a span reader: shared normalisation over a question's passages, on transformers' Trainer.
 
-The loss of a question is minus the log of the probability that its right spans have together, among the spans of all its
-passages and no answer (Clark and Gardner, arXiv 1710.10723, section 3.2). The order of the examples is fixed by the seed
-before training begins, so a run that is killed goes on from its last checkpoint to the same end.
+The loss of a question is minus the log-probability of all its right spans together.
+The probabilities are normalised over the spans of all its passages and "no answer" (Clark and Gardner,
+arXiv 1710.10723, section 3.2).
+The seed fixes the order of the examples before training begins.
+A killed run therefore continues from its last checkpoint to the same result.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from specrag.training.reader_examples import ReaderExample
 # The module that gives a token its two logits, in every AutoModelForQuestionAnswering.
 _HEAD = "qa_outputs"
 _AVERAGE_FILE = "average.safetensors"
-# To what lengths and row counts are rounded up.
+# Lengths and row counts are rounded up to multiples of these.
 _LENGTHS, _ROWS = 32, 4
 
 
@@ -39,16 +41,17 @@ class ReaderSettings:
     """How a reader is trained.
 
     Args:
-        learning_rate: Peak, reached after ``warmup`` of the steps, then falling to 0 as a cosine.
-        rows: Passages per step of the optimiser, at most.
-        max_tokens: Question and passage together; the passage's end is cut off.
-        longest: Tokens that a span may have.
-        averaging: Decay of the running mean of the weights, which is what is kept; 0: the last weights.
-        train_embeddings: Train the embeddings too (with ``method="full"``). Frozen ones need not be shipped.
-        method: ``"full"``: all weights; ``"lora"``: low-rank updates of the encoder's linear layers, for large encoders.
+        learning_rate: The peak, reached after the share ``warmup`` of the steps; it then falls to 0 as a cosine.
+        rows: The most passages per step of the optimiser.
+        max_tokens: Of question and passage together; the end of a longer passage is cut off.
+        longest: The most tokens of a span.
+        averaging: Decay of the running mean of the weights, which becomes the result; 0 keeps the last weights.
+        train_embeddings: Train the embeddings too (with ``method="full"``). Frozen embeddings need not be shipped.
+        method: ``"full"`` trains all weights; ``"lora"`` trains low-rank updates of the encoder's linear layers, for
+            large encoders.
         rank, alpha: Of the LoRA; the update is scaled by alpha / rank.
-        checkpoint_steps: Steps between checkpoints; what a kill can cost.
-        precision: ``"auto"``: bfloat16 where the hardware multiplies it, with float32 weights.
+        checkpoint_steps: Steps between checkpoints. A killed run loses at most this many.
+        precision: ``"auto"`` computes in bfloat16 where the hardware multiplies it, with float32 weights.
     """
 
     learning_rate: float = 3e-4
@@ -77,7 +80,11 @@ class ReaderSettings:
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """The rows of one question. ``gold``: (row, first token, width - 1) of every right span; empty: no span is right."""
+    """The rows of one question.
+
+    Attributes:
+        gold: (row, first token, width - 1) of every right span. Empty when no span is right.
+    """
 
     ids: list[list[int]]
     types: list[list[int]]
@@ -86,7 +93,7 @@ class EncodedGroup:
 
 
 def encode_group(example: ReaderExample, tokenizer: Any, max_tokens: int, longest: int) -> EncodedGroup:
-    """``example`` as the reader will see it, with the token spans of its answers."""
+    """``example`` as tokens, with the token spans of its answers."""
     texts = [passage_text(passage) for passage in example.passages]
     encoded = tokenizer(
         [example.question] * len(texts),
@@ -112,7 +119,7 @@ def encode_group(example: ReaderExample, tokenizer: Any, max_tokens: int, longes
 
 
 def in_order(rounds: Sequence[Sequence[ReaderExample]], rows: int, seed: int = 0) -> list[list[ReaderExample]]:
-    """All rounds in training order: in each, groups of like length in batches of at most ``rows`` passages, shuffled."""
+    """All rounds in training order. A round has batches of at most ``rows`` passages of similar length, shuffled."""
     random = np.random.default_rng(seed)
     ordered: list[list[ReaderExample]] = []
     for examples in rounds:
@@ -145,7 +152,10 @@ def reader_loss(
     gold: Tensor,  # [spans, 3]: row, first token, width - 1
     longest: int,
 ) -> Tensor:  # []
-    """Minus log P of each question's right spans together (of no answer, where none is right), mean over questions."""
+    """Minus log P of each question's right spans together, mean over questions, in nats.
+
+    Where no span is right, it is minus log P of "no answer".
+    """
     scores = span_scores(start_logits, end_logits, inside, inside, longest)
     count = int(questions.max()) + 1
     normalizer = shared_log_normalizer(scores, questions, count)
@@ -168,11 +178,11 @@ def train_reader(
 ) -> Path:
     """Train a question-answering encoder; returns ``output``, an adapter of its base (``SpanReader(base, adapter=output)``).
 
-    Checkpoints lie in ``output/checkpoints`` while training runs. When they are there at the start, made by the same examples and
-    settings, training goes on from the last one, to the same end as if never interrupted.
+    Checkpoints are in ``output/checkpoints``. When a run with the same examples and settings left some there,
+    training continues from the last one, and the result is that of a run without interruption.
 
     Args:
-        model, tokenizer: Of transformers; the model is changed in place, the tokenizer must be a fast one.
+        model, tokenizer: Of transformers. The model is changed in place; the tokenizer must be a fast one.
         rounds: Examples by epoch (``make_reader_examples``).
         progress: Called with (step, steps, what was logged).
         evaluate: Called with the averaged model every ``evaluation_steps`` steps; its result goes to ``progress``.
@@ -260,10 +270,10 @@ class _Batches(torch.utils.data.Dataset[list[ReaderExample]]):
 
 @dataclass(frozen=True)
 class ReaderCollator:
-    """One batch as tensors, its rows in parts of like length: little padding, whatever a question's passages have.
+    """Makes one batch of tensors. Its rows are in parts of similar length, so there is little padding.
 
-    The CPU keeps kernels for every new shape, so lengths are rounded up to multiples of 32 and the rows of a part to multiples
-    of 4, by rows that count for nothing.
+    oneDNN compiles and caches a kernel for each new shape, so lengths are rounded up to multiples of 32, and the rows
+    of a part to multiples of 4; the added rows are ignored.
     """
 
     tokenizer: Any
@@ -351,7 +361,7 @@ class _Average(TrainerCallback):  # type: ignore[misc]
         self._kept = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        decay = min(self._decay, state.global_step / (state.global_step + 10))  # the first weights fade at once
+        decay = min(self._decay, state.global_step / (state.global_step + 10))  # early weights fade quickly
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 self.mean[name].lerp_(parameter, 1 - decay)
@@ -362,7 +372,7 @@ class _Average(TrainerCallback):  # type: ignore[misc]
         save_file(kept, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _AVERAGE_FILE)
 
     def into(self, model: Any) -> None:
-        """Put the mean in the place of the weights of ``model``, of the same architecture."""
+        """Copy the mean into the weights of ``model``, which has the same architecture."""
         with torch.no_grad():
             parameters = dict(model.named_parameters())
             for name, value in self.mean.items():

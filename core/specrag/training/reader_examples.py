@@ -1,7 +1,8 @@
-"""Training examples of a span reader: a question, a few passages, and where the answers stand in them.
+"""Training examples of a span reader: a question, a few passages, and the answers in them.
 
-A record is shown with its gold passage alone or beside hard negatives: the passages nearest to the question that hold none
-of its answers, those of the same page among them. Long passages are shown as windows that keep an answer.
+An example shows the gold passage of a record, alone or with hard negatives.
+Hard negatives are the passages nearest to the question that hold none of its answers, also those of the same page.
+A long passage is cut to a window that keeps an answer.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ from specrag.text import passage_text, whole_words
 from specrag.training.rationales import answer_in
 from specrag.training.substitution import Substitutes
 
-# Spans cannot say these: a question so answered trains the reader to point at nothing.
+# No span says these. A question with such an answer trains the reader to choose no span.
 _UNSPOKEN = {"yes", "no"}
-# Records whose nearest passages are searched for at once.
+# Records per search for the nearest passages.
 _CHUNK = 512
 
 
 @dataclass(frozen=True)
 class ReaderExample:
-    """A question and passages. ``answers``: texts that are right wherever they stand in them; empty: no span is right."""
+    """A question and passages.
+
+    Attributes:
+        answers: Texts that are right wherever the passages contain them. Without any, no span is right.
+    """
 
     question: str
     passages: tuple[Passage, ...]
@@ -37,16 +42,20 @@ class ReaderExample:
 
 @dataclass(frozen=True)
 class ReaderMixture:
-    """What a round of training shows.
+    """Which passages the examples of a training round show.
 
     Args:
-        alone: Share of the records that are shown without negatives. In [0, 1].
-        most_negatives: The others have from 1 to so many.
-        nearest: Negatives are drawn from so many nearest passages.
+        alone: Share of the records shown without negatives. In [0, 1].
+        most_negatives: All others have between 1 and this many negatives.
+        nearest: Negatives are drawn from this many nearest passages.
         unanswerable: Share of the records whose gold passage is left out. In [0, 1].
-        substituted: In how many another record's answer of the same kind takes the answer's place. In [0, 1].
-        words: All passages of an example are cut to windows of one size, from half of ``words`` to all of them: like lengths
-            make batches with little padding, and the end of a passage is not always its end.
+        substituted: Share of the records in which another record's answer of the same kind replaces the answer.
+            In [0, 1].
+        words: All passages of an example are cut to windows of one size, between half of ``words`` and ``words``.
+            Similar lengths need little padding, and the reader learns that a window may end anywhere.
+
+    Raises:
+        InvalidInputError: A value is out of range.
     """
 
     alone: float = 0.4
@@ -73,10 +82,10 @@ def make_reader_examples(
     mixture: ReaderMixture = ReaderMixture(),
     seed: int = 0,
 ) -> list[list[ReaderExample]]:
-    """``rounds`` rounds of examples; a record of weight w is shown w times a round on average, each time with other negatives.
+    """``rounds`` rounds of examples. A round shows a record of weight w about w times, each time with other negatives.
 
-    A record is left out when none of its answers stands in a gold passage, unless it has no answers or they are yes or no: then
-    the right reading is that no span answers.
+    A record is left out when no gold passage contains one of its answers.
+    A record without answers, or with yes or no as its answer, stays: then no span is right.
 
     Raises:
         InvalidInputError: No record can be used, or there are fewer than two passages.
@@ -84,7 +93,7 @@ def make_reader_examples(
     usable = [(record, answers) for record in records if (answers := _right(record)) is not None]
     if not usable:
         raise InvalidInputError(
-            f"none of the {len(records)} records can be used: an answer must stand in a gold passage word for word"
+            f"none of the {len(records)} records can be used: a gold passage must contain an answer verbatim"
         )
     # Passages that answer some question: a record's own distractors are negatives for that record alone.
     corpus = list({passage_text(p := record.passages[i]): p for record in records for i in record.gold}.items())
@@ -105,7 +114,10 @@ def make_reader_examples(
 
 
 def _right(record: Question) -> tuple[str, ...] | None:
-    """The answers that stand in the gold passages, longest first; () where no span is right; ``None``: of no use."""
+    """The answers that the gold passages contain, longest first.
+
+    Empty where no span is right; ``None`` when the record cannot be used.
+    """
     if not record.answers or {answer.strip().casefold() for answer in record.answers} <= _UNSPOKEN:
         return ()
     gold = [record.passages[i] for i in record.gold]
@@ -116,7 +128,7 @@ def _right(record: Question) -> tuple[str, ...] | None:
 def _nearest(
     records: Sequence[Question], corpus: Sequence[tuple[str, Passage]], embedder: Embedder, count: int
 ) -> list[list[int]]:
-    """For each record positions in ``corpus`` of the nearest passages that hold none of its answers and are not its gold."""
+    """For each record, the positions in ``corpus`` of the nearest passages that hold no answer and are not its gold."""
     texts = [text for text, _ in corpus]
     folded = [text.casefold() for text in texts]
     vectors = embedder.embed(texts)
@@ -146,7 +158,7 @@ def _example(
     mixture: ReaderMixture,
     random: np.random.Generator,
 ) -> ReaderExample:
-    # The rationale matters to a drafter alone: the answer itself stands for it.
+    # A reader has no rationale: the answer itself takes its place.
     substituted = answers and random.random() < mixture.substituted
     if substituted and (found := substitutes.substitute(record, answers[0], answers[0], random)):
         record, answers = found[0], (found[1],)
@@ -171,7 +183,7 @@ def _example(
 
 
 def _window(passage: Passage, answers: Sequence[str], size: int, random: np.random.Generator) -> Passage:
-    """The passage, or ``size`` words of it with one of the answers in them, where it holds one."""
+    """The passage, or ``size`` words of it, which contain one of its answers where it has one."""
     spans = [match.span() for match in re.finditer(r"\S+", passage.text)]
     if len(spans) <= size:
         return passage

@@ -1,8 +1,9 @@
-"""Corpus substitution: an answer gives way to another record's answer of the same kind.
+"""Corpus substitution: another record's answer of the same kind replaces an answer.
 
-A drafter that has seen its few passages for several rounds remembers what they say and no longer reads. With
-another answer in the passage, only who reads is right (Longpre et al., arXiv 2109.05052, section 2.2, where
-a recogniser of entities finds the kinds; here the question's word and the answer's form do).
+A drafter that sees the same few passages for several rounds remembers their answers and no longer reads them.
+When a passage holds another answer, only a drafter that reads the passage is right.
+The method is that of Longpre et al. (arXiv 2109.05052, section 2.2).
+They find the kinds of answers by named-entity recognition; here the question word and the answer's form decide.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from specrag.text import whole_words
 
 _ASKING = re.compile(r"\b(who|whose|when|where|how many|how much|how long|how old|what|which)\b", re.IGNORECASE)
 _MONTH = "(?:january|february|march|april|may|june|july|august|september|october|november|december)"
-# A month beside a number or alone: with other words it may be a name.
+# A month is a date next to a number or alone. With other words it may be a name.
 _DATE = re.compile(
     rf"\b(?:1\d|20)\d\d\b|\b{_MONTH},? \d|\d {_MONTH}\b|^(?:in |early |mid |late )?{_MONTH}$", re.IGNORECASE
 )
@@ -31,7 +32,7 @@ _NUMBER = re.compile(
 
 
 class Substitutes:
-    """The answers of a set of records, by kind: a date, a number or a name, asked for by the same word."""
+    """The answers of a set of records by kind: a date, a number or a name that the same question word asks for."""
 
     def __init__(self, answered: Iterable[tuple[Question, str]]) -> None:
         self._by_kind: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -44,8 +45,8 @@ class Substitutes:
     ) -> tuple[Question, str, str] | None:
         """``record``, answer and rationale with another answer of the same kind in place of ``answer``.
 
-        ``None`` where that makes no sense: an answer of no kind, one that the question names or the rationale
-        does not, another way to write it that stays in the passages, or no other answer of its kind.
+        ``None`` where that makes no sense: the answer is of no kind, the question names it, the rationale does not
+        name it, the passages also spell it in another way, or no other answer of its kind is known.
         """
         kind = answer_kind(record.question, answer)
         own = whole_words(answer)
@@ -74,9 +75,9 @@ class Substitutes:
 
 
 def answer_kind(question: str, answer: str) -> tuple[str, str] | None:
-    """What the question asks with, and the answer's form: ``date`` (of so many words), ``number`` or ``name``.
+    """The question word and the answer's form: ``date`` with its number of words, ``number`` or ``name``.
 
-    ``None``: some other text.
+    ``None`` for any other text.
     """
     asking = _ASKING.search(question)
     word = asking.group().casefold() if asking else ""

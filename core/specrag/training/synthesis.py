@@ -1,7 +1,7 @@
 """Training data that a stronger LM writes: rationales for known answers, and questions for passages that have none.
 
-What the LM replies is kept in a file of JSON lines at once, so a run that was killed goes on where it stopped, and a
-changed record, prompt or model is asked again.
+Each reply is appended to a file of JSON lines at once, so a run that was killed continues where it stopped.
+A record is asked about again when the record, the prompt or the model changes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from specrag.training.rationales import answer_in
 
 Progress = Callable[[int, int], None]
 
-#: A longer answer is a sentence, which the rationale already is.
+#: A longer answer is a sentence, and that is the rationale's part.
 MAX_ANSWER_WORDS = 8
-# Such a question cannot be understood without its passage.
+# A question with one of these words cannot be understood without its passage.
 _POINTS_AT_PASSAGE = re.compile(r"\b(passage|text|article|paragraph|according to)\b", re.IGNORECASE)
 
 
@@ -46,11 +46,11 @@ def synthesize_rationales(
     """Rationales by question id, written by a stronger LM from the gold passages and the answer (paper, section 3.2).
 
     Args:
-        cache: File of the LM's replies, made when it is not there.
-        progress: Called with how many of how many are written.
+        cache: File of the LM's replies; it is created if it does not exist.
+        progress: Called with the number of rationales written and their total.
 
     Raises:
-        ModelError: The model failed; what was finished is kept.
+        ModelError: The model failed; finished replies are kept.
     """
     requests = {}
     for record in records:
@@ -71,21 +71,21 @@ def synthesize_questions(
     batch: int = 16,
     progress: Progress = lambda done, total: None,
 ) -> list[Question]:
-    """Questions with answers, written by a stronger LM for passages that nobody asked about yet.
+    """Questions with answers, written by a stronger LM about passages without questions.
 
-    A pair is dropped when its answer does not stand in the passage word for word, is long, or stands in the question; when
-    the question repeats another; and when some other passage is nearer to it than its own (the consistency filter of
-    Promptagator, Dai et al., arXiv 2209.11755, section 3.2): "when was it released" fits any film.
+    A question is kept only if its answer appears verbatim in its passage, is short, and is not in the question itself.
+    It must differ from all others, and its own passage must be the nearest to it: "when was it released" fits any film
+    (the consistency filter of Promptagator, Dai et al., arXiv 2209.11755, section 3.2).
 
     Args:
         embedder: Finds the passage that is nearest to a question.
-        cache: File of the LM's replies, made when it is not there.
-        per_passage: How many are written; fewer come through.
-        batch: Passages that a batching LM is given at once.
-        progress: Called with how many of how many passages are asked about.
+        cache: File of the LM's replies; it is created if it does not exist.
+        per_passage: How many questions are written per passage; fewer are kept.
+        batch: Passages per call of a batching LM.
+        progress: Called with the number of passages asked about and their total.
 
     Raises:
-        ModelError: The model failed; what was finished is kept.
+        ModelError: The model failed; finished replies are kept.
         InvalidInputError: No passages, or ``per_passage`` below 1.
     """
     if not passages or per_passage < 1:
@@ -119,7 +119,7 @@ def synthesize_questions(
 
 
 def _answer(question: str, reply: str, passage: Passage) -> str | None:
-    """The answer in ``reply`` as the passage spells it; ``None``: the pair is of no use."""
+    """The answer in ``reply`` as the passage spells it; ``None`` when the pair must be dropped."""
     answer = answer_in(passage, [reply])
     if answer is None or len(answer.split()) > MAX_ANSWER_WORDS or len(question.split()) < 4:
         return None
@@ -130,7 +130,7 @@ def _answer(question: str, reply: str, passage: Passage) -> str | None:
 def _replies(
     requests: Mapping[str, GenerationRequest], lm: LanguageModel, cache: str | Path, batch: int, progress: Progress
 ) -> dict[str, list[str]]:
-    """What the LM wrote in the stages of each request, by its name; only those are asked that ``cache`` lacks."""
+    """What the LM wrote in the stages of each request, by its name; only requests that ``cache`` lacks are sent."""
     file = Path(cache)
     done: dict[str, list[str]] = {}
     if file.exists():
@@ -139,14 +139,14 @@ def _replies(
                 row = json.loads(line)
                 done[row["key"]] = row["reply"]
             except (json.JSONDecodeError, KeyError):
-                continue  # the line in whose middle a run was killed
+                continue  # a killed run left half a line
     keys = {name: _key(request, lm) for name, request in requests.items()}
     missing = [name for name, key in keys.items() if key not in done]
     missing.sort(key=lambda name: len(requests[name].turns[0].text))  # a batch is as slow as its longest
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as out:
         if file.stat().st_size:
-            out.write("\n")  # behind a line that a killed run left unfinished
+            out.write("\n")  # after a line that a killed run left unfinished
         for at in range(0, len(missing), batch):
             group = missing[at : at + batch]
             for name, reply in zip(group, _blocking.run(_written(lm, [requests[n] for n in group])), strict=True):

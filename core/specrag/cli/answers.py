@@ -1,0 +1,104 @@
+"""How an answer is made and shown: progress while it is made, then a panel, its sources and the table of drafts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from specrag.cli.console import err, out, working
+
+if TYPE_CHECKING:
+    from specrag.schema import Passage, SpeculativeAnswer, Verdict
+    from specrag.speculative.pipeline import SpeculativeRAG
+
+# Characters of a passage in the list of sources: one line of a usual terminal, after the title.
+EXCERPT = 110
+
+
+def follow(rag: SpeculativeRAG, question: str, passages: Sequence[Passage]) -> SpeculativeAnswer:
+    """Answer the question while a line on stderr shows the stages."""
+    from specrag.schema import AnswerReady, DraftDone, DraftFailed, SubsetsChosen, VerdictReady
+
+    drafted = verified = total = 0
+    answer = None
+    with working("retrieving perspectives") as update:
+        for event in rag.stream(question, passages):
+            if isinstance(event, SubsetsChosen):
+                total = len(event.subsets)
+            elif isinstance(event, DraftDone | DraftFailed):
+                drafted += 1
+            elif isinstance(event, VerdictReady):
+                verified += 1
+            elif isinstance(event, AnswerReady):
+                answer = event.answer
+            update(f"drafted {drafted} of {total}, verified {verified}")
+    assert answer is not None  # a stream ends with its answer or raises
+    return answer
+
+
+def show_json(answer: SpeculativeAnswer) -> None:
+    """Print the whole result as JSON, for a program."""
+    sys.stdout.write(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2) + "\n")
+
+
+def show(answer: SpeculativeAnswer, *, explain: bool) -> None:
+    """Print the answer, its passages and its timings; with ``explain`` all drafts and their scores too."""
+    out.print(_panel(answer))
+    for passage in answer.passages:
+        name = passage.title or passage.id or "passage"
+        more = "…" if len(passage.text) > EXCERPT else ""
+        out.print(f"  [cyan]{escape(name)}[/] {escape(passage.text[:EXCERPT])}{more}")
+    if explain:
+        out.print(_table(answer))
+    t = answer.timings
+    out.print(
+        f"[dim]embed {t.embed:.2f} s, cluster {t.cluster:.3f} s, draft {t.draft:.2f} s, verify {t.verify:.2f} s, "
+        f"total {t.total:.2f} s[/]"
+    )
+    for note in answer.notes:
+        err.print(f"[yellow]note:[/] {escape(note)}")
+
+
+def _panel(answer: SpeculativeAnswer) -> Panel:
+    if answer.abstained:
+        shown = f"[yellow]no answer:[/] {escape(answer.reason or '')}"
+    else:
+        shown = f"[bold]{escape(answer.text)}[/]"
+        if answer.rationale:
+            shown += f"\n[dim]{escape(answer.rationale)}[/]"
+    return Panel(shown, title=escape(answer.question), title_align="left")
+
+
+def _table(answer: SpeculativeAnswer) -> Table:
+    """One row for each draft, the best first and in green when it is the answer; failed drafts last, in red."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("draft", "passages"):
+        table.add_column(name, overflow="fold")
+    for name in ("log ρ_draft", "log ρ_SC", "log ρ_SR", "log ρ"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for rank, verdict in enumerate(answer.verdicts):
+        table.add_row(*_row(verdict, chosen=rank == 0 and not answer.abstained))
+    for failure in answer.failures:
+        table.add_row(f"[red]{escape(failure.error)}[/]", _numbers(failure.subset))
+    return table
+
+
+def _row(verdict: Verdict, *, chosen: bool) -> tuple[str, ...]:
+    text = escape(verdict.draft.text)
+    if verdict.draft.abstained:
+        text = f"[dim]{text}[/]"
+    if chosen:
+        text = f"[green]{text}[/]"
+    scores = (verdict.log_draft, verdict.log_self_contain, verdict.log_self_reflect, verdict.log_score)
+    return (text, _numbers(verdict.draft.subset), *("–" if score is None else f"{score:.2f}" for score in scores))
+
+
+def _numbers(subset: Sequence[int]) -> str:
+    """The passages of a subset, counted from 1."""
+    return ", ".join(str(index + 1) for index in subset)

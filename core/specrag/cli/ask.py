@@ -1,0 +1,111 @@
+"""``specrag ask`` and ``specrag demo``: questions answered by Speculative RAG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specrag.cli.answers import follow, show, show_json
+from specrag.cli.console import counting, failures_reported, out, working
+from specrag.cli.loading import load_embedder, load_pipeline, with_statement
+from specrag.cli.options import (
+    ApiKeyOption,
+    DrafterOption,
+    EmbedderOption,
+    EmbedderServerOption,
+    ModelsOption,
+    ServerOption,
+    Statement,
+    TokenizerOption,
+    VerifierOption,
+    check_there,
+)
+from specrag.errors import InvalidInputError
+
+ABSTAINED = 3  # the exit code of an answer that abstains
+DEMO = Path(__file__).parent.parent / "data" / "demo.jsonl"
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What to answer.")],
+    docs: Annotated[
+        Path, typer.Option(help="A file or folder (txt, md, html, pdf), or an index made by `specrag index`.")
+    ],
+    drafter: DrafterOption = None,
+    verifier: VerifierOption = None,
+    server: ServerOption = None,
+    tokenizer: TokenizerOption = None,
+    embedder: EmbedderOption = None,
+    embedder_server: EmbedderServerOption = None,
+    api_key: ApiKeyOption = None,
+    drafts: Annotated[int, typer.Option(min=1, help="m: how many drafts.")] = 5,
+    passages_per_draft: Annotated[int, typer.Option(min=1, help="k: how many passages each draft reads.")] = 2,
+    top: Annotated[int, typer.Option(min=1, help="How many passages to retrieve.")] = 10,
+    statement: Annotated[Statement, typer.Option(help="Self-reflection statement.")] = Statement.one,
+    seed: int = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON on stdout.")] = False,
+    explain: Annotated[bool, typer.Option(help="A table of all drafts, their passages and scores.")] = False,
+    models: ModelsOption = None,
+) -> None:
+    """Answer a question from your documents."""
+    with failures_reported():
+        from specrag.retrieval import PassageIndex, index_documents
+
+        if not question.strip():
+            raise InvalidInputError("the question is empty")
+        check_there(docs)
+        with working("loading models"):
+            used = load_embedder(embedder, embedder_server, api_key, models=models)
+            rag = load_pipeline(
+                drafter, verifier, models=models, server=server, tokenizer=tokenizer, api_key=api_key
+            ).replace(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
+            rag = with_statement(rag, statement)
+        if (docs / "index.json").exists():
+            index = PassageIndex.load(docs, used)
+        else:
+            with counting("indexing") as progress:
+                index = index_documents(docs, used, progress=progress)
+        answer = follow(rag, question, index.search(question, top))
+        if as_json:
+            show_json(answer)
+        else:
+            show(answer, explain=explain)
+    raise typer.Exit(ABSTAINED if answer.abstained else 0)
+
+
+def demo(
+    count: Annotated[int | None, typer.Option("--questions", min=1, help="How many of the sample's questions.")] = None,
+    drafter: DrafterOption = None,
+    verifier: VerifierOption = None,
+    models: ModelsOption = None,
+) -> None:
+    """Answer real questions from real passages, and show how each answer was chosen."""
+    with failures_reported():
+        from specrag.evaluation.data import load_questions
+        from specrag.evaluation.metrics import contains_answer
+        from specrag.models import bundled
+
+        questions = load_questions(DEMO)[:count]
+        with working("loading models"):
+            embedder = bundled("minilm", folder=models)
+            rag = load_pipeline(drafter, verifier, models=models).replace(embedder=embedder)
+        out.print(
+            "Questions of Natural Questions with ten Wikipedia passages each (CC BY-SA 3.0). Every draft reads two of\n"
+            "them; the drafts are scored in one forward pass, and the best one is the answer.\n"
+        )
+        right = 0
+        for item in questions:
+            answer = follow(rag, item.question, item.passages)
+            show(answer, explain=True)
+            correct = contains_answer(answer.text, item.answers) if item.answers else answer.abstained
+            right += correct
+            expected = " or ".join(item.answers) or "no answer: the passages do not hold one"
+            out.print(f"expected: {expected} — {'[green]right' if correct else '[red]wrong'}[/]\n")
+        out.print(f"{right} of {len(questions)} right.")
+        if drafter is None:
+            out.print(
+                "[dim]Drafter and verifier are SmolLM2-135M, trained as a drafter by `specrag train`: small and quick. "
+                "For better\nanswers give a larger --verifier, or train a drafter on questions of your own.[/]"
+            )

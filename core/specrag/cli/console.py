@@ -1,0 +1,79 @@
+"""The terminal: where results, progress and failures are printed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from specrag.errors import SpecRAGError
+
+# What of a training's log is shown, and under which words.
+TRAINING_LOG = {
+    "loss": "loss",
+    "right": "held part right",
+    "wrongly_abstained": "wrongly abstained",
+    "rightly_abstained": "rightly abstained",
+}
+
+out = Console()
+err = Console(stderr=True)
+
+
+@contextlib.contextmanager
+def working(doing: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner on stderr, when that is a terminal; yields a function that changes its text."""
+    with err.status(doing) as status:
+        yield status.update
+
+
+@contextlib.contextmanager
+def counting(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr; yields a function of (done, total)."""
+    columns = (SpinnerColumn(), TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def training_shown() -> Iterator[Callable[[int, int, Mapping[str, Any]], None]]:
+    """Show a training's progress on stderr: a bar with the time left, and above it one line for each log entry.
+
+    Yields a function of (step, steps, log entry), as ``specrag.training.train`` calls its ``progress``.
+    """
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, speed_estimate_period=600) as bar:
+        task = bar.add_task("training", total=None)
+
+        def report(step: int, steps: int, logged: Mapping[str, Any]) -> None:
+            bar.update(task, completed=step, total=steps)
+            shown = {name: value for name, value in logged.items() if name in TRAINING_LOG and value is not None}
+            if shown:
+                text = ", ".join(f"{TRAINING_LOG[name]} {float(value):.3g}" for name, value in shown.items())
+                bar.console.print(f"step {step} of {steps}: {text}", highlight=False)
+
+        yield report
+
+
+@contextlib.contextmanager
+def failures_reported() -> Iterator[None]:
+    """Turn an error that specrag raises on purpose into one line on stderr and exit code 1."""
+    try:
+        yield
+    except SpecRAGError as error:
+        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error

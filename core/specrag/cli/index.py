@@ -1,0 +1,42 @@
+"""``specrag index``: documents made searchable once, to be asked many times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specrag.cli.console import counting, failures_reported, out, working
+from specrag.cli.loading import load_embedder
+from specrag.cli.options import (
+    ApiKeyOption,
+    EmbedderOption,
+    EmbedderServerOption,
+    ModelsOption,
+    WordsOption,
+    check_there,
+)
+
+
+def index(
+    docs: Annotated[Path, typer.Argument(help="A file or folder (txt, md, html, pdf).")],
+    to: Annotated[Path, typer.Option(help="The folder to write the index to.")],
+    words: WordsOption = 100,
+    overlap: Annotated[int, typer.Option(min=0, help="Words that a passage repeats of the one before.")] = 0,
+    embedder: EmbedderOption = None,
+    embedder_server: EmbedderServerOption = None,
+    api_key: ApiKeyOption = None,
+    models: ModelsOption = None,
+) -> None:
+    """Index documents once, to ask many times."""
+    with failures_reported():
+        from specrag.retrieval import index_documents
+
+        check_there(docs)
+        with working("loading the embedder"):
+            used = load_embedder(embedder, embedder_server, api_key, models=models)
+        with counting("indexing") as progress:
+            made = index_documents(docs, used, words=words, overlap=overlap, progress=progress)
+        made.save(to)
+        out.print(f"{len(made)} passages indexed in {to}")

@@ -1,0 +1,46 @@
+"""Options that several commands share, and the checks made before anything loads."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specrag.errors import InvalidInputError
+
+ModelsOption = Annotated[
+    Path | None, typer.Option("--models", help="Where the embedded models are (default: user cache).")
+]
+DrafterOption = Annotated[str | None, typer.Option(help="Model folder, .gguf file, hub id, or its name on --server.")]
+VerifierOption = Annotated[str | None, typer.Option(help="The same; by default the drafter verifies its own drafts.")]
+ServerOption = Annotated[
+    list[str] | None,
+    typer.Option(help="OpenAI-compatible base URL up to /v1, for drafter and verifier. Repeat for a pool."),
+]
+ApiKeyOption = Annotated[
+    str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="For --server and --embedder-server.")
+]
+EmbedderOption = Annotated[
+    str | None,
+    typer.Option(help="Embedder: folder, hub id, or its name on --embedder-server; by default the embedded one."),
+]
+EmbedderServerOption = Annotated[
+    list[str] | None,
+    typer.Option(help="OpenAI-compatible base URL up to /v1, for the embedder. Repeat for a pool."),
+]
+TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer of the served model: exact scores over --server.")]
+WordsOption = Annotated[int, typer.Option(min=1, help="Words per passage.")]
+
+
+class Statement(str, Enum):
+    """Which of the paper's self-reflection statements (Table 7) the verifier answers."""
+
+    one, two, three, four = "1", "2", "3", "4"
+
+
+def check_there(path: Path) -> None:
+    """Raise InvalidInputError when nothing is at ``path``, before models load: a typing error costs no minute."""
+    if not path.exists():
+        raise InvalidInputError(f"no file or folder at {path}")

@@ -1,0 +1,103 @@
+"""Loading tokenizers and causal language models with transformers.
+
+transformers is imported at the first call, and torch for models only: the client of a server loads tokenizers alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specrag._extras import require
+from specrag.errors import ModelNotFoundError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[Any]:
+    """The package transformers, without its progress bars, load reports and advice on stderr."""
+    log = logging.getLogger("transformers")
+    was_disabled, log.disabled = log.disabled, True  # its import advises to install torch
+    try:
+        import transformers
+    finally:
+        log.disabled = was_disabled
+    settings = transformers.utils.logging
+    verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    settings.set_verbosity_error()
+    settings.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        settings.set_verbosity(verbosity)
+        if bars:
+            settings.enable_progress_bar()
+
+
+def source_of(path: str | Path, kind: str) -> tuple[str, dict[str, str]]:
+    """``path`` as ``from_pretrained`` takes it: a folder or hub id, and the name of a ``.gguf`` file in the folder.
+
+    Args:
+        path: A folder, a ``.gguf`` file or a hub id.
+        kind: What is to be loaded, for the messages.
+
+    Raises:
+        ModelNotFoundError: ``path`` is a local one, and nothing is there.
+        MissingExtraError: It is a ``.gguf`` file, and what reads one is not installed.
+    """
+    local, text = Path(path).expanduser(), str(path)
+    gguf = local.suffix == ".gguf"
+    is_local = isinstance(path, Path) or local.is_absolute() or text.startswith(("./", "../")) or gguf
+    if is_local and not local.exists():
+        raise ModelNotFoundError(f"no {kind} at {local}: give a folder, a .gguf file or a hub id")
+    if not gguf:
+        return str(local) if local.exists() else text, {}
+    for package in ("torch", "gguf"):
+        require(package, "local", f"reading {local.name}")
+    return str(local.parent), {"gguf_file": local.name}
+
+
+def load_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder, a ``.gguf`` file or a hub id; a loaded one as it is.
+
+    Only ``.gguf`` files need torch.
+
+    Raises:
+        ModelNotFoundError: None could be loaded from there.
+        MissingExtraError: See ``source_of``.
+    """
+    if not isinstance(source, str | Path):
+        return source
+    where, options = source_of(source, "tokenizer")
+    with quiet_transformers() as transformers:
+        try:
+            return transformers.AutoTokenizer.from_pretrained(where, **options)
+        except (OSError, ValueError) as error:
+            raise ModelNotFoundError(f"{source} could not be loaded as a tokenizer: {error}") from error
+
+
+def load_causal_lm(source: str | Path, dtype: torch.dtype, *, device_map: Any = None) -> PreTrainedModel:
+    """A causal language model from a folder, a ``.gguf`` file or a hub id.
+
+    Raises:
+        ModelNotFoundError: None could be loaded from there.
+        MissingExtraError: A package that this model or ``device_map`` needs is not installed.
+    """
+    where, options = source_of(source, "model")
+    local = Path(where)
+    if local.is_dir() and not options and not (local / "config.json").exists():
+        raise ModelNotFoundError(f"{local} has no config.json: it is not a model folder")
+    if options or device_map is not None:
+        require("accelerate", "local", f"reading {local.name}" if options else "device_map")
+    place = {} if device_map is None else {"device_map": device_map}
+    with quiet_transformers() as transformers:
+        try:
+            return transformers.AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options, **place)
+        except (OSError, ValueError) as error:
+            raise ModelNotFoundError(f"{source} could not be loaded as a causal language model: {error}") from error

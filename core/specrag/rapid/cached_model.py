@@ -1,0 +1,112 @@
+"""A model and the cache of one conversation: what target and drafters run on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from specrag.engine import forward
+from specrag.engine.attention import attend, check_supported, packed_attention
+from specrag.engine.kv_cache import rollback_cache
+from specrag.models.transformers import TransformersLM
+
+#: Tokens of one prefill pass. Memory holds the activations and the mask of so many, beside weights and cache.
+PREFILL_CHUNK = 512
+
+Progress = Callable[[int, int], None]
+
+
+class CachedModel:
+    """A model and the cache of one conversation: feed tokens, read logits, roll back.
+
+    Args:
+        lm: The model. Its lock is held during each forward pass, so it may be shared.
+        capacity: Tokens to make room for. The cache grows when it is full.
+        vocabulary: Logits beyond so many entries are cut off (padding of the vocabulary).
+
+    Attributes:
+        light: Whether steps of a few tokens take ``specrag.engine.forward`` in place of transformers' forward pass.
+        skipped: Tokens before the next one that the cache leaves out (see ``keep``).
+        forward_seconds: Seconds inside forward passes so far.
+
+    Raises:
+        InvalidInputError: The architecture is not supported.
+    """
+
+    def __init__(self, lm: TransformersLM, capacity: int, vocabulary: int) -> None:
+        check_supported(lm.model.config)
+        self.lm, self.vocabulary = lm, vocabulary
+        self.cache = rollback_cache(lm.model.config, capacity)
+        self.light = forward.supports(lm.model)
+        self.skipped = 0
+        self.forward_seconds = 0.0
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self.cache.length
+
+    def feed(self, tokens: Sequence[int] | Tensor) -> Tensor:  # [tokens, vocabulary], the model's dtype
+        """The logits after each of ``tokens``, which the cache then holds."""
+        ids = torch.as_tensor(tokens, device=self.lm.device)[None]
+        return self._forward(ids, ids.shape[1])[:, : self.vocabulary]
+
+    def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> Tensor | None:  # [vocabulary]
+        """Feed many tokens in chunks of bounded memory.
+
+        When a chunk fails, the cache is what it was before the call.
+
+        Args:
+            tokens: What to read.
+            progress: Called after each chunk, with the tokens read so far and in all.
+
+        Returns:
+            The logits after the last token; ``None`` without tokens.
+        """
+        start, logits = self.length, None
+        try:
+            for at in range(0, len(tokens), PREFILL_CHUNK):
+                chunk = tokens[at : at + PREFILL_CHUNK]
+                logits = self._forward(torch.tensor([list(chunk)], device=self.lm.device), 1)
+                if progress is not None:
+                    progress(at + len(chunk), len(tokens))
+        except BaseException:
+            for layer in self.cache.layers:  # layers may differ: the failure came in the middle of a pass
+                layer.rollback(max(0, layer.length - start))
+            raise
+        return None if logits is None else logits[-1, : self.vocabulary]
+
+    def keep(self, other: CachedModel, positions: Sequence[int], end: int) -> None:
+        """Begin with the keys and values that ``other`` holds at ``positions``. The next token stands at ``end``.
+
+        ``other`` runs the same model, or a copy with weights of less precision.
+        """
+        kept = torch.tensor(positions)
+        for own, its in zip(self.cache.layers, other.cache.layers, strict=True):
+            kept = kept.to(its.key_buffer.device)
+            own.update(*(b[:, :, kept].to(self.lm.device, self.lm.dtype) for b in (its.key_buffer, its.value_buffer)))
+        self.skipped = end - len(positions)
+
+    def rollback_to(self, length: int) -> None:
+        """Forget everything after the first ``length`` tokens."""
+        self.cache.rollback_to(length)
+
+    def _forward(self, ids: Tensor, keep: int) -> Tensor:
+        model: nn.Module = self.lm.model
+        with self.lm.lock, torch.inference_mode(), packed_attention(model):
+            start = time.perf_counter()
+            first = self.length + self.skipped
+            at = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+            if self.light and self.length and ids.shape[1] <= forward.MAX_TOKENS:
+                logits = forward.decoder_forward(model, ids, at, self.cache, attend)[0, -keep:]
+            else:
+                logits = model(
+                    input_ids=ids, position_ids=at, past_key_values=self.cache, use_cache=True, logits_to_keep=keep
+                ).logits[0]
+            if logits.device.type == "cuda":
+                torch.cuda.synchronize(logits.device)
+            self.forward_seconds += time.perf_counter() - start
+        return logits

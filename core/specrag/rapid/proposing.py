@@ -1,0 +1,103 @@
+"""Which proposer answers a question about a context, as the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from specrag.models.embedders import Embedder
+from specrag.models.transformers import TransformersLM
+from specrag.rapid.cached_model import CachedModel
+from specrag.rapid.chunks import Retrieved
+from specrag.rapid.draft_length import Estimates
+from specrag.rapid.prompt import PromptTokens
+from specrag.rapid.proposers import HybridProposer, ModelProposer, Proposer, SuffixMatchProposer, sinks_and_window
+from specrag.rapid.settings import RapidSettings
+
+# Room for an answer in the drafter's cache, before the cache has to grow.
+_SPARE_TOKENS = 256
+# Self-speculation is left out when retrieval shows more than this share of the context: the drafter saves nothing.
+_MOST_OF_THE_CONTEXT = 0.75
+# The shortest match that is preferred to a drafter: a model knows more than a match of two tokens tells.
+_HYBRID_MATCH = 3
+
+
+class RapidModels(Protocol):
+    """The models and the settings of RAPID: what sessions need of a ``RapidGenerator``."""
+
+    target: TransformersLM
+    drafter: TransformersLM
+    vocabulary: int
+    settings: RapidSettings
+    estimates: Estimates
+
+    @property
+    def embedder(self) -> Embedder:
+        """What retrieval embeds with."""
+
+    def budget(self, context_tokens: int) -> int:
+        """Tokens of retrieved context for a context of ``context_tokens``."""
+
+
+def proposer_for(
+    rapid: RapidModels,
+    prompt: PromptTokens,
+    tail: Sequence[int],
+    target: CachedModel,
+    retrieve: Callable[[], Retrieved],
+    notes: list[str],
+) -> tuple[Proposer | None, float]:
+    """What proposes candidates for a question; ``None`` where the target decodes alone.
+
+    Args:
+        rapid: Models and settings.
+        prompt: The context.
+        tail: The question's tokens, which follow it.
+        target: With both in its cache.
+        retrieve: Called where the settings need retrieval.
+        notes: What a user should know is added.
+
+    Returns:
+        The proposer, and the confidence of the retrieval (1 without any).
+    """
+    settings, context, confidence = rapid.settings, prompt.context, 1.0
+    hybrid = settings.proposer.startswith("hybrid")
+    if settings.candidates == 0:
+        return None, confidence
+    if settings.proposer == "match":
+        return _match(rapid, prompt, tail), confidence
+    shown: Sequence[int]
+    if settings.proposer == "naive":
+        shown = range(len(context))
+    elif settings.proposer == "window":
+        shown = sinks_and_window(len(context))
+    else:
+        retrieved = retrieve()
+        shown, confidence = retrieved.positions, retrieved.confidence
+        itself = settings.candidates == "auto" and rapid.drafter is rapid.target
+        if itself and len(shown) > _MOST_OF_THE_CONTEXT * len(context):
+            notes.append("the retrieved context is most of the context: the target decodes alone")
+            return _match(rapid, prompt, tail) if hybrid else None, confidence
+    model = _model(rapid, prompt, shown, tail, target)
+    if hybrid:
+        return HybridProposer(_match(rapid, prompt, tail, least=_HYBRID_MATCH), model), confidence
+    return model, confidence
+
+
+def _match(rapid: RapidModels, prompt: PromptTokens, tail: Sequence[int], least: int = 2) -> SuffixMatchProposer:
+    return SuffixMatchProposer([*prompt.ids, *tail], rapid.vocabulary, least=least)
+
+
+def _model(
+    rapid: RapidModels, prompt: PromptTokens, shown: Sequence[int], tail: Sequence[int], target: CachedModel
+) -> ModelProposer:
+    """The drafter on the positions ``shown`` of the context: it reads them, or keeps the target's keys and values."""
+    tokens = [*prompt.head, *(prompt.context[i] for i in shown), *tail]
+    drafter = CachedModel(rapid.drafter, len(tokens) + _SPARE_TOKENS, rapid.vocabulary)
+    proposer = rapid.settings.proposer
+    if proposer.endswith("sparse") or (proposer == "window" and rapid.drafter is rapid.target):
+        end = target.length - 1  # the last token is fed with the first proposal
+        before = len(prompt.head)
+        kept = [*range(before), *(before + i for i in shown), *range(len(prompt.ids), end)]
+        drafter.keep(target, kept, end)
+    return ModelProposer(drafter, tokens)

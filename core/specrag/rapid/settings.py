@@ -1,0 +1,124 @@
+"""The settings of RAPID, as one value that the core and both adapters share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, TypeVar, get_args
+
+from specrag.errors import InvalidInputError
+from specrag.models.base import Sampling
+from specrag.rapid.acceptance import KnowledgeTransfer, Tail, Transfer
+from specrag.rapid.draft_length import checked_candidates
+
+ProposerName = Literal["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse"]
+
+#: η of ``transfer_strength="auto"`` at full retrieval confidence.
+AUTO_STRENGTH = 10.0
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RapidSettings:
+    """How RAPID drafts, what it samples and how much it retrieves.
+
+    Args:
+        candidates: γ, the number of candidate tokens per round. A number is fixed. A sequence is a schedule that is
+            replayed round by round; its last entry then stays (``stats.schedule`` of an earlier run repeats that run).
+            ``"auto"`` chooses γ from measured costs and acceptance (``AdaptiveLength``). With ``transfer="rapid"`` γ
+            changes what is sampled, so give a number or a schedule where a run must repeat exactly.
+        transfer: ``"none"``: samples from the target (lossless). ``"rapid"``: the paper's rule. ``"augmented"``:
+            samples from the augmented target. See ``specrag.rapid.acceptance``.
+        transfer_strength: η, 0 or more; or ``"auto"``, which interpolates η with retrieval confidence, from 0 at a
+            cosine of 0.3 to 10 at a cosine of 0.7. This is a heuristic.
+        tail: Which tokens the transfer leaves alone. See ``augmented_target``.
+        sampling: Temperature, top-k, top-p and seed, of target and drafter alike.
+        proposer: Where candidates come from.
+            ``"rag"``: the drafter reads the retrieved chunks (RAPID).
+            ``"sparse"``: the drafter continues the target's own keys and values of the retrieved chunks, so it reads
+            nothing (after TriForce, arXiv 2404.11912); it must be the target or a copy of it.
+            ``"window"``: the drafter sees the first 4 and the last 512 tokens (MagicDec).
+            ``"naive"``: the drafter reads the whole context.
+            ``"match"``: no drafter; candidates are copied from after the longest match of the latest tokens.
+            ``"hybrid"`` and ``"hybrid-sparse"``: a match of three tokens or more, else ``"rag"`` or ``"sparse"``.
+        retrieval_budget: Tokens of retrieved context. The default is ``RapidGenerator.budget``.
+
+    Raises:
+        InvalidInputError: A value is out of range.
+    """
+
+    candidates: int | Sequence[int] | Literal["auto"] = "auto"
+    transfer: Transfer = "rapid"
+    transfer_strength: float | Literal["auto"] = AUTO_STRENGTH
+    tail: Tail = "drafter"
+    sampling: Sampling = Sampling(temperature=1.0)
+    proposer: ProposerName = "rag"
+    retrieval_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "candidates", checked_candidates(self.candidates))
+        if isinstance(self.transfer_strength, str) and self.transfer_strength != "auto":
+            raise InvalidInputError(f"transfer_strength must be a number or 'auto', got {self.transfer_strength!r}")
+        self.knowledge_transfer()  # checks its values
+        if not isinstance(self.sampling, Sampling):
+            raise InvalidInputError(f"sampling must be a Sampling, got {self.sampling!r}")
+        if self.proposer not in get_args(ProposerName):
+            names = ", ".join(get_args(ProposerName))
+            raise InvalidInputError(f"proposer must be one of {names}, got {self.proposer!r}")
+        if self.retrieval_budget is not None and self.retrieval_budget < 1:
+            raise InvalidInputError(f"retrieval_budget must be at least 1 token, got {self.retrieval_budget}")
+
+    @classmethod
+    def of(cls, settings: RapidSettings | Mapping[str, Any] | None = None, **changes: Any) -> RapidSettings:
+        """Settings from a value, a mapping of fields (``sampling`` may be a mapping too) or nothing, with ``changes``.
+
+        Raises:
+            InvalidInputError: A name is not a field, or a value is out of range.
+        """
+        if settings is not None and not isinstance(settings, RapidSettings | Mapping):
+            raise InvalidInputError(f"settings must be RapidSettings or a mapping of its fields, got {settings!r}")
+        base = settings if isinstance(settings, RapidSettings) else cls()
+        given = {**(settings if isinstance(settings, Mapping) else {}), **changes}
+        if isinstance(given.get("sampling"), Mapping):
+            given["sampling"] = _changed(base.sampling, given["sampling"])
+        return _changed(base, given)
+
+    def with_sampling(
+        self,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> RapidSettings:
+        """The same settings with other sampling. ``None`` keeps what is there."""
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        return replace(self, sampling=_changed(self.sampling, {k: v for k, v in given.items() if v is not None}))
+
+    def knowledge_transfer(self, confidence: float = 1.0) -> KnowledgeTransfer:
+        """Transfer, η and tail. ``confidence``, in [0, 1], scales η where that is ``"auto"``."""
+        strength = self.transfer_strength
+        if isinstance(strength, str):
+            strength = AUTO_STRENGTH * confidence
+        return KnowledgeTransfer(self.transfer, strength, self.tail)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, which ``of`` reads back."""
+        plain = asdict(self)
+        if isinstance(plain["candidates"], tuple):
+            plain["candidates"] = list(plain["candidates"])
+        return plain
+
+
+def _changed(value: _T, changes: Mapping[str, Any]) -> _T:
+    """A frozen dataclass with some fields changed; an unknown name is an error that lists the fields."""
+    known = [field.name for field in fields(value)]  # type: ignore[arg-type]
+    if unknown := [name for name in changes if name not in known]:
+        hint = ""
+        if isinstance(value, RapidSettings) and set(unknown) & {field.name for field in fields(Sampling)}:
+            hint = "; temperature, top_k, top_p and seed are fields of sampling=Sampling(...)"
+        raise InvalidInputError(
+            f"unknown settings {', '.join(map(str, unknown))}: {type(value).__name__} has {', '.join(known)}{hint}"
+        )
+    return replace(value, **changes)  # type: ignore[type-var]

@@ -1,0 +1,109 @@
+"""LongContext: a context is read once and asked many times; what two prompts share is not read again."""
+
+import itertools
+
+import pytest
+import torch
+
+from specrag.errors import InvalidInputError, ModelError
+from specrag.rapid import LongContext
+from specrag.rapid.cached_model import CachedModel
+from tests.rapid_parts import DOCUMENT, generator
+
+
+def test_the_next_question_pays_for_its_own_tokens_only(tiny, forward_passes):
+    session = LongContext(DOCUMENT, generator(tiny, candidates=0))
+    counts = forward_passes(tiny.model)
+    first = session.ask("who?", max_tokens=3).text
+    assert max(counts) < 20 < session.tokens
+    session.ask("a different and longer question about the lamps?", max_tokens=3)
+    assert session.ask("who?", max_tokens=3).text == first
+
+
+def test_the_first_token_comes_before_the_drafter_reads(tiny, other, forward_passes):
+    session = LongContext(DOCUMENT, generator(tiny, other, candidates=3))
+    counts = forward_passes(other.model)
+    stream = session.stream("who?", max_tokens=5)
+    next(stream)
+    assert counts == []
+    list(stream)
+    assert counts
+
+
+def test_progress_is_told_while_the_context_is_read(tiny):
+    told = []
+    session = LongContext(DOCUMENT * 3, generator(tiny), progress=lambda *counts: told.append(counts))
+    assert told == [(512, session.tokens), (1024, session.tokens), (session.tokens, session.tokens)]
+    assert session.prefill_seconds > 0
+
+
+def test_a_session_that_was_given_up_saves_another_one_the_reading(tiny, forward_passes):
+    rapid = generator(tiny, candidates=3)
+    longer = DOCUMENT + " And a last note: the door of room 9 is open."
+    expected = LongContext(longer, rapid).ask("which door?", max_tokens=8).text
+    first = LongContext(DOCUMENT, rapid)
+    first.ask("who keeps the bell?", max_tokens=8)  # its cache holds a question and an answer too
+    counts = forward_passes(tiny.model)
+    second = LongContext(longer, rapid, prefix=first.give_up())
+    assert sum(counts) < 40 < second.tokens
+    assert second.ask("which door?", max_tokens=8).text == expected
+    assert first.nbytes == 0 < second.nbytes
+    with pytest.raises(InvalidInputError, match="was given up"):
+        first.ask("who?")
+    same = LongContext(longer, rapid, prefix=second.give_up())
+    assert same.chunks.vectors is not None and same.prefill_seconds == 0  # neither read nor embedded again
+    assert same.ask("which door?", max_tokens=8).text == expected
+
+
+def test_unusable_texts_and_questions_are_refused(tiny):
+    rapid = generator(tiny, retrieval_budget=40)
+    with pytest.raises(InvalidInputError, match="context is empty"):
+        LongContext(" \n", rapid)
+    with pytest.raises(InvalidInputError, match=r"the context has \d+ tokens, .* 8192 positions.*RoPE scaling"):
+        LongContext("word " * 9000, rapid)
+    session = LongContext(DOCUMENT, rapid)
+    for question, options, message in (
+        (" ", {}, "question is empty"),
+        ("why " * 60, {}, "the retrieval budget is 40"),
+        ("who?", {"max_tokens": 8000}, "has 8192"),
+        ("who?", {"max_tokens": 0}, "max_tokens must be at least 1"),
+        ("who?", {"stop": [""]}, "stop string must not be empty"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            session.ask(question, **options)
+    assert session.ask("who?", max_tokens=2).stats.tokens == 2
+
+
+def test_out_of_memory_during_prefill_is_said_and_the_generator_stays_usable(tiny):
+    rapid, calls = generator(tiny, candidates=0), itertools.count()
+
+    def fail(*_):
+        if next(calls) == 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    hook = tiny.model.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(ModelError, match="out of memory while reading"):
+            LongContext(DOCUMENT * 4, rapid)  # several chunks: the second fails
+    finally:
+        hook.remove()
+    assert LongContext("A short text.", rapid).ask("who?", max_tokens=2).stats.tokens == 2
+
+
+def test_a_failed_chunk_leaves_the_cache_as_it_was(tiny):
+    model = CachedModel(tiny, 64, 100)
+    model.prefill([1, 2, 3])
+
+    def fail(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.prefill([4, 5], progress=fail)
+    assert model.length == 3
+    assert torch.equal(model.feed([4])[-1], model_after(tiny, [1, 2, 3, 4]))
+
+
+def model_after(lm, tokens: list[int]) -> torch.Tensor:
+    model = CachedModel(lm, 64, 100)
+    model.prefill(tokens[:-1])
+    return model.feed(tokens[-1:])[-1]
