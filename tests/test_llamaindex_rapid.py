@@ -29,7 +29,7 @@ def collected():
 
 @pytest.fixture(scope="module")
 def rapid(quick_smollm2, minilm):
-    generator = RapidGenerator(quick_smollm2, sampling=Sampling(), candidates=3, embedder=minilm)
+    generator = RapidGenerator(quick_smollm2, sampling=Sampling(), proposer="sparse", candidates=3, embedder=minilm)
     return RapidLLM(rapid=generator, max_tokens=6)
 
 
