@@ -6,14 +6,13 @@ average stays fast.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from specrag.errors import ModelError
 from specrag.models.base import GenerationRequest, LanguageModel, Stage, Turn
-from specrag.schema import Draft, Passage, Verdict
-from specrag.speculative.drafting import total
+from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict
 from specrag.speculative.prompts import Prompts
 
 Escalation = Literal["passages", "standard"]
@@ -21,50 +20,67 @@ Escalation = Literal["passages", "standard"]
 MOST_PASSAGES = 4
 
 
-def passages_to_read(
-    escalation: Escalation, ranked: Sequence[Verdict], kept: Sequence[int], passages: Sequence[Passage]
-) -> list[int]:
+async def escalated(
+    answer: SpeculativeAnswer,
+    escalation: Escalation,
+    lm: LanguageModel,
+    prompts: Prompts,
+    kept: Sequence[int],
+    passages: Sequence[Passage],
+    max_tokens: int,
+) -> SpeculativeAnswer:
+    """``answer`` with the model's own in its place; as it was, with a note, where the model fails.
+
+    Args:
+        answer: The choice among drafts that gives way.
+        escalation: Which passages ``lm`` reads.
+        lm: The verifier.
+        prompts: Every text that it sees.
+        kept: Positions of the passages that were drafted from.
+        passages: All passages, as the caller gave them.
+        max_tokens: Of the answer.
+    """
+    read = passages_to_read(escalation, answer.verdicts, kept)
+    shown = tuple(passages[at] for at in read)
+    try:
+        text, usage = await answer_from(lm, prompts, answer.question, shown, max_tokens)
+    except Exception as error:  # the drafts are still there, whatever the model raises
+        note = f"the verifier could not answer itself: {type(error).__name__}: {error}"
+        return replace(answer, notes=(*answer.notes, note))
+    abstained = prompts.is_abstention(text)
+    return replace(
+        answer,
+        text="" if abstained else text,
+        rationale="",
+        passages=() if abstained else shown,
+        abstained=abstained,
+        reason="the verifier says that the passages do not answer" if abstained else None,
+        escalated=escalation,
+        read=tuple(read),
+        verifier_usage=answer.verifier_usage + usage,
+    )
+
+
+def passages_to_read(escalation: Escalation, ranked: Sequence[Verdict], kept: Sequence[int]) -> list[int]:
     """Positions of the passages that the verifier reads, in retrieval order."""
     if escalation == "standard":
         return list(kept)
-    best: list[int] = []
-    for verdict in ranked:
-        best += [at for at in verdict.draft.subset if at not in best]
+    best = list(dict.fromkeys(at for verdict in ranked for at in verdict.draft.subset))
     return sorted((best or list(kept))[:MOST_PASSAGES])
 
 
 async def answer_from(
-    lm: LanguageModel,
-    prompts: Prompts,
-    question: str,
-    subset: Sequence[int],
-    passages: Sequence[Passage],
-    *,
-    max_tokens: int,
-    index: int,
-) -> Draft:
-    """The model's own answer from ``passages``, as a draft without a rationale.
+    lm: LanguageModel, prompts: Prompts, question: str, passages: Sequence[Passage], max_tokens: int
+) -> tuple[str, Usage]:
+    """The model's own answer from ``passages``, without a rationale, and the tokens it took.
 
     Raises:
-        ModelError: It failed, or wrote nothing.
+        ModelError: The model failed, or wrote nothing.
     """
-    start = time.perf_counter()
-    stage = Stage(prompts.answer_header, max_tokens, ("\n",))
     turns = (Turn.of("user", prompts.standard_text(question, passages)),)
+    stage = Stage(prompts.answer_header, max_tokens, ("\n",))
     (completion,) = await lm.agenerate([GenerationRequest(turns, (stage,))])
-    part = completion.parts[-1]
-    if not part.text.strip():
+    text = completion.parts[-1].text.strip()
+    if not text:
         raise ModelError(f"{lm.name} wrote no answer")
-    return Draft(
-        index=index,
-        subset=tuple(subset),
-        passages=tuple(passages),
-        text=part.text.strip(),
-        rationale="",
-        abstained=prompts.is_abstention(part.text),
-        log_answer=total(part.log_probs),
-        answer_tokens=part.tokens,
-        usage=completion.usage,
-        seconds=time.perf_counter() - start,
-        drafter=lm.name,
-    )
+    return text, completion.usage

@@ -1,0 +1,74 @@
+"""From the drafts that are verified to the answer, with its confidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specrag.errors import DraftingError
+from specrag.schema import SpeculativeAnswer
+from specrag.speculative._asked import Asked
+from specrag.speculative._verified_drafts import VerifiedDrafts
+from specrag.speculative.confidence import Calibration, features
+from specrag.speculative.selection import Choice, choose
+from specrag.speculative.verification import Scoring
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How the answer is chosen.
+
+    Args:
+        scoring: With its mode and its scores settled.
+        calibration: Turns scores into confidence; ``None``: the answer has none.
+        min_confidence: Abstain below it.
+        merge: Make one verdict of the drafts with the same answer.
+    """
+
+    scoring: Scoring
+    calibration: Calibration | None
+    min_confidence: float | None
+    merge: bool
+
+    def answer(self, asked: Asked, drafts: VerifiedDrafts) -> SpeculativeAnswer:
+        """The answer from the drafts that are verified.
+
+        Raises:
+            DraftingError: Every draft failed.
+            ModelError: No draft is verified, and not because of the deadline.
+        """
+        if not drafts.timed_out and not drafts.verdicts and (drafts.errors or drafts.failures):
+            if drafts.errors:
+                raise drafts.errors[0]
+            raise DraftingError(f"all {len(drafts.failures)} drafts failed; the first: {drafts.failures[0].error}")
+        scoring = self.scoring
+        choice = choose(drafts.verdicts, scoring.counted, scoring.threshold, weights=scoring.weights, merge=self.merge)
+        confidence, reason = self._judged(choice, found_nothing=not drafts.timed_out and not drafts.verdicts)
+        winner = choice.ranked[0] if choice.ranked and reason is None else None
+        return SpeculativeAnswer(
+            question=asked.question,
+            text=winner.draft.text if winner else "",
+            rationale=choice.ranked[0].draft.rationale if choice.ranked else "",
+            passages=winner.draft.passages if winner else (),
+            abstained=winner is None,
+            reason=reason,
+            verdicts=choice.ranked,
+            failures=tuple(drafts.failures),
+            scores_used=choice.scores_used,
+            embedding_source=drafts.embedding_source,
+            timings=asked.clock.timings(),
+            confidence=confidence,
+            drafter_usage=drafts.drafter_usage,
+            verifier_usage=drafts.verifier_usage,
+            notes=(*asked.notes, *drafts.notes, *choice.notes),
+        )
+
+    def _judged(self, choice: Choice, *, found_nothing: bool) -> tuple[float | None, str | None]:
+        """The confidence in ``choice``, and why it abstains, if it does."""
+        if found_nothing:
+            return None, "no passage holds a span that could answer"
+        if choice.winner is None or self.calibration is None:
+            return None, choice.reason
+        confidence = self.calibration.probability(features(choice.ranked))
+        if confidence is not None and self.min_confidence is not None and confidence < self.min_confidence:
+            return confidence, f"the confidence is too low: {confidence:.2f} < {self.min_confidence:.2f}"
+        return confidence, None

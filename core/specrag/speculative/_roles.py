@@ -1,0 +1,159 @@
+"""Who drafts, who verifies, and what the settings of a pipeline come to for these models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from specrag.errors import InvalidInputError
+from specrag.models.base import LanguageModel, Reader
+from specrag.schema import Passage
+from specrag.speculative.confidence import Calibration, calibration_for
+from specrag.speculative.escalation import Escalation
+from specrag.speculative.listwise import ListwiseVerifier
+from specrag.speculative.prompts import Prompts
+from specrag.speculative.span_verification import NoVerifier, SpanVerifier
+from specrag.speculative.verification import DraftVerifier, Scoring, Verifier
+
+Model = LanguageModel | Reader
+_MODELS = "a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)) or a SpanReader"
+
+
+def as_drafters(given: Model | Sequence[Model]) -> tuple[Model, ...]:
+    """The drafters as a tuple.
+
+    Raises:
+        InvalidInputError: Something is not a model, or there is none.
+    """
+    if isinstance(given, Model):
+        return (given,)
+    if not isinstance(given, list | tuple) or not given:
+        raise InvalidInputError(f"drafter must be {_MODELS}, or a list of them; got {type(given).__name__}")
+    for i, model in enumerate(given):
+        if not isinstance(model, Model):
+            raise InvalidInputError(f"drafter[{i}] must be {_MODELS}, got {type(model).__name__}")
+    return tuple(given)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The models of a pipeline and what follows from them.
+
+    Args:
+        drafters: All of them; the readers copy, the writers (language models) write.
+        verifier: As given; ``None`` where none was.
+        scoring: As given.
+        calibration: As given.
+    """
+
+    drafters: tuple[Model, ...]
+    verifier: Model | None
+    scoring: Scoring
+    calibration: Calibration | Literal["auto"] | None
+
+    def __post_init__(self) -> None:
+        if self.verifier is not None and not isinstance(self.verifier, Model):
+            raise InvalidInputError(f"verifier must be {_MODELS}, got {type(self.verifier).__name__}")
+        if not isinstance(self.calibration, Calibration) and self.calibration not in ("auto", None):
+            raise InvalidInputError(f"calibration must be a Calibration, 'auto' or None, got {self.calibration!r}")
+        if isinstance(self.calibration, Calibration) and not self.calibration.fits(*self.names, self.settled.mode):
+            given = self.calibration
+            raise InvalidInputError(
+                f"the calibration was made for {_pair(given.drafters, given.verifier, given.mode)}, not for "
+                f"{_pair(*self.names, self.settled.mode)}: make one with `specrag calibrate`"
+            )
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """The drafters that copy."""
+        return tuple(model for model in self.drafters if isinstance(model, Reader))
+
+    @property
+    def writers(self) -> tuple[LanguageModel, ...]:
+        """The drafters that write."""
+        return tuple(model for model in self.drafters if isinstance(model, LanguageModel))
+
+    @property
+    def judge(self) -> Model | None:
+        """Who verifies: the verifier, or else the first writer; ``None``: nobody."""
+        return self.verifier or next(iter(self.writers), None)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether several drafters draft."""
+        return len(self.drafters) > 1
+
+    @property
+    def merges(self) -> bool:
+        """Whether drafts with the same answer become one."""
+        return self.pooled or self.settled.mode == "listwise"
+
+    @property
+    def settled(self) -> Scoring:
+        """The scoring with its mode and its scores settled for these models."""
+        mode, scores = self.scoring.mode, self.scoring.scores
+        if mode == "auto":
+            listwise = bool(self.readers) and isinstance(self.verifier, LanguageModel)
+            mode = "listwise" if listwise else "pointwise"
+        if scores is None and not isinstance(self.judge, LanguageModel):
+            scores = ("draft",) if self.judge is None else ("draft", "span")
+        elif scores is None and self.pooled:
+            scores = (*replace(self.scoring, mode=mode).counted, "agreement")
+        return replace(self.scoring, mode=mode, scores=scores)
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], str]:
+        """The names of the drafters and of who verifies; ``""``: nobody."""
+        return tuple(model.name for model in self.drafters), "" if self.judge is None else self.judge.name
+
+    @property
+    def calibrated(self) -> Calibration | None:
+        """The calibration in use."""
+        if self.calibration == "auto":
+            return calibration_for(*self.names, self.settled.mode)
+        return self.calibration
+
+    def verifying(self, prompts: Prompts, passages: Sequence[Passage]) -> DraftVerifier:
+        """Whatever scores the drafts of a question, all of whose passages are ``passages``."""
+        judge, scoring = self.judge, self.settled
+        if judge is None:
+            return NoVerifier(scoring)
+        if isinstance(judge, Reader):
+            return SpanVerifier(judge, tuple(passages), scoring)
+        return (ListwiseVerifier if scoring.mode == "listwise" else Verifier)(judge, prompts, scoring)
+
+    def check_confidence(self, min_confidence: float | None, escalate: Escalation | None, below: float) -> None:
+        """Whether these settings make sense for these models.
+
+        Raises:
+            InvalidInputError: They do not.
+        """
+        for name, value in (("min_confidence", min_confidence), ("escalate_below", below)):
+            if value is not None and not 0 <= value <= 1:
+                raise InvalidInputError(f"{name} must be a probability in [0, 1], got {value}")
+        if escalate is not None and escalate not in ("passages", "standard"):
+            raise InvalidInputError(f"escalate must be 'passages', 'standard' or None, got {escalate!r}")
+        if escalate is not None and not isinstance(self.judge, LanguageModel):
+            raise InvalidInputError("escalate needs a verifier that is a language model: it answers itself")
+        wanted = "min_confidence" if min_confidence is not None else "escalate" if escalate else None
+        if wanted and self.calibrated is None:
+            raise InvalidInputError(
+                f"{wanted} needs a calibration, and none ships for {_pair(*self.names, self.settled.mode)}: "
+                "make one with `specrag calibrate` and give calibration="
+            )
+
+
+def check_types(**values: tuple[Any, Any, str]) -> None:
+    """Whether each value has its type: name = (value, type or types, what is expected).
+
+    Raises:
+        InvalidInputError: One has not.
+    """
+    for name, (value, kind, expected) in values.items():
+        if not isinstance(value, kind):
+            raise InvalidInputError(f"{name} must be {expected}, got {type(value).__name__}")
+
+
+def _pair(drafters: Sequence[str], verifier: str, mode: str) -> str:
+    return f"{', '.join(drafters)} verified by {verifier or 'nobody'} ({mode})"
