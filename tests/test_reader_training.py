@@ -16,7 +16,8 @@ from specrag.errors import InvalidInputError, ModelNotFoundError
 from specrag.evaluation.data import Question
 from specrag.models.bundled import located
 from specrag.models.reader import ADAPTER_FILE, SpanReader
-from specrag.training.reader import ReaderCollator, ReaderSettings, encode_group, in_order, train_reader
+from specrag.training.reader import ReaderSettings, train_reader
+from specrag.training.reader_batches import ReaderCollator, encode_group, in_order
 from specrag.training.reader_examples import ReaderExample, ReaderMixture, make_reader_examples
 from tests.fakes import HashEmbedder
 from tests.test_span_reader import tiny_bert
@@ -93,6 +94,19 @@ def test_questions_that_no_span_answers_train_the_reader_to_point_at_nothing():
     assert all(example.answers == () for example in made)
     with pytest.raises(InvalidInputError, match="none of the 1 records can be used"):
         make_reader_examples(closed[2:], HashEmbedder())
+
+
+def test_negatives_may_come_from_the_record_itself_but_there_must_be_some():
+    (first, second, *_) = records()
+    everything = ReaderMixture(alone=0, most_negatives=1, unanswerable=0, substituted=0)
+    alone = dataclasses.replace(first, passages=(*first.passages, *second.passages))
+    ((made,),) = make_reader_examples([alone], HashEmbedder(), mixture=everything)
+    assert sorted(p.title for p in made.passages) == ["Tower 0", "Tower 1"]
+    unanswered = dataclasses.replace(alone, answers=(), gold=())  # there is no gold passage at all
+    ((made,),) = make_reader_examples([unanswered], HashEmbedder(), mixture=everything)
+    assert made.answers == () and len(made.passages) == 1
+    with pytest.raises(InvalidInputError, match="one passage in all: negatives need at least 2"):
+        make_reader_examples([first], HashEmbedder())
 
 
 def test_a_record_is_shown_as_often_as_its_weight_says():

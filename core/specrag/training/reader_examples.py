@@ -88,7 +88,7 @@ def make_reader_examples(
     A record without answers, or with yes or no as its answer, stays: then no span is right.
 
     Raises:
-        InvalidInputError: No record can be used, or there are fewer than two passages.
+        InvalidInputError: No record can be used, or the records have one passage in all.
     """
     usable = [(record, answers) for record in records if (answers := _right(record)) is not None]
     if not usable:
@@ -97,8 +97,8 @@ def make_reader_examples(
         )
     # Passages that answer some question: a record's own distractors are negatives for that record alone.
     corpus = list({passage_text(p := record.passages[i]): p for record in records for i in record.gold}.items())
-    if len(corpus) < 2:
-        raise InvalidInputError("the records have one gold passage in all: negatives need at least 2")
+    if len(corpus) < 2 and all(len(record.passages) < 2 for record in records):
+        raise InvalidInputError("the records have one passage in all: negatives need at least 2")
     negatives = _nearest([record for record, _ in usable], corpus, embedder, mixture.nearest)
     substitutes = Substitutes((record, answers[0]) for record, answers in usable if answers)
     random = np.random.default_rng(seed)
@@ -129,6 +129,8 @@ def _nearest(
     records: Sequence[Question], corpus: Sequence[tuple[str, Passage]], embedder: Embedder, count: int
 ) -> list[list[int]]:
     """For each record, the positions in ``corpus`` of the nearest passages that hold no answer and are not its gold."""
+    if not corpus:
+        return [[] for _ in records]
     texts = [text for text, _ in corpus]
     folded = [text.casefold() for text in texts]
     vectors = embedder.embed(texts)
