@@ -74,7 +74,8 @@ def _outputs(step: Ended) -> dict[str, Any]:
     if isinstance(step.made, Draft):
         return _shown(step.made)
     if isinstance(step.made, Verdict):
-        return {name: value for name, value in draft_row(step.made).items() if name.startswith("log_")}
+        scores = draft_row(step.made).items()
+        return {name: value for name, value in scores if name.startswith("log_") and value is not None}
     return {"late": True}
 
 

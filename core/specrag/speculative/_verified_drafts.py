@@ -68,7 +68,7 @@ class VerifiedDrafts:
     async def events(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens, until every draft is verified or lost or the deadline passes."""
         self._clock.begin("draft")
-        arrivals = Arrivals(self._drafts)
+        arrivals = Arrivals(self._drafts, lambda arrival: isinstance(arrival, SubsetsChosen))
         try:
             while not arrivals.closed or self._waiting or self._verifying:
                 in_time = await first_of({*arrivals.pending(), *self._verifying}, self._clock.left)
