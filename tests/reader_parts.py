@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from specrag import Passage
 from specrag.evaluation.data import Question
+from specrag.models.bundled import READER_SETTINGS, located
+from specrag.models.reader import ADAPTER_FILE, load_encoder
 from tests.test_span_reader import tiny_bert
 
 CITIES = ("paris", "rome", "oslo", "bern", "ulm", "lima", "cairo", "tokyo")
@@ -49,3 +56,17 @@ def tiny_base(folder: Path) -> Path:
     tiny_bert(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def reader_in_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A reader of the real MiniLM in the place of the package's: its head is random."""
+    reader = folder / "minilm-reader"
+    reader.mkdir()
+    torch.manual_seed(1)
+    model, _ = load_encoder(located("minilm"))
+    head = {name: p.detach().half() for name, p in model.named_parameters() if name.startswith("qa_outputs")}
+    save_file(head, reader / ADAPTER_FILE)
+    (reader / READER_SETTINGS).write_text(json.dumps({"base": "minilm", "longest": 9, "trained on": "nothing"}))
+    module = importlib.import_module("specrag.models.bundled")  # `specrag.models.bundled` is the function
+    monkeypatch.setattr(module, "adapter_folder", lambda name: folder / name)
+    return reader

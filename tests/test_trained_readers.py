@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from specrag import Passage, SpeculativeRAG
@@ -20,10 +20,10 @@ from specrag.errors import InvalidInputError, ModelNotFoundError
 from specrag.evaluation.data import Question, save_questions
 from specrag.models import SpanReader, bundled, load_reader
 from specrag.models.bundled import READER_SETTINGS, located
-from specrag.models.reader import ADAPTER_FILE, load_encoder
+from specrag.models.reader import ADAPTER_FILE
 from specrag.training import ReaderSettings, evaluate_reader
 from tests.fakes import ScriptedReader
-from tests.reader_parts import records, tiny_base
+from tests.reader_parts import reader_in_place, records, tiny_base
 
 run = CliRunner().invoke
 _BUNDLED = importlib.import_module("specrag.models.bundled")  # `specrag.models.bundled` is the function
@@ -35,16 +35,7 @@ PASSAGES = [Passage("The tower opened in 1889.", title="Tower"), Passage("The ri
 
 @pytest.fixture
 def shipped(tmp_path, monkeypatch) -> Path:
-    """A reader of the real MiniLM in the place of the package's: its head is random."""
-    folder = tmp_path / "minilm-reader"
-    folder.mkdir()
-    torch.manual_seed(1)
-    model, _ = load_encoder(located("minilm"))
-    head = {name: p.detach().half() for name, p in model.named_parameters() if name.startswith("qa_outputs")}
-    save_file(head, folder / ADAPTER_FILE)
-    (folder / READER_SETTINGS).write_text(json.dumps({"base": "minilm", "longest": 9, "trained on": "nothing"}))
-    monkeypatch.setattr(_BUNDLED, "adapter_folder", lambda name: tmp_path / name)
-    return folder
+    return reader_in_place(tmp_path, monkeypatch)
 
 
 def test_the_bundled_reader_is_the_fetched_base_with_what_ships_in_the_package(shipped):

@@ -85,6 +85,8 @@ def train(
     """Make a drafter, or with --reader a span reader, out of questions with passages. A killed run goes on."""
     with failures_reported():
         from specrag.evaluation.data import load_questions
+        from specrag.training import Mixture, TrainingSettings, make_examples
+        from specrag.training import train as run_training
 
         if full and method is Method.lora:
             raise InvalidInputError("--full and --method lora contradict each other: give one of them")
@@ -126,8 +128,6 @@ def train(
         else:
             from specrag.models import bundled
             from specrag.models.bundled import ADAPTERS, adapter_folder
-            from specrag.training import Mixture, TrainingSettings, make_examples
-            from specrag.training import train as run_training
 
             size = batch_size or TrainingSettings.batch_size
             small = min(micro_batch_size or TrainingSettings.micro_batch_size, size)

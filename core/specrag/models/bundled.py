@@ -27,6 +27,7 @@ from specrag._extras import require
 from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError
 
 if TYPE_CHECKING:
+    from specrag.models.base import LanguageModel, Reader
     from specrag.models.embedders import TransformersEmbedder
     from specrag.models.reader import SpanReader
     from specrag.models.transformers import TransformersLM
@@ -95,6 +96,8 @@ BUNDLED: dict[str, BundledModel] = {
 ADAPTERS = {"smollm2-rag-drafter": "smollm2"}
 #: Span readers that are part of this package: name -> the bundled model that they change.
 READERS = {"minilm-reader": "minilm"}
+#: The bundled models that draft, and verify.
+DRAFTING = ("smollm2", *ADAPTERS, *READERS)
 #: The drafter where the user names none: of `specrag ask` and `specrag demo`, and of both adapters.
 DEFAULT_DRAFTER: Literal["smollm2-rag-drafter"] = "smollm2-rag-drafter"
 #: Beside a reader's weights: the name or path of its base, and the arguments of ``SpanReader`` that it was trained for.
@@ -159,6 +162,22 @@ def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
     from specrag.models.transformers import TransformersLM
 
     return TransformersLM(path, **options)
+
+
+def drafting_model(name: str | Path, *, models: Path | None = None, **options: Any) -> LanguageModel | Reader | None:
+    """The model of a bundled name, or the reader in a folder that ``specrag train --reader`` wrote; else ``None``.
+
+    Args:
+        models: Where ``specrag models fetch --to`` put the models; by default the user's cache.
+        options: Given to the class.
+
+    Raises:
+        InvalidInputError: The reader is damaged.
+        ModelNotFoundError: The model, or its base, was not fetched yet.
+    """
+    if (Path(name).expanduser() / READER_SETTINGS).is_file():
+        return load_reader(name, models=models, **options)
+    return bundled(str(name), folder=models, **options) if name in DRAFTING else None
 
 
 def load_reader(adapter: str | Path, *, models: Path | None = None, **options: Any) -> SpanReader:
