@@ -98,8 +98,8 @@ def test_a_span_reader_reads_the_same_spans_as_on_the_cpu(minilm_reader_parts):
 def minilm_reader_parts():
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-    from specrag.models.bundled import located
     from specrag.models._loading import quiet_transformers
+    from specrag.models.bundled import located
 
     torch.manual_seed(0)
     with quiet_transformers():
