@@ -19,6 +19,10 @@ SHAPES = {
         "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131_072,
     },
+    "tiny": {  # to try a benchmark out
+        "vocab_size": 49_152, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 131_072,
+    },
 }  # fmt: skip
 CUDA = torch.cuda.is_available()
 

@@ -6,6 +6,7 @@ import asyncio
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,10 +18,12 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_specrag.embeddings import SpecRAGEmbeddings
 from specrag.errors import InvalidInputError
-from specrag.models.base import LanguageModel
+from specrag.models.base import LanguageModel, Reader
+from specrag.models.bundled import DRAFTING, drafting_model
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict, passages_of
+from specrag.speculative.confidence import Calibration
 from specrag.speculative.pipeline import SpeculativeRAG
 from specrag.speculative.work import Work, current_work
 
@@ -88,20 +91,38 @@ def as_value(kind: type[T], given: T | Mapping[str, Any] | None, name: str) -> T
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
 
 
-def as_language_model(model: Any, role: str) -> LanguageModel:
-    """A core model as it is; a LangChain chat model or LLM wrapped.
+def as_model(model: Any, role: str) -> LanguageModel | Reader:
+    """A core model as it is; the name of a bundled one, or the folder of a trained reader, loaded; a LangChain chat model or LLM wrapped.
 
     Raises:
-        InvalidInputError: It is neither.
+        InvalidInputError: It is none of these.
+        ModelNotFoundError: It is a name, and the model is not on this machine.
     """
-    if isinstance(model, LanguageModel):
+    if isinstance(model, LanguageModel | Reader):
         return model
     if isinstance(model, BaseLanguageModel):
         return LangChainLM(model)
+    if isinstance(model, str | Path) and (loaded := drafting_model(model)) is not None:
+        return loaded
     raise InvalidInputError(
-        f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)) or a LangChain chat model or "
-        f"LLM, got {type(model).__name__}"
+        f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)), a SpanReader, the name of a "
+        f"bundled model ({', '.join(DRAFTING)}), the folder of a trained reader, or a LangChain chat model or LLM; "
+        f"got {repr(model) if isinstance(model, str | Path) else type(model).__name__}"
     )
+
+
+def as_drafters(given: Any) -> LanguageModel | Reader | tuple[LanguageModel | Reader, ...]:
+    """One drafter or a list of them, each converted by ``as_model``."""
+    if isinstance(given, list | tuple):
+        return tuple(as_model(model, f"drafter[{i}]") for i, model in enumerate(given))
+    return as_model(given, "drafter")
+
+
+def as_calibration(given: Any) -> Any:
+    """A calibration from its file; anything else as it is, to be checked by the core."""
+    if isinstance(given, Path) or (isinstance(given, str) and given != "auto"):
+        return Calibration.load(given)
+    return given
 
 
 def as_embedder(embedder: Any) -> Embedder | None:
@@ -201,13 +222,13 @@ def inside(
     core: SpeculativeRAG, config_of: Callable[[Work | None], RunnableConfig | None], max_concurrency: int | None
 ) -> SpeculativeRAG:
     """``core`` for one call of a chain: the runs of its LangChain models go where ``config_of`` says."""
-    models = {"drafter": core.drafter, "verifier": core.verifier}
-    bound = {
-        role: model.inside(config_of, max_concurrency)
-        for role, model in models.items()
-        if isinstance(model, LangChainLM)
-    }
-    return core.replace(**bound) if bound else core
+
+    def bound(model: Any) -> Any:
+        return model.inside(config_of, max_concurrency) if isinstance(model, LangChainLM) else model
+
+    if not any(isinstance(model, LangChainLM) for model in (*core.roles.drafters, core.verifier)):
+        return core
+    return core.replace(drafter=[bound(model) for model in core.roles.drafters], verifier=bound(core.verifier))
 
 
 # --- answers --------------------------------------------------------------------------------------------

@@ -9,18 +9,28 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_async_callback_manager_for_config, patch_config
 
 from langchain_specrag._convert import draft_row
-from specrag.schema import Draft, DraftDone, DraftFailed, Event, SubsetsChosen, Verdict, VerdictReady
+from specrag.schema import (
+    Draft,
+    DraftDone,
+    DraftFailed,
+    Event,
+    ReadingDone,
+    SpeculativeAnswer,
+    SubsetsChosen,
+    Verdict,
+    VerdictReady,
+)
 from specrag.speculative.work import Ended, Failed, Started, Step, Work, WorkTracker
 
 
 class Trace:
     """Shows the core's events as child runs of ``config``'s run. Costs nothing when nobody listens."""
 
-    def __init__(self, config: RunnableConfig, question: str) -> None:
+    def __init__(self, config: RunnableConfig, question: str, *, readers: bool = False) -> None:
         self._config, self._question = config, question
         self._manager = get_async_callback_manager_for_config(config)
         self._listening = bool(self._manager.handlers)
-        self._tracker = WorkTracker()
+        self._tracker = WorkTracker(readers=readers)
         self._runs: dict[Work, AsyncCallbackManagerForChainRun] = {}
 
     def config_of(self, work: Work | None) -> RunnableConfig:
@@ -48,15 +58,18 @@ class Trace:
         for step in steps:
             if isinstance(step, Started):
                 inputs = _inputs(self._question, step)
-                self._runs[step.work] = await self._manager.on_chain_start(None, inputs, name=_name(step.work))
+                self._runs[step.work] = await self._manager.on_chain_start(None, inputs, name=_name(step))
             elif isinstance(step, Ended):
                 await self._runs.pop(step.work).on_chain_end(_outputs(step))
             elif isinstance(step, Failed):
                 await self._runs.pop(step.work).on_chain_error(step.error)
 
 
-def _name(work: Work) -> str:
-    """``perspectives``, ``draft 1``, ``verification 1``: people count from 1."""
+def _name(step: Started) -> str:
+    """``perspectives``, ``draft 1``, ``verification 1``, ``reading: minilm-reader``: people count from 1."""
+    work = step.work
+    if work.stage in ("read", "escalate"):
+        return f"{'reading' if work.stage == 'read' else 'escalation'}: {step.model}"
     if work.index is None:
         return work.stage
     return f"{'draft' if work.stage == 'draft' else 'verification'} {work.index + 1}"
@@ -71,16 +84,23 @@ def _inputs(question: str, step: Started) -> dict[str, Any]:
 def _outputs(step: Ended) -> dict[str, Any]:
     if isinstance(step.made, SubsetsChosen):
         return _chosen(step.made)
+    if isinstance(step.made, ReadingDone):
+        return _read(step.made)
+    if isinstance(step.made, SpeculativeAnswer):
+        return {"answer": step.made.text, "abstained": step.made.abstained, "documents": list(step.made.read or ())}
     if isinstance(step.made, Draft):
         return _shown(step.made)
     if isinstance(step.made, Verdict):
-        return {name: value for name, value in draft_row(step.made).items() if name.startswith("log_")}
+        scores = draft_row(step.made).items()
+        return {name: value for name, value in scores if name.startswith("log_") and value is not None}
     return {"late": True}
 
 
 def _custom_event(event: Event) -> tuple[str, dict[str, Any]] | None:
     if isinstance(event, SubsetsChosen):
         return "specrag_subsets", _chosen(event)
+    if isinstance(event, ReadingDone):
+        return "specrag_reading", _read(event)
     if isinstance(event, DraftDone):
         draft = event.draft
         return "specrag_draft", {"index": draft.index, **_shown(draft), "documents": list(draft.subset)}
@@ -94,6 +114,10 @@ def _custom_event(event: Event) -> tuple[str, dict[str, Any]] | None:
 
 def _chosen(event: SubsetsChosen) -> dict[str, Any]:
     return {"subsets": [list(subset) for subset in event.subsets], "embedding_source": event.embedding_source}
+
+
+def _read(event: ReadingDone) -> dict[str, Any]:
+    return {"reader": event.model, "drafts": event.drafts, "log_no_answer": event.log_no_answer}
 
 
 def _shown(draft: Draft) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnablePassthrough, RunnableSerializable
 from langchain_core.runnables.utils import AddableDict
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import TypedDict
 
 from langchain_specrag._convert import (
     RESULT_KEYS,
+    as_calibration,
+    as_drafters,
     as_embedder,
-    as_language_model,
+    as_model,
     as_value,
     inside,
     result_of,
@@ -26,10 +28,13 @@ from langchain_specrag._tracing import Trace
 from specrag import _blocking
 from specrag.errors import InvalidInputError
 from specrag.models.base import Sampling
+from specrag.models.bundled import DEFAULT_DRAFTER
 from specrag.schema import AnswerReady, Event
+from specrag.speculative.escalation import Escalation
 from specrag.speculative.perspectives import SubsetMode
 from specrag.speculative.pipeline import SpeculativeRAG
 from specrag.speculative.prompts import Prompts
+from specrag.speculative.routing import Routing
 from specrag.speculative.verification import Scoring
 
 
@@ -53,6 +58,9 @@ _PLAIN = (
     "subsets",
     "max_rationale_tokens",
     "max_answer_tokens",
+    "min_confidence",
+    "escalate",
+    "escalate_below",
     "reuse_embeddings",
     "deadline",
     "seed",
@@ -71,12 +79,15 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
         ```
 
     Key init args:
-        drafter: A core language model, or a LangChain chat model or LLM.
-        verifier: The same; by default the drafter.
+        drafter: A core language model or span reader, the name of a bundled model (``"minilm-reader"``), the folder of
+            a reader that you trained, or a LangChain chat model or LLM; or a list of several, whose drafts are pooled.
+        verifier: One of the same; by default the first drafter that is a language model.
         embedder: A core embedder or LangChain ``Embeddings``; by default the bundled MiniLM.
         vector_store: Where the documents come from. Its vectors replace the embedder's. ``FAISS``,
             ``InMemoryVectorStore``, or a function from documents to vectors.
-        scoring, prompts, sampling: A core ``Scoring``, ``Prompts`` or ``Sampling``, or a mapping of its fields.
+        scoring, prompts, sampling, routing: A core ``Scoring``, ``Prompts``, ``Sampling`` or ``Routing``, or a mapping
+            of its fields.
+        calibration: A core ``Calibration``, the path of one that `specrag calibrate` wrote, ``"auto"`` or ``None``.
 
         All other settings are those of ``specrag.SpeculativeRAG``.
 
@@ -112,8 +123,9 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
         ```
 
     Callbacks:
-        Child runs show the perspectives, each draft and each verification. The custom events ``specrag_subsets``,
-        ``specrag_draft``, ``specrag_draft_failed`` and ``specrag_verdict`` tell what happens meanwhile.
+        Child runs show the reading of each reader, the perspectives, each draft, each verification and an escalation.
+        The custom events ``specrag_reading``, ``specrag_subsets``, ``specrag_draft``, ``specrag_draft_failed`` and
+        ``specrag_verdict`` tell what happens meanwhile.
 
     Raises:
         InvalidInputError: A setting that the core refuses.
@@ -128,11 +140,16 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
     drafts: int = SpeculativeRAG.drafts
     passages_per_draft: int = SpeculativeRAG.passages_per_draft
     subsets: SubsetMode = SpeculativeRAG.subsets
+    routing: Routing | Mapping[str, Any] | None = Field(default_factory=dict)
     scoring: Scoring | Mapping[str, Any] | None = None
     prompts: Prompts | Mapping[str, Any] | None = None
     sampling: Sampling | Mapping[str, Any] | None = None
     max_rationale_tokens: int = SpeculativeRAG.max_rationale_tokens
     max_answer_tokens: int = SpeculativeRAG.max_answer_tokens
+    calibration: Any = SpeculativeRAG.calibration
+    min_confidence: float | None = None
+    escalate: Escalation | None = None
+    escalate_below: float = SpeculativeRAG.escalate_below
     reuse_embeddings: bool = True
     deadline: float | None = None
     seed: int = 0
@@ -141,12 +158,14 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
     def model_post_init(self, context: Any, /) -> None:
         """Build the core's pipeline, which checks the settings."""
         self._core = SpeculativeRAG(
-            drafter=as_language_model(self.drafter, "drafter"),
-            verifier=None if self.verifier is None else as_language_model(self.verifier, "verifier"),
+            drafter=as_drafters(self.drafter),
+            verifier=None if self.verifier is None else as_model(self.verifier, "verifier"),
             embedder=as_embedder(self.embedder),
+            routing=None if self.routing is None else as_value(Routing, self.routing, "routing"),
             scoring=as_value(Scoring, self.scoring, "scoring"),
             prompts=None if self.prompts is None else as_value(Prompts, self.prompts, "prompts"),
             sampling=as_value(Sampling, self.sampling, "sampling"),
+            calibration=as_calibration(self.calibration),
             **{name: getattr(self, name) for name in _PLAIN},
         )
 
@@ -233,7 +252,7 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
     async def _events(self, inputs: dict[str, Any], config: RunnableConfig) -> AsyncIterator[Event]:
         """The core's events for one call, traced."""
         question, documents = _checked(inputs)
-        trace = Trace(config, question)
+        trace = Trace(config, question, readers=bool(self._core.roles.readers))
         core = inside(self._core, trace.config_of, config.get("max_concurrency"))
         try:
             await trace.begin()
@@ -264,7 +283,7 @@ def create_speculative_rag_chain(
     Args:
         retriever: A retriever, which is given the question; or any Runnable from the whole input to documents. The
             vectors of a vector store's retriever replace the embedder's.
-        drafter: By default the bundled drafter.
+        drafter: As in ``SpeculativeRAGRunnable``; by default the bundled drafter.
         verifier: By default the drafter.
         settings: As in ``SpeculativeRAGRunnable``.
 
@@ -299,9 +318,7 @@ def create_speculative_rag_chain(
         ```
     """
     if drafter is None:
-        from specrag.models import bundled
-
-        drafter = bundled("smollm2-rag-drafter")
+        drafter = DEFAULT_DRAFTER
     if isinstance(retriever, BaseRetriever):
         settings.setdefault("vector_store", getattr(retriever, "vectorstore", None))
         find: Runnable[Any, Any] = RunnableLambda(_question) | retriever

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from llama_index_instrumentation.span import active_span_id
 
 from llamaindex_specrag.embeddings import SpecRAGEmbedding
 from specrag.errors import InvalidInputError
-from specrag.models.base import LanguageModel
+from specrag.models.base import LanguageModel, Reader
+from specrag.models.bundled import DRAFTING, drafting_model
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage
+from specrag.speculative.confidence import Calibration
 from specrag.speculative.pipeline import SpeculativeRAG
 from specrag.speculative.work import Work, current_work
 
@@ -41,20 +44,38 @@ def to_passage(node: NodeWithScore) -> Passage:
     )
 
 
-def as_language_model(model: Any, role: str) -> LanguageModel:
-    """A core model as it is; a LlamaIndex LLM wrapped.
+def as_model(model: Any, role: str) -> LanguageModel | Reader:
+    """A core model as it is; the name of a bundled one, or the folder of a trained reader, loaded; a LlamaIndex LLM wrapped.
 
     Raises:
-        InvalidInputError: It is neither.
+        InvalidInputError: It is none of these.
+        ModelNotFoundError: It is a name, and the model is not on this machine.
     """
-    if isinstance(model, LanguageModel):
+    if isinstance(model, LanguageModel | Reader):
         return model
     if isinstance(model, BaseLLM):
         return LlamaIndexLM(model)
+    if isinstance(model, str | Path) and (loaded := drafting_model(model)) is not None:
+        return loaded
     raise InvalidInputError(
-        f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)) or a LlamaIndex LLM, "
-        f"got {type(model).__name__}"
+        f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)), a SpanReader, the name of a "
+        f"bundled model ({', '.join(DRAFTING)}), the folder of a trained reader, or a LlamaIndex LLM; "
+        f"got {repr(model) if isinstance(model, str | Path) else type(model).__name__}"
     )
+
+
+def as_drafters(given: Any) -> LanguageModel | Reader | tuple[LanguageModel | Reader, ...]:
+    """One drafter or a list of them, each converted by ``as_model``."""
+    if isinstance(given, list | tuple):
+        return tuple(as_model(model, f"drafter[{i}]") for i, model in enumerate(given))
+    return as_model(given, "drafter")
+
+
+def as_calibration(given: Any) -> Any:
+    """A calibration from its file; anything else as it is, to be checked by the core."""
+    if isinstance(given, Path) or (isinstance(given, str) and given != "auto"):
+        return Calibration.load(given)
+    return given
 
 
 def as_embedder(embedder: Any) -> Embedder | None:
@@ -140,9 +161,13 @@ class LlamaIndexLM(ChatLM):
 
 def inside(core: SpeculativeRAG, span_of: Callable[[Work | None], str | None]) -> SpeculativeRAG:
     """``core`` for one call: the spans of its LlamaIndex LLMs go below those that ``span_of`` gives."""
-    models = {"drafter": core.drafter, "verifier": core.verifier}
-    bound = {role: model.inside(span_of) for role, model in models.items() if isinstance(model, LlamaIndexLM)}
-    return core.replace(**bound) if bound else core
+
+    def bound(model: Any) -> Any:
+        return model.inside(span_of) if isinstance(model, LlamaIndexLM) else model
+
+    if not any(isinstance(model, LlamaIndexLM) for model in (*core.roles.drafters, core.verifier)):
+        return core
+    return core.replace(drafter=[bound(model) for model in core.roles.drafters], verifier=bound(core.verifier))
 
 
 def chosen_tokens(text: str, positions: Sequence[Sequence[LogProb]]) -> list[dict[str, Any]] | None:

@@ -10,22 +10,32 @@ from llama_index.core.instrumentation.events import BaseEvent
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.span import active_span_id
 
-from llamaindex_specrag.events import DraftEvent, DraftFailedEvent, PerspectivesEvent, VerdictEvent
-from specrag.schema import Draft, DraftDone, DraftFailed, Event, SubsetsChosen, Verdict, VerdictReady
+from llamaindex_specrag.events import DraftEvent, DraftFailedEvent, PerspectivesEvent, ReadingEvent, VerdictEvent
+from specrag.schema import (
+    Draft,
+    DraftDone,
+    DraftFailed,
+    Event,
+    ReadingDone,
+    SpeculativeAnswer,
+    SubsetsChosen,
+    Verdict,
+    VerdictReady,
+)
 from specrag.speculative.work import Ended, Failed, Started, Step, Work, WorkTracker
 
 dispatcher = get_dispatcher(__name__)
 
-_SCORES = ("log_draft", "log_self_contain", "log_self_reflect")
+_SCORES = ("log_draft", "log_self_contain", "log_self_reflect", "log_listwise", "log_span")
 
 
 class Spans:
     """Shows the core's events as spans below the one that is active now, and as events of the dispatcher."""
 
-    def __init__(self, question: str) -> None:
+    def __init__(self, question: str, *, readers: bool = False) -> None:
         self._parent = active_span_id.get()
         self._arguments = inspect.signature(lambda question: None).bind(question)
-        self._tracker = WorkTracker()
+        self._tracker = WorkTracker(readers=readers)
         self._spans: dict[Work, str] = {}
         self._show(self._tracker.begin())
 
@@ -62,7 +72,9 @@ class Spans:
 def _result(step: Ended) -> Any:
     if isinstance(step.made, SubsetsChosen):
         return [list(subset) for subset in step.made.subsets]
-    if isinstance(step.made, Draft):
+    if isinstance(step.made, ReadingDone):
+        return step.made.drafts
+    if isinstance(step.made, Draft | SpeculativeAnswer):
         return step.made.text
     return _scores(step.made) if isinstance(step.made, Verdict) else None
 
@@ -71,6 +83,10 @@ def _told(event: Event) -> BaseEvent | None:
     if isinstance(event, SubsetsChosen):
         return PerspectivesEvent(
             subsets=[list(subset) for subset in event.subsets], embedding_source=event.embedding_source
+        )
+    if isinstance(event, ReadingDone):
+        return ReadingEvent(
+            index=event.index, reader=event.model, drafts=event.drafts, log_no_answer=event.log_no_answer
         )
     if isinstance(event, DraftDone):
         draft = event.draft

@@ -23,6 +23,15 @@ class PerspectivesEvent(_Event):
     embedding_source: str
 
 
+class ReadingEvent(_Event):
+    """A reader has read all passages: ``drafts`` drafts follow, the first of them number ``index``."""
+
+    index: int
+    reader: str
+    drafts: int
+    log_no_answer: float | None
+
+
 class DraftEvent(_Event):
     """Draft number ``index`` arrived."""
 
@@ -50,3 +59,5 @@ class VerdictEvent(_Event):
     log_draft: float | None
     log_self_contain: float | None
     log_self_reflect: float | None
+    log_listwise: float | None = None
+    log_span: float | None = None

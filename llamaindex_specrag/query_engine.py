@@ -22,10 +22,19 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.settings import Settings
 
-from llamaindex_specrag._convert import as_embedder, as_language_model, inside, metadata_of, to_passage
+from llamaindex_specrag._convert import (
+    as_calibration,
+    as_drafters,
+    as_embedder,
+    as_model,
+    inside,
+    metadata_of,
+    to_passage,
+)
 from llamaindex_specrag._instrumentation import Spans, dispatcher
 from specrag import _blocking
 from specrag.errors import InvalidInputError
+from specrag.models.bundled import DEFAULT_DRAFTER
 from specrag.schema import AnswerReady, SpeculativeAnswer
 from specrag.speculative.pipeline import SpeculativeRAG
 
@@ -59,14 +68,17 @@ class SpeculativeSynthesizer(BaseSynthesizer):
     ``abstained``, ``reason``, ``rationale`` and every draft with its scores. ``Settings.llm`` is never used.
 
     Args:
-        drafter: A core language model or a LlamaIndex LLM; by default the bundled drafter.
-        verifier: The same; by default the drafter.
+        drafter: A core language model or span reader, the name of a bundled model (``"minilm-reader"``), the folder of
+            a reader that you trained, or a LlamaIndex LLM; or a list of several, whose drafts are pooled. By default the
+            bundled drafter.
+        verifier: One of the same; by default the first drafter that is a language model.
         embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. It is not used when
             every node has an embedding.
         streaming: Give the answer in pieces, after it is chosen.
         no_answer: The response's text when no draft answers.
         callback_manager: By default that of ``Settings``.
-        settings: As in ``specrag.SpeculativeRAG``: ``drafts``, ``passages_per_draft``, ``scoring``, ``prompts``, ...
+        settings: As in ``specrag.SpeculativeRAG``: ``drafts``, ``passages_per_draft``, ``scoring``, ``prompts``,
+            ``min_confidence``, ``escalate``, ... ``calibration`` may be the path of one that `specrag calibrate` wrote.
 
     Raises:
         InvalidInputError: An unknown setting, or one that the core refuses.
@@ -90,13 +102,11 @@ class SpeculativeSynthesizer(BaseSynthesizer):
             raise InvalidInputError(
                 f"unknown settings {', '.join(unknown)}: there are {', '.join((*_OWN_SETTINGS, *_SETTINGS))}"
             )
-        if drafter is None:
-            from specrag.models import bundled
-
-            drafter = bundled("smollm2-rag-drafter")
+        if "calibration" in settings:
+            settings["calibration"] = as_calibration(settings["calibration"])
         self._core = SpeculativeRAG(
-            drafter=as_language_model(drafter, "drafter"),
-            verifier=None if verifier is None else as_language_model(verifier, "verifier"),
+            drafter=as_drafters(DEFAULT_DRAFTER if drafter is None else drafter),
+            verifier=None if verifier is None else as_model(verifier, "verifier"),
             embedder=as_embedder(embedder),
             **settings,
         )
@@ -162,7 +172,7 @@ class SpeculativeSynthesizer(BaseSynthesizer):
 
     async def _answer(self, question: str, nodes: Sequence[NodeWithScore]) -> SpeculativeAnswer:
         """The core's answer, with its spans and events."""
-        spans = Spans(question)
+        spans = Spans(question, readers=bool(self._core.roles.readers))
         core = inside(self._core, spans.span_of)
         answer = None
         try:

@@ -44,6 +44,8 @@ SETTINGS = {
     schema.DraftFailure: {"index": 0, "subset": (), "error": "x"},
     schema.Usage: {"prompt_tokens": 1},
     schema.Timings: {"embed": 1.0},
+    schema.StageBegan: {"stage": "read", "index": 0, "model": "m"},
+    schema.ReadingDone: {"index": 0, "model": "m", "drafts": 2},
     schema.SubsetsChosen: {"subsets": (), "embedding_source": "none"},
     schema.DraftDone: {"draft": DRAFT},
     schema.DraftFailed: {"failure": FAILURE},
@@ -87,6 +89,7 @@ SETTINGS = {
     },
     llamaindex_specrag.MultiPerspectivePostprocessor: {"k": 3, "embedder": HashEmbedder()},
     llamaindex_events.PerspectivesEvent: {"subsets": [[0]], "embedding_source": "none"},
+    llamaindex_events.ReadingEvent: {"index": 0, "reader": "m", "drafts": 2, "log_no_answer": None},
     llamaindex_events.DraftEvent: {"index": 0, "answer": "x", "rationale": "", "abstained": False, "subset": [0]},
     llamaindex_events.DraftFailedEvent: {"index": 0, "subset": [0], "error": "x"},
     llamaindex_events.VerdictEvent: {

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from specrag import Passage
@@ -20,39 +19,13 @@ from specrag.training.reader import ReaderSettings, train_reader
 from specrag.training.reader_batches import ReaderCollator, encode_group, in_order
 from specrag.training.reader_examples import ReaderExample, ReaderMixture, make_reader_examples
 from tests.fakes import HashEmbedder
+from tests.reader_parts import records, word_tokenizer
 from tests.test_span_reader import tiny_bert
-
-CITIES = ("paris", "rome", "oslo", "bern", "ulm", "lima", "cairo", "tokyo")
-
-
-def records(count: int = 24) -> list[Question]:
-    """Every passage names a year and a city; the question says which of the two is asked for."""
-    made = []
-    for i in range(count):
-        year, city = 1800 + 7 * i, CITIES[i % len(CITIES)]
-        text = f"Tower {i} is tall. It was built in {year} by the people of {city}. It stands."
-        asked, answer = (f"when was tower {i} built", str(year)) if i % 2 else (f"who built tower {i}", city)
-        made.append(Question(str(i), asked, (answer,), (Passage(text, title=f"Tower {i}"),), (0,)))
-    return made
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Every word of the records is a token: a tiny vocabulary, so that training takes a moment."""
-    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    texts = [text for record in records() for text in (record.question, record.passages[0].text)]
-    words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special))
-    words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+    return word_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 
 from specrag import Passage, Prompts, Sampling, SpeculativeRAG
 from specrag.errors import ModelError
-from specrag.schema import Draft, SubsetsChosen, Verdict
+from specrag.schema import Draft, ReadingDone, SubsetsChosen, Verdict
 from specrag.speculative.work import Ended, Failed, Started, Work, WorkTracker, current_work, working_on
-from tests.fakes import NAN, HashEmbedder, ScriptedLM
+from tests.fakes import NAN, HashEmbedder, ScriptedLM, ScriptedReader
 
 PASSAGES = [Passage(f"passage {i} .") for i in range(4)]
 PERSPECTIVES = Work("perspectives")
@@ -122,3 +122,64 @@ def test_calls_know_the_draft_that_they_serve():
     with working_on(Work("draft", 1)):
         assert current_work.get() == Work("draft", 1)
     assert current_work.get() is None
+
+
+# --- readers --------------------------------------------------------------------------------------------
+
+
+def steps_with(reader: ScriptedReader, question: str = "which passage", **options) -> list:
+    """Every step of one question that a reader reads first, and a language model where it is asked."""
+    lm = ScriptedLM(lambda text: ("because", "42"))
+    rag = SpeculativeRAG(drafter=[reader, lm], embedder=HashEmbedder(), drafts=2, **options)
+    tracker = WorkTracker(readers=True)
+    steps = tracker.begin()
+    for event in rag.stream(question, PASSAGES):
+        steps += tracker.see(event)
+    return steps + tracker.close()
+
+
+def test_a_reader_reads_before_anything_else_and_alone_where_it_is_sure():
+    steps = steps_with(ScriptedReader({"passage 1": 0.6, "passage 2": 0.3}))
+    check_balance(steps)
+    reading = Work("read", 2)  # the first two indexes belong to the language model's drafts
+    assert [step.work for step in steps[:2]] == [reading, reading] and steps[0].model == "scripted-reader"
+    (done,) = [step.made for step in steps if isinstance(step, Ended) and step.work == reading]
+    assert isinstance(done, ReadingDone) and done.drafts == 2 and done.log_no_answer == pytest.approx(-2.302585)
+    assert {step.work.stage for step in steps} == {"read", "verify"}
+
+
+def test_after_a_doubtful_reading_the_perspectives_begin_and_the_model_drafts():
+    steps = steps_with(ScriptedReader({"passage 1": 0.1}))
+    check_balance(steps)
+    order = list(dict.fromkeys(step.work for step in steps if isinstance(step, Started)))
+    assert [order.index(work) for work in (Work("read", 2), PERSPECTIVES, Work("draft", 0))] == [0, 2, 3]
+    assert order[1] == Work("verify", 2)  # the copied draft
+
+
+def test_a_reader_that_fails_ends_its_reading_with_the_error():
+    steps = steps_with(ScriptedReader({}, error=RuntimeError("away")))
+    check_balance(steps)
+    (failed,) = [step for step in steps if isinstance(step, Failed)]
+    assert failed.work == Work("read", 2) and "away" in str(failed.error)
+    assert Work("draft", 1) in {step.work for step in steps}
+
+
+async def test_whoever_listens_knows_of_a_piece_of_work_before_its_model_is_called():
+    begun, seen = set(), []
+
+    class Watched(ScriptedLM):
+        async def agenerate(self, requests, sampling=None, *, top_log_probs=0):
+            seen.append(current_work.get() in begun)
+            return await super().agenerate(requests, sampling, top_log_probs=top_log_probs)
+
+    class WatchedReader(ScriptedReader):
+        async def aread(self, question, texts, **options):
+            seen.append(current_work.get() in begun)
+            return await super().aread(question, texts, **options)
+
+    drafters = [WatchedReader({"passage 1": 0.1}), Watched(lambda text: ("x", "y"), batched=False)]
+    tracker = WorkTracker(readers=True)
+    rag = SpeculativeRAG(drafter=drafters, embedder=HashEmbedder(), drafts=2)
+    async for event in rag.astream("q", PASSAGES):
+        begun |= {step.work for step in tracker.see(event) if isinstance(step, Started)}
+    assert seen == [True] * 3

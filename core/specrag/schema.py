@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from specrag._stages import ReadingDone as ReadingDone
+from specrag._stages import StageBegan as StageBegan
 from specrag.errors import InvalidInputError
 
 EmbeddingSource = Literal["passages", "embedder", "none"]
@@ -392,4 +394,4 @@ class AnswerReady:
     answer: SpeculativeAnswer
 
 
-Event = SubsetsChosen | DraftDone | DraftFailed | VerdictReady | AnswerReady
+Event = StageBegan | ReadingDone | SubsetsChosen | DraftDone | DraftFailed | VerdictReady | AnswerReady

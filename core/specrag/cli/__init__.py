@@ -1,4 +1,4 @@
-"""The ``specrag`` command: ask, demo, index, train, questions, models fetch.
+"""The ``specrag`` command: ask, demo, index, train, questions, calibrate, models.
 
 Each module holds one group of commands; ``console`` and ``answers`` say how things look, ``loading`` makes the models.
 Results go to stdout, progress and errors to stderr.
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from specrag.cli import ask, index, models, train
+from specrag.cli import ask, calibrate, index, models, train
 from specrag.cli.ask import ABSTAINED
 from specrag.cli.console import out
 
@@ -30,6 +30,7 @@ app.command("index")(index.index)
 app.command("demo")(ask.demo)
 app.command("train")(train.train)
 app.command("questions")(train.questions)
+app.command("calibrate")(calibrate.calibrate)
 app.add_typer(models.app, name="models")
 
 

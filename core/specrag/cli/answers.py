@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -19,18 +19,33 @@ if TYPE_CHECKING:
 
 # Characters of a passage in the list of sources: one line of a usual terminal, after the title.
 EXCERPT = 110
+# A verdict's scores and their headings in the table of drafts. The paper's are always there for drafts that were written.
+SCORES = {
+    "log_draft": "log ρ_draft",
+    "log_self_contain": "log ρ_SC",
+    "log_self_reflect": "log ρ_SR",
+    "log_listwise": "log ρ_L",
+    "log_span": "log ρ_span",
+    "log_score": "log ρ",
+}
+PAPERS = ("log_draft", "log_self_contain", "log_self_reflect", "log_score")
 
 
 def follow(rag: SpeculativeRAG, question: str, passages: Sequence[Passage]) -> SpeculativeAnswer:
     """Answer the question while a line on stderr shows the stages."""
-    from specrag.schema import AnswerReady, DraftDone, DraftFailed, SubsetsChosen, VerdictReady
+    from specrag.schema import AnswerReady, DraftDone, DraftFailed, ReadingDone, StageBegan, SubsetsChosen, VerdictReady
 
     drafted = verified = total = 0
     answer = None
     with working("retrieving perspectives") as update:
         for event in rag.stream(question, passages):
+            if isinstance(event, StageBegan):
+                update({"read": "reading", "escalate": f"{event.model} answers itself"}.get(event.stage, event.stage))
+                continue
             if isinstance(event, SubsetsChosen):
-                total = len(event.subsets)
+                total += len(event.subsets)
+            elif isinstance(event, ReadingDone):
+                total += event.drafts
             elif isinstance(event, DraftDone | DraftFailed):
                 drafted += 1
             elif isinstance(event, VerdictReady):
@@ -59,7 +74,8 @@ def show(answer: SpeculativeAnswer, *, explain: bool) -> None:
     t = answer.timings
     out.print(
         f"[dim]embed {t.embed:.2f} s, cluster {t.cluster:.3f} s, draft {t.draft:.2f} s, verify {t.verify:.2f} s, "
-        f"total {t.total:.2f} s[/]"
+        + (f"escalate {t.escalate:.2f} s, " if t.escalate else "")
+        + f"total {t.total:.2f} s[/]"
     )
     for note in answer.notes:
         err.print(f"[yellow]note:[/] {escape(note)}")
@@ -72,6 +88,11 @@ def _panel(answer: SpeculativeAnswer) -> Panel:
         shown = f"[bold]{escape(answer.text)}[/]"
         if answer.rationale:
             shown += f"\n[dim]{escape(answer.rationale)}[/]"
+    if answer.escalated:
+        shown += f"\n[dim]the verifier answered itself, from passages {_numbers(answer.read or ())}[/]"
+    if answer.confidence is not None:
+        of = "of the best draft" if answer.escalated or answer.abstained else "of this answer"
+        shown += f"\n[dim]confidence {of}: {answer.confidence:.2f}[/]"
     return Panel(shown, title=escape(answer.question), title_align="left")
 
 
@@ -80,23 +101,31 @@ def _table(answer: SpeculativeAnswer) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("draft", "passages"):
         table.add_column(name, overflow="fold")
-    for name in ("log ρ_draft", "log ρ_SC", "log ρ_SR", "log ρ"):
+    scores = _scores_shown(answer.verdicts)
+    for name in scores.values():
         table.add_column(name, justify="right", no_wrap=True)
     for rank, verdict in enumerate(answer.verdicts):
-        table.add_row(*_row(verdict, chosen=rank == 0 and not answer.abstained))
+        table.add_row(*_row(verdict, scores, chosen=rank == 0 and not answer.abstained and not answer.escalated))
     for failure in answer.failures:
         table.add_row(f"[red]{escape(failure.error)}[/]", _numbers(failure.subset))
     return table
 
 
-def _row(verdict: Verdict, *, chosen: bool) -> tuple[str, ...]:
+def _scores_shown(verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """The columns of the table, as field of a verdict -> heading: the paper's, unless every draft was copied."""
+    written = not verdicts or any(not verdict.draft.places for verdict in verdicts)
+    named = {name: head for name, head in SCORES.items() if any(getattr(v, name) is not None for v in verdicts)}
+    return {name: head for name, head in SCORES.items() if name in named or (written and name in PAPERS)}
+
+
+def _row(verdict: Verdict, scores: Mapping[str, str], *, chosen: bool) -> tuple[str, ...]:
     text = escape(verdict.draft.text)
     if verdict.draft.abstained:
         text = f"[dim]{text}[/]"
     if chosen:
         text = f"[green]{text}[/]"
-    scores = (verdict.log_draft, verdict.log_self_contain, verdict.log_self_reflect, verdict.log_score)
-    return (text, _numbers(verdict.draft.subset), *("–" if score is None else f"{score:.2f}" for score in scores))
+    values = [getattr(verdict, name) for name in scores]
+    return (text, _numbers(verdict.draft.subset), *("–" if value is None else f"{value:.2f}" for value in values))
 
 
 def _numbers(subset: Sequence[int]) -> str:

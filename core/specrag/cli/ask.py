@@ -12,9 +12,13 @@ from specrag.cli.console import counting, failures_reported, out, working
 from specrag.cli.loading import load_embedder, load_pipeline, with_statement
 from specrag.cli.options import (
     ApiKeyOption,
+    CalibrationOption,
     DrafterOption,
     EmbedderOption,
     EmbedderServerOption,
+    EscalateBelowOption,
+    EscalateOption,
+    MinConfidenceOption,
     ModelsOption,
     ServerOption,
     Statement,
@@ -25,6 +29,13 @@ from specrag.cli.options import (
 from specrag.errors import InvalidInputError
 
 ABSTAINED = 3  # the exit code of an answer that abstains
+# What the demo says of its drafter, where none is given.
+ABOUT = {
+    "smollm2-rag-drafter": "Drafter and verifier are SmolLM2-135M, trained as a drafter by `specrag train`: small and "
+    "quick. For better\nanswers give a larger --verifier, or train a drafter on questions of your own.",
+    "minilm-reader": "The drafter is MiniLM, 22 million parameters, trained by `specrag train --reader`: it copies "
+    "answers, and nobody\nverifies them. For better answers give a --verifier, or train a reader on questions of your own.",
+}
 DEMO = Path(__file__).parent.parent / "data" / "demo.jsonl"
 
 
@@ -40,6 +51,10 @@ def ask(
     embedder: EmbedderOption = None,
     embedder_server: EmbedderServerOption = None,
     api_key: ApiKeyOption = None,
+    calibration: CalibrationOption = None,
+    min_confidence: MinConfidenceOption = None,
+    escalate: EscalateOption = None,
+    escalate_below: EscalateBelowOption = 0.5,
     drafts: Annotated[int, typer.Option(min=1, help="m: how many drafts.")] = 5,
     passages_per_draft: Annotated[int, typer.Option(min=1, help="k: how many passages each draft reads.")] = 2,
     top: Annotated[int, typer.Option(min=1, help="How many passages to retrieve.")] = 10,
@@ -59,7 +74,16 @@ def ask(
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             rag = load_pipeline(
-                drafter, verifier, models=models, server=server, tokenizer=tokenizer, api_key=api_key
+                drafter,
+                verifier,
+                models=models,
+                server=server,
+                tokenizer=tokenizer,
+                api_key=api_key,
+                calibration=calibration,
+                min_confidence=min_confidence,
+                escalate=escalate.value if escalate is not None else None,
+                escalate_below=escalate_below,
             ).replace(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
             rag = with_statement(rag, statement)
         if (docs / "index.json").exists():
@@ -79,6 +103,9 @@ def demo(
     count: Annotated[int | None, typer.Option("--questions", min=1, help="How many of the sample's questions.")] = None,
     drafter: DrafterOption = None,
     verifier: VerifierOption = None,
+    calibration: CalibrationOption = None,
+    min_confidence: MinConfidenceOption = None,
+    escalate: EscalateOption = None,
     models: ModelsOption = None,
 ) -> None:
     """Answer real questions from real passages, and show how each answer was chosen."""
@@ -86,14 +113,23 @@ def demo(
         from specrag.evaluation.data import load_questions
         from specrag.evaluation.metrics import contains_answer
         from specrag.models import bundled
+        from specrag.models.bundled import DEFAULT_DRAFTER
 
         questions = load_questions(DEMO)[:count]
         with working("loading models"):
             embedder = bundled("minilm", folder=models)
-            rag = load_pipeline(drafter, verifier, models=models).replace(embedder=embedder)
+            rag = load_pipeline(
+                drafter,
+                verifier,
+                models=models,
+                calibration=calibration,
+                min_confidence=min_confidence,
+                escalate=escalate.value if escalate is not None else None,
+                embedder=embedder,
+            )
         out.print(
-            "Questions of Natural Questions with ten Wikipedia passages each (CC BY-SA 3.0). Every draft reads two of\n"
-            "them; the drafts are scored in one forward pass, and the best one is the answer.\n"
+            "Questions of Natural Questions with ten Wikipedia passages each (CC BY-SA 3.0). Every question gets several\n"
+            "drafts from different passages; the drafts are scored, and the best one is the answer.\n"
         )
         right = 0
         for item in questions:
@@ -104,8 +140,5 @@ def demo(
             expected = " or ".join(item.answers) or "no answer: the passages do not hold one"
             out.print(f"expected: {expected} — {'[green]right' if correct else '[red]wrong'}[/]\n")
         out.print(f"{right} of {len(questions)} right.")
-        if drafter is None:
-            out.print(
-                "[dim]Drafter and verifier are SmolLM2-135M, trained as a drafter by `specrag train`: small and quick. "
-                "For better\nanswers give a larger --verifier, or train a drafter on questions of your own.[/]"
-            )
+        if not drafter:
+            out.print(f"[dim]{ABOUT[DEFAULT_DRAFTER]}[/]")

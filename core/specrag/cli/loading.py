@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specrag._extras import require
 from specrag.cli.options import Statement
 from specrag.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from specrag.models.base import LanguageModel
+    from specrag.models.base import LanguageModel, Reader
     from specrag.models.embedders import Embedder
     from specrag.speculative.pipeline import SpeculativeRAG
 
@@ -47,33 +48,71 @@ def load_embedder(
 
 
 def load_pipeline(
-    drafter: str | None,
+    drafters: Sequence[str] | None,
     verifier: str | None,
     *,
     models: Path | None,
     server: Sequence[str] | None = None,
     tokenizer: str | None = None,
     api_key: str | None = None,
+    calibration: Path | None = None,
+    **settings: Any,
 ) -> SpeculativeRAG:
-    """The pipeline of a drafter and a verifier; without a drafter's name, the bundled drafter.
+    """The pipeline of drafters and a verifier; without a drafter's name, the default one.
 
-    Without a verifier's name, the drafter verifies its own drafts.
+    Without a verifier's name, the first drafter that is a language model verifies.
+
+    Args:
+        calibration: A file of ``specrag calibrate``.
+        settings: Those of ``SpeculativeRAG``; ``None`` leaves the default.
     """
+    from specrag.models.bundled import DEFAULT_DRAFTER
+    from specrag.speculative.confidence import Calibration
     from specrag.speculative.pipeline import SpeculativeRAG
 
-    if server and drafter is None:
+    if server and not drafters:
         raise InvalidInputError("--server needs --drafter: the model's name on the server")
-    first = _bundled_drafter(models) if drafter is None else load_model(drafter, server, api_key, tokenizer)
-    second = load_model(verifier, server, api_key, tokenizer) if verifier else None
-    return SpeculativeRAG(drafter=first, verifier=second)
+    given = {name: value for name, value in settings.items() if value is not None}
+    if calibration is not None:
+        given["calibration"] = Calibration.load(calibration)
+
+    def load(name: str) -> LanguageModel | Reader:
+        return _drafting_model(name, models, server, api_key, tokenizer)
+
+    drafting = [load(name) for name in drafters or (DEFAULT_DRAFTER,)]
+    return SpeculativeRAG(
+        drafter=drafting[0] if len(drafting) == 1 else drafting, verifier=load(verifier) if verifier else None, **given
+    )
 
 
-def _bundled_drafter(models: Path | None) -> LanguageModel:
+def _drafting_model(
+    name: str, models: Path | None, server: Sequence[str] | None, api_key: str | None, tokenizer: str | None
+) -> LanguageModel | Reader:
+    """A drafter or verifier: a reader, which is never on a server, or a language model."""
     from specrag.models import bundled
+    from specrag.models.bundled import DRAFTING, READERS, drafting_model
 
-    # Int8 weights halve the drafting time on a CPU. A GPU does not need them.
-    options = {} if _gpu_found() else {"quantization": "int8"}
-    return bundled("smollm2-rag-drafter", folder=models, **options)
+    if name in READERS:
+        return bundled(name, folder=models)
+    if name in DRAFTING and not server:
+        # Int8 weights halve the drafting time on a CPU. A GPU does not need them.
+        return bundled(name, folder=models, **({} if _gpu_found() else {"quantization": "int8"}))
+    if name not in DRAFTING and (reader := drafting_model(name, models=models)) is not None:
+        return reader
+    if _finds_spans(Path(name).expanduser()):
+        from specrag.models import SpanReader
+
+        return SpanReader(name)
+    return load_model(name, server, api_key, tokenizer)
+
+
+def _finds_spans(folder: Path) -> bool:
+    """Whether a question-answering encoder of transformers is in ``folder``."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return any(str(name).endswith("ForQuestionAnswering") for name in config["architectures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _gpu_found() -> bool:

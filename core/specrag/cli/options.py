@@ -13,8 +13,23 @@ from specrag.errors import InvalidInputError
 ModelsOption = Annotated[
     Path | None, typer.Option("--models", help="Where the embedded models are (default: user cache).")
 ]
-DrafterOption = Annotated[str | None, typer.Option(help="Model folder, .gguf file, hub id, or its name on --server.")]
-VerifierOption = Annotated[str | None, typer.Option(help="The same; by default the drafter verifies its own drafts.")]
+DrafterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Embedded model (see `specrag models list`), trained reader, model folder, .gguf file, hub id, or its name "
+        "on --server. Repeat to pool the drafts of several."
+    ),
+]
+VerifierOption = Annotated[
+    str | None, typer.Option(help="One of the same; by default the first drafter that writes verifies all drafts.")
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(help="A file of `specrag calibrate`; by default the one that ships for these models, if any."),
+]
+MinConfidenceOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Abstain below this probability of being right.")
+]
 ServerOption = Annotated[
     list[str] | None,
     typer.Option(help="OpenAI-compatible base URL up to /v1, for drafter and verifier. Repeat for a pool."),
@@ -32,6 +47,23 @@ EmbedderServerOption = Annotated[
 ]
 TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer of the served model: exact scores over --server.")]
 WordsOption = Annotated[int, typer.Option(min=1, help="Words per passage.")]
+
+
+class Escalate(str, Enum):
+    """What the verifier reads when it answers itself."""
+
+    passages, standard = "passages", "standard"
+
+
+EscalateOption = Annotated[
+    Escalate | None,
+    typer.Option(
+        help="In doubt, the verifier answers itself: from the best drafts' passages, or from all (standard RAG)."
+    ),
+]
+EscalateBelowOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Doubt is a probability of being right below this.")
+]
 
 
 class Statement(str, Enum):

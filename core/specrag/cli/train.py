@@ -1,16 +1,18 @@
-"""``specrag train`` and ``specrag questions``: a drafter of one's own, and the questions to train it on."""
+"""``specrag train`` and ``specrag questions``: a drafter or reader of one's own, and the questions to train it on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from specrag.cli.console import counting, failures_reported, out, training_shown, working
 from specrag.cli.loading import load_model
 from specrag.cli.options import ApiKeyOption, ModelsOption, ServerOption, WordsOption, check_there
+from specrag.cli.train_reader import ReaderTraining
 from specrag.errors import InvalidInputError, SpecRAGError
 
 if TYPE_CHECKING:
@@ -19,79 +21,138 @@ if TYPE_CHECKING:
     from specrag.schema import Passage
 
 
-# Longer than other functions: a third of it is the options of the command.
+class Method(str, Enum):
+    """What is trained."""
+
+    lora, full = "lora", "full"
+
+
+# Longer than other functions: half of it is the options of the command.
 def train(
     data: Annotated[
         Path, typer.Argument(help="JSON lines: question, answers, and passages with gold, or title and text.")
     ],
     output: Annotated[Path, typer.Option("--out", help="Where the adapter (or model) goes; checkpoints beside it.")],
-    base: Annotated[str, typer.Option(help="Model to tune: folder, .gguf file, hub id, or smollm2.")] = "smollm2",
+    reader: Annotated[
+        bool, typer.Option("--reader", help="Train a span reader, which copies answers, not a drafter that writes.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Model to tune: folder, .gguf file, hub id, or smollm2 (with --reader: minilm), the default."
+        ),
+    ] = None,
     adapter: Annotated[
         str | None, typer.Option(help="LoRA of the base to go on from: folder, or smollm2-rag-drafter.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Rounds over the data, each with other distractors.")] = 2,
-    full: Annotated[bool, typer.Option("--full", help="Tune all weights, not a LoRA.")] = False,
-    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA.")] = 32,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak; by default 5e-4, with --full 1e-4.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    micro_batch_size: Annotated[int, typer.Option(min=1, help="Examples in memory at once.")] = 8,
+    epochs: Annotated[
+        int, typer.Option("--epochs", "--rounds", min=1, help="Rounds over the data, each with other distractors.")
+    ] = 2,
+    method: Annotated[
+        Method | None, typer.Option(help="Tune a LoRA (by default) or all weights (with --reader by default).")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="The same as --method full.")] = False,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of the LoRA; 32, with --reader 16.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak; 5e-4, with --method full 1e-4, with --reader 3e-4.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Examples per step (8); with --reader, passages per step (64).")
+    ] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(min=1, help="Examples in memory at once (8).")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Use only this many records.")] = None,
     held: Annotated[int, typer.Option(min=0, help="Records kept back for evaluation.")] = 50,
     evaluate_every: Annotated[int, typer.Option(min=0, help="Steps between evaluations; 0: at the end only.")] = 0,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints; 50, with --reader 100.")
+    ] = None,
     rationales: Annotated[
         str | None, typer.Option(help="Model that writes them; by default a sentence of the passage.")
     ] = None,
     substitute: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of examples with another record's answer in the answer's place.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of examples with another record's answer in the answer's place; 0, with --reader 0.1.",
+        ),
+    ] = None,
     source: Annotated[str, typer.Option(help="Named in the model card.")] = "",
     licence: Annotated[str, typer.Option(help="Of the data; named in the model card.")] = "",
     seed: Annotated[int, typer.Option()] = 0,
     models: ModelsOption = None,
 ) -> None:
-    """Make a drafter out of a small LM and questions with passages. A killed run goes on when repeated."""
+    """Make a drafter, or with --reader a span reader, out of questions with passages. A killed run goes on."""
     with failures_reported():
         from specrag.evaluation.data import load_questions
-        from specrag.models import bundled
-        from specrag.models.bundled import ADAPTERS, adapter_folder
         from specrag.training import Mixture, TrainingSettings, make_examples
         from specrag.training import train as run_training
 
+        if full and method is Method.lora:
+            raise InvalidInputError("--full and --method lora contradict each other: give one of them")
+        chosen = "full" if full else method.value if method is not None else None
+        given: dict[str, Any] = {
+            "method": chosen,
+            "rank": rank,
+            "alpha": None if rank is None else 2 * rank,
+            "learning_rate": learning_rate,
+            "checkpoint_steps": checkpoint_every,
+            "seed": seed,
+        }
+        changed = {name: value for name, value in given.items() if value is not None}
         check_there(data)
-        settings = TrainingSettings(
-            method="full" if full else "lora",
-            rank=rank,
-            alpha=2 * rank,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            micro_batch_size=min(micro_batch_size, batch_size),
-            evaluation_steps=evaluate_every,
-            seed=seed,
-        )
         records = load_questions(data)
         if len(records) <= held + 1:
             raise InvalidInputError(f"{data} has {len(records)} records, of which {held} are held back: give more data")
         used, kept = _divide(records, held)
         used = used[:count]
-        embedder = bundled("minilm", folder=models)
-        written = _write_rationales(used, rationales, output / "rationales.jsonl") if rationales else {}
-        with working("making examples"):
-            mixture = Mixture(substituted=substitute)
-            rounds = make_examples(used, embedder, variants=epochs, mixture=mixture, rationales=written, seed=seed)
-            others = [passage for record in used for passage in record.passages]
-            examined = make_examples(kept, embedder, corpus=others, seed=seed + 1)[0] if kept else []
-            lm = _base_model(base, models)
-        with training_shown() as report:
-            run_training(
-                lm,
-                rounds,
-                output,
-                settings=settings,
-                held=examined,
-                adapter=adapter_folder(adapter) if adapter in ADAPTERS else adapter,
-                card={"data": source or data.name, "licence of the data": licence or "not given"},
-                progress=report,
+        card = {"data": source or data.name, "licence of the data": licence or "not given"}
+        if reader:
+            writers = {"--adapter": adapter, "--micro-batch-size": micro_batch_size, "--rationales": rationales}
+            for option, value in writers.items():
+                if value is not None:
+                    raise InvalidInputError(f"{option} is of no use to a reader: leave it out, or leave --reader out")
+            if batch_size is not None:
+                changed["rows"] = batch_size
+            training = ReaderTraining(
+                used=used,
+                held=kept,
+                base=base or "minilm",
+                changed=changed,
+                mixed={} if substitute is None else {"substituted": substitute},
+                rounds=epochs,
+                evaluate_every=evaluate_every,
+                models=models,
             )
+            training.run(output, card)
+        else:
+            from specrag.models import bundled
+            from specrag.models.bundled import ADAPTERS, adapter_folder
+
+            size = batch_size or TrainingSettings.batch_size
+            small = min(micro_batch_size or TrainingSettings.micro_batch_size, size)
+            settings = TrainingSettings(
+                batch_size=size, micro_batch_size=small, evaluation_steps=evaluate_every, **changed
+            )
+            embedder = bundled("minilm", folder=models)
+            written = _write_rationales(used, rationales, output / "rationales.jsonl") if rationales else {}
+            with working("making examples"):
+                mixed = Mixture(substituted=substitute or 0.0)
+                rounds = make_examples(used, embedder, variants=epochs, mixture=mixed, rationales=written, seed=seed)
+                others = [passage for record in used for passage in record.passages]
+                examined = make_examples(kept, embedder, corpus=others, seed=seed + 1)[0] if kept else []
+                lm = _base_model(base or "smollm2", models)
+            with training_shown() as report:
+                run_training(
+                    lm,
+                    rounds,
+                    output,
+                    settings=settings,
+                    held=examined,
+                    adapter=adapter_folder(adapter) if adapter in ADAPTERS else adapter,
+                    card=card,
+                    progress=report,
+                )
         out.print((output / "README.md").read_text(encoding="utf-8"), markup=False)
 
 

@@ -14,6 +14,7 @@ from specrag.models.base import (
     GeneratedText,
     GenerationRequest,
     LanguageModel,
+    Reader,
     Sampling,
     Score,
     Segment,
@@ -22,17 +23,19 @@ from specrag.models.base import (
 )
 
 # Not lazy: the function has its module's name, and a later import of the module would take its place.
-from specrag.models.bundled import bundled
+from specrag.models.bundled import bundled, load_reader
 
 if TYPE_CHECKING:
     from specrag.models.embedders import Embedder, OpenAIEmbedder, TransformersEmbedder
     from specrag.models.openai import OpenAILM
+    from specrag.models.reader import SpanReader
     from specrag.models.transformers import TransformersLM
 
 _HOMES = {
     "Embedder": "specrag.models.embedders",
     "OpenAIEmbedder": "specrag.models.embedders",
     "OpenAILM": "specrag.models.openai",
+    "SpanReader": "specrag.models.reader",
     "TransformersEmbedder": "specrag.models.embedders",
     "TransformersLM": "specrag.models.transformers",
 }
@@ -45,14 +48,17 @@ __all__ = [
     "LanguageModel",
     "OpenAIEmbedder",
     "OpenAILM",
+    "Reader",
     "Sampling",
     "Score",
     "Segment",
+    "SpanReader",
     "Stage",
     "TransformersEmbedder",
     "TransformersLM",
     "Turn",
     "bundled",
+    "load_reader",
 ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,9 @@ from specrag._extras import require
 from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError
 
 if TYPE_CHECKING:
+    from specrag.models.base import LanguageModel, Reader
     from specrag.models.embedders import TransformersEmbedder
+    from specrag.models.reader import SpanReader
     from specrag.models.transformers import TransformersLM
 
 
@@ -89,12 +92,20 @@ BUNDLED: dict[str, BundledModel] = {
 }
 
 
-#: Adapters that are part of this package: name -> the bundled model that they change.
+#: Adapters of language models that are part of this package: name -> the bundled model that they change.
 ADAPTERS = {"smollm2-rag-drafter": "smollm2"}
+#: Span readers that are part of this package: name -> the bundled model that they change.
+READERS = {"minilm-reader": "minilm"}
+#: The bundled models that draft, and verify.
+DRAFTING = ("smollm2", *ADAPTERS, *READERS)
+#: The drafter where the user names none: of `specrag ask` and `specrag demo`, and of both adapters.
+DEFAULT_DRAFTER = "smollm2-rag-drafter"
+#: Beside a reader's weights: the name or path of its base, and the arguments of ``SpanReader`` that it was trained for.
+READER_SETTINGS = "reader.json"
 
 
 def adapter_folder(name: str) -> Path:
-    """The folder of the adapter ``name`` in the installed package."""
+    """The folder of the adapter or reader ``name`` in the installed package."""
     return Path(__file__).parent.parent / "data" / name
 
 
@@ -109,6 +120,10 @@ def bundled(name: Literal["minilm"], *, folder: Path | None = ..., **options: An
 def bundled(
     name: Literal["smollm2", "smollm2-rag-drafter"], *, folder: Path | None = ..., **options: Any
 ) -> TransformersLM: ...
+@overload
+def bundled(name: Literal["minilm-reader"], *, folder: Path | None = ..., **options: Any) -> SpanReader: ...
+@overload
+def bundled(name: str, *, folder: Path | None = ..., **options: Any) -> Any: ...
 
 
 def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
@@ -116,7 +131,7 @@ def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
 
     Args:
         name: ``"smollm2-rag-drafter"``, or ``"smollm2"``, the same before it was trained as a drafter: a
-            ``TransformersLM``. ``"minilm"``: a ``TransformersEmbedder``.
+            ``TransformersLM``. ``"minilm"``: a ``TransformersEmbedder``. ``"minilm-reader"``: a ``SpanReader``.
         folder: Where ``specrag models fetch --to`` put the models; by default the user's cache.
         options: Given to the class, e.g. ``quantization="int8"``.
 
@@ -125,10 +140,14 @@ def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
         MissingExtraError: The extra ``local`` is not installed.
         ModelNotFoundError: It was not fetched yet.
     """
-    if name in ADAPTERS and options.get("adapter") is not None:
+    shipped = ADAPTERS | READERS
+    if name in shipped and options.get("adapter") is not None:
         raise InvalidInputError(
-            f"{name!r} is an adapter of {ADAPTERS[name]!r} itself: bundled({ADAPTERS[name]!r}, adapter=...)"
+            f"{name!r} is an adapter of {shipped[name]!r} itself: "
+            + (f"bundled({shipped[name]!r}, adapter=...)" if name in ADAPTERS else "load_reader(folder) takes another")
         )
+    if name in READERS:
+        return load_reader(adapter_folder(name), models=folder, **options)
     if name == "minilm":
         from specrag.models.embedders import WITHOUT_LOCAL_EMBEDDER, TransformersEmbedder
 
@@ -145,6 +164,65 @@ def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
     return TransformersLM(path, **options)
 
 
+def drafting_model(name: str | Path, *, models: Path | None = None, **options: Any) -> LanguageModel | Reader | None:
+    """The model of a bundled name, or the reader in a folder that ``specrag train --reader`` wrote; else ``None``.
+
+    Args:
+        models: Where ``specrag models fetch --to`` put the models; by default the user's cache.
+        options: Given to the class.
+
+    Raises:
+        InvalidInputError: The reader is damaged.
+        ModelNotFoundError: The model, or its base, was not fetched yet.
+    """
+    if (Path(name).expanduser() / READER_SETTINGS).is_file():
+        return load_reader(name, models=models, **options)
+    return bundled(str(name), folder=models, **options) if name in DRAFTING else None
+
+
+def load_reader(adapter: str | Path, *, models: Path | None = None, **options: Any) -> SpanReader:
+    """A span reader that ``specrag train --reader`` made, on the base that it was trained on.
+
+    Args:
+        adapter: The folder that the training wrote.
+        models: Where ``specrag models fetch --to`` put the models; by default the user's cache.
+        options: Given to ``SpanReader``.
+
+    Raises:
+        InvalidInputError: The folder's settings are damaged.
+        MissingExtraError: The extra ``local`` is not installed.
+        ModelNotFoundError: There is no reader, or its base is not there.
+    """
+    require("torch", "local", "SpanReader")
+    from specrag.models.reader import SpanReader
+
+    adapter = Path(adapter).expanduser()
+    settings = _reader_settings(adapter)
+    base = settings.pop("base")
+    if base in BUNDLED:
+        try:
+            base = located(base, models)
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(f"the reader {adapter.name!r} needs its base: {error}") from error
+    return SpanReader(base, adapter=adapter, **(settings | options))
+
+
+def _reader_settings(adapter: Path) -> dict[str, Any]:
+    """The base and the arguments that are named beside a reader's weights."""
+    file = adapter / READER_SETTINGS
+    if not file.is_file():
+        raise ModelNotFoundError(f"no reader at {adapter}: `specrag train --reader` writes {READER_SETTINGS} there")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = {name: content[name] for name in ("base", "max_tokens", "longest") if name in content}
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidInputError(f"{file} is damaged: {error}") from error
+    numbers = [value for name, value in found.items() if name != "base"]
+    if not isinstance(found.get("base"), str) or not all(type(value) is int for value in numbers):
+        raise InvalidInputError(f'{file} is damaged: it needs "base", a text; max_tokens and longest are whole numbers')
+    return found
+
+
 def located(name: str, folder: Path | None = None) -> Path:
     """The folder of a fetched model.
 
@@ -155,13 +233,14 @@ def located(name: str, folder: Path | None = None) -> Path:
     _check_name(name)
     path = (folder or cache_folder()) / name
     if not (path / "config.json").exists():
-        raise ModelNotFoundError(f"the bundled model {name!r} is not at {path}: run `specrag models fetch {name}`")
+        command = f"specrag models fetch {name}" + (f" --to {folder}" if folder is not None else "")
+        raise ModelNotFoundError(f"the bundled model {name!r} is not at {path}: run `{command}`")
     return path
 
 
 def _check_name(name: str) -> None:
     if name not in BUNDLED:
-        raise InvalidInputError(f"no bundled model {name!r}: there are {', '.join((*BUNDLED, *ADAPTERS))}")
+        raise InvalidInputError(f"no bundled model {name!r}: there are {', '.join((*BUNDLED, *ADAPTERS, *READERS))}")
 
 
 def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Path:

@@ -148,7 +148,7 @@ class SpanReader(Reader):
             )
         self.name = str(model) if isinstance(model, str | Path) else str(getattr(model, "name_or_path", "reader"))
         if isinstance(model, str | Path):
-            model, own = _load(model)
+            model, own = load_encoder(model)
             tokenizer = own if tokenizer is None else tokenizer
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInputError(
@@ -337,7 +337,12 @@ def apply_adapter(model: Any, folder: str | Path) -> None:
             own[name].copy_(tensor)
 
 
-def _load(path: str | Path) -> tuple[Any, Any]:
+def load_encoder(path: str | Path) -> tuple[Any, Any]:
+    """A question-answering model of transformers and its tokenizer. A head that the folder lacks is random.
+
+    Raises:
+        ModelNotFoundError: Nothing is there, or it cannot be loaded.
+    """
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
     from specrag.models._loading import quiet_transformers

@@ -8,13 +8,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from specrag.models.base import Reader
-from specrag.schema import Draft, DraftFailure, Passage, SubsetsChosen
+from specrag.schema import Draft, DraftFailure, Passage, ReadingDone, StageBegan, SubsetsChosen
 from specrag.speculative.drafting import Assignment, Drafter
 from specrag.speculative.reading import SpanDrafter
 from specrag.speculative.routing import Routing
 from specrag.speculative.work import Work, working_on
 
-Drafted = Draft | DraftFailure | SubsetsChosen
+Announced = StageBegan | ReadingDone | SubsetsChosen
+Drafted = Draft | DraftFailure | Announced
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,19 @@ class PooledDrafts:
     perspectives: Callable[[], Awaitable[SubsetsChosen]]
 
     async def arrivals(self) -> AsyncGenerator[Drafted, None]:
-        """Drafts and failures as they are made, and the subsets when they are chosen."""
+        """Drafts and failures as they are made, what begins, and the subsets when they are chosen."""
         copied: list[Draft] = []
         after = self.drafts * len(self.writers)  # written drafts have the first indexes
         for number, reader in enumerate(self.readers):
             first = after + number * self.drafts
+            yield StageBegan("read", first, reader.name)
             try:
-                with working_on(Work("draft", first)):
+                with working_on(Work("read", first)):
                     made = await SpanDrafter(reader, self.drafts).read(self.question, self.passages, first_index=first)
             except Exception as error:  # a failing reader costs its drafts, whatever it raises
                 yield DraftFailure(first, (), f"{reader.name}: {type(error).__name__}: {error}")
                 continue
+            yield ReadingDone(first, reader.name, len(made), made[0].log_no_answer if made else None)
             for draft in made:
                 yield draft
             copied += made
@@ -58,6 +61,8 @@ class PooledDrafts:
         if not self.writers or not asked:
             yield SubsetsChosen((), "none")
             return
+        if self.readers:
+            yield StageBegan("perspectives")
         chosen = await self.perspectives()
         yield SubsetsChosen(chosen.subsets * len(self.writers), chosen.embedding_source)
         async with aclosing(self._written(chosen.subsets)) as written:

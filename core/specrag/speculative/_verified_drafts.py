@@ -12,12 +12,15 @@ from specrag.schema import (
     DraftFailure,
     EmbeddingSource,
     Event,
+    ReadingDone,
+    StageBegan,
     SubsetsChosen,
     Usage,
     Verdict,
     VerdictReady,
 )
 from specrag.speculative._clock import Clock
+from specrag.speculative._pooled_drafts import Announced, Drafted
 from specrag.speculative._waiting import Arrivals, first_of
 from specrag.speculative.verification import DraftVerifier, Verification
 
@@ -27,7 +30,7 @@ class VerifiedDrafts:
 
     Args:
         question: Q.
-        drafts: Drafts and failures as they are made, and the subsets when they are chosen.
+        drafts: Drafts and failures as they are made, what begins, and the subsets when they are chosen.
         together: All drafts arrive at about the same time (they are one batch of one model).
         verifier: Scores them.
         clock: Stops the wait at its deadline.
@@ -45,7 +48,7 @@ class VerifiedDrafts:
     def __init__(
         self,
         question: str,
-        drafts: AsyncIterator[Draft | DraftFailure | SubsetsChosen],
+        drafts: AsyncIterator[Drafted],
         *,
         together: bool,
         verifier: DraftVerifier,
@@ -68,7 +71,7 @@ class VerifiedDrafts:
     async def events(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens, until every draft is verified or lost or the deadline passes."""
         self._clock.begin("draft")
-        arrivals = Arrivals(self._drafts)
+        arrivals = Arrivals(self._drafts, lambda arrival: isinstance(arrival, Announced))
         try:
             while not arrivals.closed or self._waiting or self._verifying:
                 in_time = await first_of({*arrivals.pending(), *self._verifying}, self._clock.left)
@@ -94,7 +97,10 @@ class VerifiedDrafts:
         unverified = len(self._waiting) + sum(map(len, self._verifying.values()))
         return len(self.subsets) - self._written + unverified
 
-    def _take_draft(self, arrival: Draft | DraftFailure | SubsetsChosen) -> Iterator[Event]:
+    def _take_draft(self, arrival: Drafted) -> Iterator[Event]:
+        if isinstance(arrival, StageBegan | ReadingDone):
+            yield arrival
+            return
         if isinstance(arrival, SubsetsChosen):
             self.subsets, self.embedding_source = arrival.subsets, arrival.embedding_source
             yield arrival

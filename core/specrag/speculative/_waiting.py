@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -13,10 +13,17 @@ class Arrivals(Generic[T]):
     """The items of an asynchronous iterator, read in a task of its own.
 
     So a loop can wait for the next item and for other tasks at the same time.
+
+    Args:
+        items: What is read.
+        announces: Whether an item announces the next ones. The iterator goes on after such an item only when the loop
+            is done with it, so that whoever listens knows of the work before it begins.
     """
 
-    def __init__(self, items: AsyncIterator[T]) -> None:
+    def __init__(self, items: AsyncIterator[T], announces: Callable[[T], bool] = lambda item: False) -> None:
         self._ready: list[T] = []
+        self._announces = announces
+        self._seen = asyncio.Event()
         self._news = asyncio.Event()
         self._waiter: asyncio.Task[bool] | None = None
         self._reader = asyncio.create_task(self._read(items))
@@ -25,6 +32,9 @@ class Arrivals(Generic[T]):
         async for item in items:
             self._ready.append(item)
             self._news.set()
+            if self._announces(item):
+                self._seen.clear()
+                await self._seen.wait()
 
     @property
     def closed(self) -> bool:
@@ -32,7 +42,12 @@ class Arrivals(Generic[T]):
         return self._reader.done() and not self._ready
 
     def pending(self) -> set[asyncio.Task[Any]]:
-        """The tasks to wait for: one of them is done when an item arrives or the iterator ends."""
+        """The tasks to wait for: one of them is done when an item arrives or the iterator ends.
+
+        The loop is done with all items that it took before.
+        """
+        if not self._ready:
+            self._seen.set()
         if self._reader.done():
             return {self._reader} if self._ready else set()
         if self._waiter is None or self._waiter.done():

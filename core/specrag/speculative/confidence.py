@@ -139,6 +139,7 @@ def fit_calibration(
     mode: str,
     *,
     penalty: float = 1.0,
+    least: int = LEAST_QUESTIONS,
 ) -> Calibration:
     """Fit P(right) to answers whose truth is known: logistic regression with an L2 penalty, by Newton's method.
 
@@ -146,14 +147,13 @@ def fit_calibration(
         examples: (``features`` of the choice, whether the answer is right) per question.
         drafters, verifier, mode: What it is for.
         penalty: Of the weights of standardised features.
+        least: How many questions it takes.
 
     Raises:
-        InvalidInputError: Fewer than 50 questions, or all are right, or none.
+        InvalidInputError: Fewer questions than that, or all are right, or none.
     """
-    if len(examples) < LEAST_QUESTIONS:
-        raise InvalidInputError(
-            f"a calibration needs at least {LEAST_QUESTIONS} questions with an answer, got {len(examples)}"
-        )
+    if len(examples) < least:
+        raise InvalidInputError(f"a calibration needs at least {least} questions with an answer, got {len(examples)}")
     truth = np.array([right for _, right in examples], dtype=float)
     if truth.min() == truth.max():
         raise InvalidInputError(f"all {len(examples)} answers are {'right' if truth[0] else 'wrong'}: nothing to fit")

@@ -159,6 +159,7 @@ class Drafter:
             answer_tokens=answer.tokens,
             usage=completion.usage,
             seconds=seconds,
+            drafter=self.lm.name,
         )
 
     def request(self, question: str, passages: Sequence[Passage]) -> GenerationRequest:

@@ -13,6 +13,7 @@ from typing import Literal
 from specrag.errors import ModelError
 from specrag.models.base import GenerationRequest, LanguageModel, Stage, Turn
 from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict
+from specrag.speculative.drafting import split_reply
 from specrag.speculative.prompts import Prompts
 
 Escalation = Literal["passages", "standard"]
@@ -80,7 +81,8 @@ async def answer_from(
     turns = (Turn.of("user", prompts.standard_text(question, passages)),)
     stage = Stage(prompts.answer_header, max_tokens, ("\n",))
     (completion,) = await lm.agenerate([GenerationRequest(turns, (stage,))])
-    text = completion.parts[-1].text.strip()
+    reply = completion.parts[-1]
+    text = (reply if completion.staged else split_reply(reply, prompts)[1]).text.strip()
     if not text:
         raise ModelError(f"{lm.name} wrote no answer")
     return text, completion.usage

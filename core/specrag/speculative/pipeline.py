@@ -16,7 +16,7 @@ from specrag import _blocking
 from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel, Sampling
 from specrag.models.embedders import Embedder
-from specrag.schema import AnswerReady, Event, SpeculativeAnswer
+from specrag.schema import AnswerReady, Event, SpeculativeAnswer, StageBegan
 from specrag.speculative._answers import Selection
 from specrag.speculative._asked import Asked, Perspectives
 from specrag.speculative._clock import Clock
@@ -30,6 +30,7 @@ from specrag.speculative.perspectives import SubsetMode, check_mode
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.routing import Routing
 from specrag.speculative.verification import Scoring
+from specrag.speculative.work import Work, working_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,10 @@ class SpeculativeRAG:
             asked.notes.append(f"the deadline of {self.deadline} s passed with {drafts.still_open} drafts open")
         roles = self._roles
         answer = Selection(roles.settled, roles.calibrated, self.min_confidence, roles.merges).answer(asked, drafts)
-        yield AnswerReady(await self._escalated(asked, answer) if self._in_doubt(answer) else answer)
+        if self._in_doubt(answer):
+            yield StageBegan("escalate", model=roles.names[1])
+            answer = await self._escalated(asked, answer)
+        yield AnswerReady(answer)
 
     # --- the stages ---------------------------------------------------------------------------------
 
@@ -222,7 +226,7 @@ class SpeculativeRAG:
     async def _escalated(self, asked: Asked, answer: SpeculativeAnswer) -> SpeculativeAnswer:
         judge = self._roles.judge
         assert self.escalate is not None and isinstance(judge, LanguageModel)  # checked at construction
-        with asked.clock.measure("escalate"):
+        with asked.clock.measure("escalate"), working_on(Work("escalate")):
             made = await escalated(
                 answer, self.escalate, judge, self.texts, asked.kept, asked.passages, self.max_answer_tokens
             )

@@ -24,7 +24,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from specrag.engine.onednn import multiplies_bfloat16
 from specrag.errors import InvalidInputError, SpecRAGError
+from specrag.models.bundled import READER_SETTINGS
 from specrag.models.reader import ADAPTER_FILE, grouped_logsumexp, shared_log_normalizer, span_scores
+from specrag.training.checkpoints import claim_checkpoints
 from specrag.training.reader_batches import ReaderCollator, in_order
 from specrag.training.reader_examples import ReaderExample
 
@@ -103,11 +105,12 @@ def train_reader(
     output: str | Path,
     *,
     settings: ReaderSettings = ReaderSettings(),
+    base: str | None = None,
     progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluation_steps: int = 0,
 ) -> Path:
-    """Train a question-answering encoder; returns ``output``, an adapter of its base (``SpanReader(base, adapter=output)``).
+    """Train a question-answering encoder; returns ``output``, an adapter of its base (``load_reader(output)``).
 
     Checkpoints are in ``output/checkpoints``. When a run with the same examples and settings left some there,
     training continues from the last one, and the result is that of a run without interruption.
@@ -115,14 +118,14 @@ def train_reader(
     Args:
         model, tokenizer: Of transformers. The model is changed in place; the tokenizer must be a fast one.
         rounds: Examples by epoch (``make_reader_examples``).
+        base: What ``load_reader`` loads the base from: a bundled model's name, a folder or a hub id. By default where
+            ``model`` came from.
         progress: Called with (step, steps, what was logged).
         evaluate: Called with the averaged model every ``evaluation_steps`` steps; its result goes to ``progress``.
 
     Raises:
         InvalidInputError: There is nothing to train on, the checkpoints are another run's, or the tokenizer is slow.
     """
-    from specrag.training.trainer import claim_checkpoints
-
     if not getattr(tokenizer, "is_fast", False):
         raise InvalidInputError(f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer")
     batches = in_order(rounds, settings.rows, settings.seed)
@@ -153,7 +156,7 @@ def train_reader(
     trainer.train(resume_from_checkpoint=resumed)
     average.into(trained)
     trained.eval()
-    save_reader(trained, output, settings.method)
+    save_reader(trained, output, settings, base or str(model.name_or_path))
     return output
 
 
@@ -177,15 +180,20 @@ def with_lora(model: Any, settings: ReaderSettings) -> Any:
     return wrapped
 
 
-def save_reader(model: Any, output: Path, method: str) -> None:
-    """Write what was trained, in half precision: the LoRA in peft's format, the other weights in ``ADAPTER_FILE``."""
+def save_reader(model: Any, output: Path, settings: ReaderSettings, base: str) -> None:
+    """Write what was trained, in half precision: the LoRA in peft's format, the other weights in ``ADAPTER_FILE``.
+
+    ``base`` is what ``load_reader`` loads the base from.
+    """
     output.mkdir(parents=True, exist_ok=True)
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    if method == "lora":
+    if settings.method == "lora":
         model.save_pretrained(output)
         (output / "README.md").unlink(missing_ok=True)  # peft's template
         trained = {name.removeprefix("base_model.model."): p for name, p in trained.items() if "lora_" not in name}
     save_file({name: p.half().contiguous() for name, p in trained.items()}, output / ADAPTER_FILE)
+    facts = {"base": base, "longest": settings.longest}
+    (output / READER_SETTINGS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 class _Batches(torch.utils.data.Dataset[list[ReaderExample]]):

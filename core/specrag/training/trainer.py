@@ -7,7 +7,6 @@ A killed run therefore continues from its last checkpoint to the same result.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.models.transformers import TransformersLM
 from specrag.speculative.drafting import Drafter
 from specrag.speculative.prompts import Prompts
+from specrag.training.checkpoints import claim_checkpoints
 from specrag.training.examples import IGNORED, EncodedExample, Example, encode_example, in_batches
 from specrag.training.model_card import write_card
 from specrag.training.quality import evaluate_drafter
@@ -249,25 +249,6 @@ def _content(data: Sequence[EncodedExample], settings: TrainingSettings, adapter
     if adapter is not None:
         content += (Path(adapter) / "adapter_model.safetensors").read_bytes()
     return content
-
-
-def claim_checkpoints(checkpoints: Path, content: bytes) -> str | None:
-    """The checkpoint to go on from; the folder is marked as that of the run with ``content`` (examples, settings).
-
-    Raises:
-        InvalidInputError: The folder holds another run's checkpoints.
-    """
-    digest = hashlib.sha256(content).hexdigest()
-    mark = checkpoints / "run.json"
-    if mark.exists() and json.loads(mark.read_text())["digest"] != digest:
-        raise InvalidInputError(
-            f"{checkpoints} holds the checkpoints of a run with other examples or settings: "
-            "remove it or choose another output"
-        )
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps({"digest": digest}))
-    done = [p for p in checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
-    return str(max(done, key=lambda p: int(p.name.split("-")[1]))) if done else None
 
 
 def _save(model: Any, base: TransformersLM, output: Path, settings: TrainingSettings) -> None:
