@@ -47,8 +47,8 @@ class Prompts:
         statement: R, the self-reflection statement.
         affirmation: The answer to R that is scored.
         listwise: Asks which of several candidate answers is right ({question}, {candidates}).
-        candidate: One candidate ({label}, {answer}); its evidence follows in ``candidate_evidence`` ({evidence}), where it
-            has any.
+        candidate: One candidate ({label}, {answer}); its evidence follows in ``candidate_evidence`` ({evidence}), where
+            it has any.
         none_of_these: The last candidate.
         standard: Standard RAG, answer only ({passages}, {question}).
         synthesis: Asks a strong LM for the rationale of a known answer ({passages}, {question}, {answer}).

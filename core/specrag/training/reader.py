@@ -107,7 +107,9 @@ def train_reader(
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluation_steps: int = 0,
 ) -> Path:
-    """Train a question-answering encoder; returns ``output``, an adapter of its base (``SpanReader(base, adapter=output)``).
+    """Train a question-answering encoder; returns ``output``, an adapter of its base.
+
+    ``SpanReader(base, adapter=output)`` loads it.
 
     Checkpoints are in ``output/checkpoints``. When a run with the same examples and settings left some there,
     training continues from the last one, and the result is that of a run without interruption.
@@ -224,7 +226,7 @@ class _ReaderTrainer(Trainer):  # type: ignore[misc]
 class _Average(TrainerCallback):  # type: ignore[misc]
     """The exponential mean of the trained weights (Polyak averaging), kept in each checkpoint beside the weights.
 
-    The weights themselves are kept too: of a LoRA's model, the trainer's checkpoint holds the factors alone, not the head.
+    The weights themselves are kept too: for a LoRA, the trainer's checkpoint holds the factors alone, not the head.
     """
 
     def __init__(self, model: Any, decay: float, resumed: str | None) -> None:
