@@ -1,7 +1,7 @@
 """Metrics of question answering. Every function is pure: texts, booleans and numbers in, numbers out.
 
 Two normalisations are in use. Exact match and F1 follow SQuAD's published evaluation (Rajpurkar et al., arXiv
-1806.03822) to the letter. Containment uses ``specrag.text.normalize_answer``, which finds a short answer inside a
+1806.03822) exactly. Containment uses ``specrag.text.normalize_answer``, which finds a short answer inside a
 sentence. It differs in three points. Punctuation becomes a space and is not deleted ("Paris/London" holds "London").
 The punctuation of every script counts, not that of ASCII alone ("1939–1945" holds "1939"). Case is folded, not
 lowered ("Straße" is "strasse").

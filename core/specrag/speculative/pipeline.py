@@ -139,7 +139,7 @@ class SpeculativeRAG:
         """The same pipeline with other settings; the models are shared."""
         return replace(self, **changes)
 
-    # --- front doors --------------------------------------------------------------------------------
+    # --- entry points -------------------------------------------------------------------------------
 
     def answer(self, question: str, passages: Iterable[Any]) -> SpeculativeAnswer:
         """The answer to ``question``. Also safe where an event loop runs (in a notebook).

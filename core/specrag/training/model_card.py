@@ -1,4 +1,4 @@
-"""The model card of a trained drafter: README.md for people, training.json for programs."""
+"""The model card of a trained drafter: README.md to read, training.json for programs."""
 
 from __future__ import annotations
 
