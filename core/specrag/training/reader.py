@@ -107,9 +107,7 @@ def train_reader(
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluation_steps: int = 0,
 ) -> Path:
-    """Train a question-answering encoder; returns ``output``, an adapter of its base.
-
-    ``SpanReader(base, adapter=output)`` loads it.
+    """Train a question-answering encoder; returns ``output``, which ``SpanReader(base, adapter=output)`` loads.
 
     Checkpoints are in ``output/checkpoints``. When a run with the same examples and settings left some there,
     training continues from the last one, and the result is that of a run without interruption.
