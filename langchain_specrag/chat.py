@@ -117,9 +117,9 @@ class ChatRapid(_Rapid, BaseChatModel):
     begins at once.
 
     Setup:
-        Install the extra. The models run in this process.
+        Install the extras. The models run in this process, which needs torch.
 
-            pip install 'specrag[langchain]'
+            pip install 'specrag[langchain,local]'
 
     Instantiate:
         >>> from langchain_specrag import ChatRapid
@@ -314,9 +314,9 @@ class RapidLLM(_Rapid, LLM):
     r"""RAPID as an LLM from text to text. The prompt is one user message. Arguments and errors are ``ChatRapid``'s.
 
     Setup:
-        Install the extra. The models run in this process.
+        Install the extras. The models run in this process, which needs torch.
 
-            pip install 'specrag[langchain]'
+            pip install 'specrag[langchain,local]'
 
     Instantiate:
         >>> from langchain_specrag import RapidLLM

@@ -38,9 +38,9 @@ class RapidLLM(CustomLLM):
     its cache is kept, and the next call about the same context begins at once.
 
     Setup:
-        Install the extra. The models run in this process.
+        Install the extras. The models run in this process, which needs torch.
 
-            pip install 'specrag[llamaindex]'
+            pip install 'specrag[llamaindex,local]'
 
     Instantiate:
         >>> from llamaindex_specrag import RapidLLM

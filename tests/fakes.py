@@ -138,7 +138,7 @@ NAN = math.nan
 
 
 class ScriptedReader(Reader):
-    """Finds the spans that ``script`` names: {text of a span: probability}, wherever they stand; the rest is no answer."""
+    """Finds the spans that ``script`` names: {text of a span: probability}, anywhere; the rest is no answer."""
 
     def __init__(
         self, script: dict[str, float], *, name: str = "scripted-reader", error: Exception | None = None

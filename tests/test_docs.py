@@ -21,7 +21,7 @@ SERVER = "http://127.0.0.1:8000/v1"
 
 def examples(name: str, at_least: int = 5) -> list:
     text = (DOCS / name).read_text()
-    found = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^##? ([^\n]+)\n(?:(?!^##? ).)*?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert len(found) == text.count("```python") >= at_least
     return [pytest.param(code, id=f"{name}: {title}") for title, code in found]
 
@@ -65,7 +65,16 @@ def bundled():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "code", [*examples("quick-start.md", at_least=1), *examples("langchain.md"), *examples("llamaindex.md")]
+    "code",
+    [
+        *examples("../README.md", at_least=3),
+        *examples("quick-start.md", at_least=1),
+        *examples("concepts/speculative-rag.md", at_least=1),
+        *examples("concepts/rapid.md", at_least=2),
+        *examples("servers.md", at_least=1),
+        *examples("langchain.md"),
+        *examples("llamaindex.md"),
+    ],
 )
 def test_example(code, bundled, monkeypatch, capsys, request):
     monkeypatch.setattr("specrag.models.bundled", bundled)

@@ -26,6 +26,7 @@ def run_without_extras(code: str, *arguments: str, exits: int = 0) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_client_of_servers_works_without_the_extras(tmp_path):
     (tmp_path / "notes.txt").write_text("Radium was discovered in 1898.")
     code = f"""
@@ -51,6 +52,7 @@ print(answer.text, answer.embedding_source, len(answer.verdicts))
 COMMAND = "from specrag.cli import main; main()"
 
 
+@pytest.mark.slow
 def test_the_command_answers_over_servers_without_the_extras(tmp_path):
     (tmp_path / "docs").mkdir()
     for i, text in enumerate(("Radium was discovered in 1898.", "Polonium too.", "It rained.")):

@@ -74,6 +74,7 @@ def test_a_conversation_goes_on_in_its_session(tiny, forward_passes):
     assert reused < sum(read) / 2 and len(chat.sessions) == 1
 
 
+@pytest.mark.slow
 def test_stop_and_sampling_per_call(chat, report):
     whole = str(chat.invoke("what is this about?", documents=[report], max_tokens=24).content)
     word = whole.split()[2]

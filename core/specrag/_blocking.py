@@ -1,4 +1,4 @@
-"""Blocking front doors for async code, safe to use while another event loop runs (notebooks, servers).
+"""Runs async code from blocking code, also while another event loop runs (notebooks, servers).
 
 One event loop lives in a daemon thread and serves every blocking call of the process, so that
 connection pools stay open between calls. The caller's context variables go along.

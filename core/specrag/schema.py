@@ -289,8 +289,8 @@ class SpeculativeAnswer:
         timings: Seconds of each stage.
         confidence: The calibrated probability that the answer is right; ``None`` where no calibration fits the models.
             After an escalation it is that of the choice that gave way.
-        escalated: ``"passages"`` or ``"standard"`` where the verifier answered itself, from the best drafts' passages or
-            from all; then ``text`` and ``passages`` are not those of the first verdict.
+        escalated: ``"passages"`` or ``"standard"`` where the verifier answered itself, from the best drafts'
+            passages or from all; then ``text`` and ``passages`` are not those of the first verdict.
         reason: Why the pipeline abstained; ``None`` when it answered.
         failures: Drafts that were lost.
         drafter_usage, verifier_usage: Tokens that each model read and wrote.

@@ -28,7 +28,7 @@ from specrag.errors import InvalidInputError
 
 NAME = "specrag_packed"
 
-# In float32, one matrix product is faster than SDPA's tiles for up to so many queries over fewer than so many keys.
+# In float32, one matrix product beats SDPA's tiles for at most this many queries over fewer than this many keys.
 MAX_PACKED_QUERIES = 64
 MIN_TILED_LENGTH = 4096
 

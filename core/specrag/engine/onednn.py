@@ -18,7 +18,7 @@ from torch import Tensor, nn
 _product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _pack: Any = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 
-# oneDNN makes and keeps a kernel for every number of rows (0.6 MB each). Above so many rows the number is rounded up.
+# oneDNN makes and keeps a kernel for every number of rows (0.6 MB each). Above this number it is rounded up.
 _EXACT_ROWS, _ROUNDED_TO, _MOST_ROWS = 16, 32, 512
 
 

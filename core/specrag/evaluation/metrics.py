@@ -1,7 +1,7 @@
 """Metrics of question answering. Every function is pure: texts, booleans and numbers in, numbers out.
 
 Two normalisations are in use. Exact match and F1 follow SQuAD's published evaluation (Rajpurkar et al., arXiv
-1806.03822) to the letter. Containment uses ``specrag.text.normalize_answer``, which finds a short answer inside a
+1806.03822) exactly. Containment uses ``specrag.text.normalize_answer``, which finds a short answer inside a
 sentence. It differs in three points. Punctuation becomes a space and is not deleted ("Paris/London" holds "London").
 The punctuation of every script counts, not that of ASCII alone ("1939–1945" holds "1939"). Case is folded, not
 lowered ("Straße" is "strasse").
@@ -91,8 +91,9 @@ def _golds(answers: Sequence[str]) -> list[str]:
 
 
 def rouge_l(text: str, references: Sequence[str], *, variant: Literal["rougeL", "rougeLsum"] = "rougeL") -> float:
-    """The best ROUGE-L F-measure of ``text`` against any of ``references``, in [0, 1], by the package
-    ``rouge-score``, unstemmed.
+    """The best ROUGE-L F-measure of ``text`` against any of ``references``, in [0, 1].
+
+    The package ``rouge-score`` computes it, without stemming.
 
     Args:
         text: The generated text.
@@ -129,8 +130,9 @@ _ALONE_OR_FIRST = (
 
 
 def read_choice(text: str, choices: Sequence[str]) -> int | None:
-    """Which of ``choices``, shown as A, B, C, ..., a text chooses; ``None`` when it chooses none, or cannot be
-    understood.
+    """Which of ``choices``, shown as A, B, C, ..., a text chooses.
+
+    ``None``: it chooses none, or cannot be understood.
 
     Tried in turn: the text is a letter ("B", "(b)", "C."); begins with one ("C) days become shorter", "(A) because");
     states one ("the answer is B"; the last statement counts); is, or begins with, a choice's text; holds the text of
@@ -255,8 +257,9 @@ def draft_coverage(drafts_right: Sequence[Sequence[bool]]) -> float:
 
 
 def verifier_efficiency(right: Sequence[bool], drafts_right: Sequence[Sequence[bool]]) -> float | None:
-    """The share of right answers among the questions for which some draft is right; ``None`` when there is no such
-    question.
+    """The share of right answers among the questions for which some draft is right.
+
+    ``None``: there is no such question.
 
     Args:
         right: Whether the chosen answer of each question is right.

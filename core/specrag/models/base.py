@@ -205,7 +205,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader finds: the likeliest spans, best first, and log P(no span answers). ``tokens``: how many it read."""
+    """What a reader finds: the likeliest spans, best first, and log P(no span answers). ``tokens`` were read."""
 
     spans: tuple[Span, ...]
     log_no_answer: float

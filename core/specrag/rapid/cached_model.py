@@ -13,7 +13,7 @@ from specrag.engine.attention import attend, check_supported, packed_attention
 from specrag.engine.kv_cache import rollback_cache
 from specrag.models.transformers import TransformersLM
 
-#: Tokens of one prefill pass. Memory holds the activations and the mask of so many, beside weights and cache.
+#: Tokens of one prefill pass. Memory holds their activations and their mask, beside weights and cache.
 PREFILL_CHUNK = 512
 
 Progress = Callable[[int, int], None]
@@ -25,7 +25,7 @@ class CachedModel:
     Args:
         lm: The model. Its lock is held during each forward pass, so it may be shared.
         capacity: Tokens to make room for. The cache grows when it is full.
-        vocabulary: Logits beyond so many entries are cut off (padding of the vocabulary).
+        vocabulary: The number of logits to keep; the rest is padding of the vocabulary.
 
     Attributes:
         light: Whether steps of a few tokens take ``specrag.engine.forward`` in place of transformers' forward pass.

@@ -41,7 +41,7 @@ def same_shape(target: TransformersLM, drafter: TransformersLM) -> bool:
 
 
 def relative_cost(drafter: TransformersLM, target: TransformersLM) -> float:
-    """A guess at what a token costs the drafter, as a share of what it costs the target: from the sizes of both."""
+    """An estimate, from the sizes of both models, of the drafter's cost per token as a share of the target's."""
     sizes = []
     for lm in (drafter, target):
         text = lm.model.config.get_text_config()

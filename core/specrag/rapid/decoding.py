@@ -35,9 +35,9 @@ class RapidStats:
         from_target: Tokens drawn from p itself: bonus tokens and steps without candidates.
         prefill_seconds: Reading the question.
         startup_seconds: The drafter's own prefill. It is part of ``decode_seconds``.
-        draft_seconds: Drafting, catching up included.
+        draft_seconds: Drafting, with the reading of tokens that were generated without the drafter.
         verify_seconds: The target's forward passes after the prefill, and the acceptance.
-        decode_seconds: From after the prefill to the end, without the time that the listener took.
+        decode_seconds: From the end of the prefill to the end, without the caller's time between two pieces.
         forward_seconds: Inside the models' forward passes. It is part of ``decode_seconds``.
         first_token_seconds: From the call to the first token's logits.
         finish: ``"stop"``, ``"length"`` or ``"cancelled"``.
@@ -88,7 +88,7 @@ def decode(
     stats: RapidStats | None = None,
     startup_seconds: float = 0.0,
 ) -> Iterator[str]:
-    """Generate text, piece by piece, as soon as it is certain: no half characters, no part of a stop string.
+    """Generate text, piece by piece, as soon as it is certain: no incomplete characters, no part of a stop string.
 
     Args:
         target: With the prompt in its cache.
@@ -100,7 +100,7 @@ def decode(
         limits: What ends the text. ``max_tokens`` is exact, unless the text ends before, also inside an accepted run.
         cancelled: Asked between rounds.
         stats: Filled in on the way.
-        startup_seconds: A guess at the seconds per token of the proposer's own prompt.
+        startup_seconds: An estimate of the seconds per token of the proposer's own prompt.
     """
     stats = stats if stats is not None else RapidStats()
     drawing, output = Drawing(sampling, target.lm.device), Output(target.lm.tokenizer, limits)
@@ -117,7 +117,7 @@ def decode(
         if piece:
             paused = time.perf_counter()
             yield piece
-            began += time.perf_counter() - paused  # the listener's time is not decoding
+            began += time.perf_counter() - paused  # the caller's time is not decoding
         if output.finish is None and cancelled():
             output.finish = "cancelled"
         if output.finish is not None:

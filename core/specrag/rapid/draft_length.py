@@ -21,19 +21,19 @@ Candidates = int | Sequence[int] | Literal["auto"]
 MAX_CANDIDATES = 12
 # γ of the first rounds with candidates: one candidate alone tells little about the cost of more.
 _FIRST_GUESS = 2
-# So many rounds with candidates are measured before a source is judged, and so many plain steps before any drafting.
+# This many rounds with candidates are measured before a source is judged, and as many plain steps before any drafting.
 _TRIALS = 2
-# Drafting must promise this much more than plain decoding: the promise is the best of many noisy guesses.
+# Drafting must be expected to be this much faster than plain decoding: the best of many noisy estimates is too high.
 _MARGIN = 1.03
 # Drafting that did not pay is tried again when this share of the time has made up for what its last round lost.
 _PROBE_SHARE = 0.02
 # A drafter's own prefill may cost this share of the decoding time while nothing is known of its acceptance.
 _START_SHARE = 0.04
-# After so many rounds with candidates one plain step is measured: machines change their speed.
+# After this many rounds with candidates, one plain step is measured again, because a machine's speed changes.
 _REFRESH = 20
-# A step that took longer than so many times the estimate was interrupted, and counts as that many times.
+# A step that takes longer than this multiple of the estimate was interrupted. It counts as this multiple.
 _SPIKE = 1.5
-# The prior acceptance weighs as much as so many judged candidates: a few unlucky ones must not end drafting for good.
+# The prior acceptance weighs as much as this many judged candidates, so that a few rejections do not end drafting.
 _PRIOR_CANDIDATES = 8
 # The weight of the newest measurement in the running estimates, and the least weight of a candidate in the acceptance.
 _WEIGHT, _ACCEPTANCE_WEIGHT = 0.25, 0.04
@@ -51,7 +51,7 @@ class Source:
     """Where candidates come from. Nothing that is learned of one source is applied to another.
 
     Args:
-        name: For people.
+        name: Shown in messages.
         prior: The acceptance that is assumed before any candidate was verified.
         drafts: Whether a model makes the candidates. Its cost must be tried before it can be judged.
     """
@@ -89,7 +89,7 @@ class Round:
 class Line:
     """Seconds of a round as a linear function of its candidates: least squares over the latest rounds.
 
-    A step of several tokens costs more than its candidates add up to (the step from one token to two is the dearest).
+    A step of several tokens costs more than its candidates add up to (the step from one token to two costs most).
     A cost per candidate that was measured at one γ is therefore wrong at every other γ; a line is not.
     """
 
@@ -106,7 +106,7 @@ class Line:
         return Line(*(_MEMORY * old + value for old, value in zip(sums, new, strict=True)))
 
     def at(self, candidates: int, beginning: float) -> float:
-        """Seconds of a round with so many candidates. ``beginning`` counts as one measured round of γ = 0."""
+        """Seconds of a round with ``candidates`` candidates. ``beginning`` counts as one measured round of γ = 0."""
         n, y = self.rounds + 1, self.y + beginning
         spread = n * self.xx - self.x**2
         slope = max(0.0, (n * self.xy - self.x * y) / spread) if spread > 0 else 0.0
@@ -121,7 +121,7 @@ class Experience:
     judged: int = 0  # candidates that were accepted or rejected
     draft: Line = Line()
     rounds: int = 0  # on this context
-    debt: float = 0.0  # seconds that its latest round lost against plain steps, less what is forgiven
+    debt: float = 0.0  # seconds that its latest round lost against plain steps, less what was written off
 
     def judging(self, candidates: int, accepted: int) -> Experience:
         """With the verdicts of a round. Candidates after the first rejection say nothing."""
@@ -166,7 +166,7 @@ class Estimates:
             return
         its = self.of(done.source)
         its = replace(its, rounds=its.rounds + 1)
-        if its.rounds > 1:  # the first one is slow for reasons of its own: kernels are made for its shape
+        if its.rounds > 1:  # the first one is slow, because kernels are made for its shape
             its = replace(its, draft=its.draft.with_round(done.candidates, draft))
             self.sources[done.source] = its
             self.verify = self.verify.with_round(done.candidates, verify)
@@ -208,8 +208,8 @@ class DraftLength(ABC):
         """Whether a drafter may read its own prompt now.
 
         Args:
-            prompt_tokens: What it would have to read.
-            seconds_per_token: A guess at what that costs, used until it was measured.
+            prompt_tokens: Tokens that it would have to read.
+            seconds_per_token: An estimate of their cost, used until it was measured.
             remaining: Tokens that may still be generated.
         """
         return True
@@ -222,7 +222,7 @@ class DraftLength(ABC):
         """A round is over."""
 
     def finished(self, tokens: int) -> None:  # noqa: B027
-        """The generation is over, with so many tokens."""
+        """The generation is over, with this many tokens."""
 
 
 class FixedLength(DraftLength):
@@ -285,7 +285,7 @@ class AdaptiveLength(DraftLength):
         if not known.of(MODEL).draft.rounds:
             return cost <= _START_SHARE * (known.undrafted + 0.5 * remaining * known.plain)
         if cost <= min(_PROBE_SHARE * known.undrafted, _START_SHARE * 0.5 * remaining * known.plain):
-            return True  # the measurements may have been made on a bad day
+            return True  # the earlier measurements may have been disturbed
         rate = known.rate(known.best(MODEL), MODEL)
         expected = remaining if known.tokens is None else min(remaining, known.tokens)
         return expected * (known.plain - 1 / rate) > cost

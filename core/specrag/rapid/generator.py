@@ -15,7 +15,7 @@ from specrag.rapid.prompt import conversation_prompt
 from specrag.rapid.session import LongContext, RapidOutput
 from specrag.rapid.settings import RapidSettings
 
-# From so many tokens on, 4,096 retrieved tokens are a saving.
+# In contexts of at least this many tokens, reading only 4,096 retrieved tokens saves time.
 _LONG_CONTEXT = 32_768
 
 

@@ -34,7 +34,7 @@ class Limits:
 
 
 class Output:
-    """Tokens in, text out: no half characters, and nothing that may become a stop string.
+    """Turns tokens into text. It holds back incomplete characters, and text that may become a stop string.
 
     Args:
         tokenizer: From tokens to text.

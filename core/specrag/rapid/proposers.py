@@ -20,7 +20,8 @@ from specrag.models.base import Sampling
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.draft_length import MODEL, Source
 
-# A drafter reads up to so many new tokens together with its first candidate; of more, all but the last are read before.
+# A drafter reads up to this many new tokens together with its first candidate. With more, it reads all but the last
+# beforehand.
 _LAG = 4
 
 
@@ -108,7 +109,7 @@ class Proposer(ABC):
 
 
 class ModelProposer(Proposer):
-    """A model on a prompt of its own: the retrieved chunks (RAPID's RAG drafter), or the whole context (naive).
+    """A model with its own prompt: the retrieved chunks (RAPID's RAG drafter), or the whole context (naive).
 
     Args:
         model: With an empty cache, or with one that holds ``prompt`` already, all but its last token.

@@ -154,7 +154,7 @@ class LongContext:
         return self._model.cache.nbytes if self._model is not None else 0
 
     def give_up(self) -> ReadPrefix:
-        """What this session has read, for another one to begin with. This one cannot be asked any more."""
+        """What this session has read, for another one to begin with. This one can no longer be asked."""
         prefix = ReadPrefix(self.model, self.read_tokens, self.chunks)
         self._model = None
         return prefix

@@ -1,7 +1,7 @@
 """Confidence: the calibrated probability that an answer is right.
 
-A logistic model over what the pipeline knows of its choice: the winner's scores, how far the second draft is behind, how
-many drafts agree, how many abstain, and what the reader and the verifier give to "no answer". It is fitted per
+A logistic model over what the pipeline knows of its choice: the winner's scores, how far the second draft is behind,
+how many drafts agree, how many abstain, and what the reader and the verifier give to "no answer". It is fitted per
 combination of models on questions with known answers, and kept in a small JSON file that names the models.
 """
 

@@ -1,9 +1,9 @@
 """Listwise verification: all drafts in one prompt, and the probability of each draft's label at one position.
 
 Pointwise scores ask of each draft alone whether it reads well and whether its rationale supports it. Five drafts that
-answer five slightly different questions all get "Yes". Side by side, a verifier can tell which one answers this question.
-It costs one prefill and needs the likely tokens of one generated token only, so servers and chat APIs that list those
-can verify too.
+answer five slightly different questions all get "Yes". Side by side, a verifier can tell which one answers this
+question. It costs one prefill and needs the likely tokens of one generated token only, so servers and chat APIs that
+list those can verify too.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ _MARGIN = 64
 class ListwiseVerifier:
     """Compares drafts with a language model, all of them in one prompt.
 
-    Drafts with the same answer stand there once. The last label is "none of these". Models prefer some positions, so the
-    drafts are shown in two opposite orders, and the mean of the log-probabilities counts; the second order is asked for
-    only where the first leaves less than ``scoring.second_order_below`` between the two best drafts (in nats).
+    Drafts with the same answer stand there once. The last label is "none of these". Models prefer some positions, so
+    the drafts are shown in two opposite orders, and the mean of the log-probabilities counts; the second order is
+    asked for only where the first leaves less than ``scoring.second_order_below`` between the two best drafts (in
+    nats).
 
     Args:
         lm: The model that compares. It must list the likely tokens of a generated token.

@@ -44,7 +44,8 @@ class SpeculativeRAG:
             language model; where all are readers, nobody, and a draft has its own score alone.
         embedder: Makes the perspectives; by default the bundled MiniLM, loaded when first needed.
         drafts: m, the number of drafts of each drafter (at least 1; a reader may find fewer).
-        passages_per_draft: k, the passages that a written draft reads (at least 1). Where there are fewer, it reads all.
+        passages_per_draft: k, the passages that a written draft reads (at least 1). Where there are fewer, it reads
+            all.
         subsets: How the passages of each written draft are chosen; see
             ``specrag.speculative.perspectives.sample_perspectives``.
         routing: When the language models are asked where a reader drafts too; ``None``: always.
@@ -53,8 +54,8 @@ class SpeculativeRAG:
             beside its weights holds them, else ``Prompts()``. ``texts`` are those in use.
         sampling: How the drafts' tokens are drawn; greedy by default.
         max_rationale_tokens, max_answer_tokens: Limits of the two parts of a draft, in tokens.
-        calibration: Turns scores into ``answer.confidence``: a ``Calibration``, ``"auto"`` (the one that ships for these
-            models, where there is one), or ``None``.
+        calibration: Turns scores into ``answer.confidence``: a ``Calibration``, ``"auto"`` (the one that ships for
+            these models, where there is one), or ``None``.
         min_confidence: Abstain below this probability of being right. Needs a calibration.
         escalate: Below ``escalate_below``, the verifier answers itself: from the passages of the best drafts
             (``"passages"``, at most four) or from all (``"standard"``, standard RAG). The answer says so.
@@ -139,7 +140,7 @@ class SpeculativeRAG:
         """The same pipeline with other settings; the models are shared."""
         return replace(self, **changes)
 
-    # --- front doors --------------------------------------------------------------------------------
+    # --- entry points -------------------------------------------------------------------------------
 
     def answer(self, question: str, passages: Iterable[Any]) -> SpeculativeAnswer:
         """The answer to ``question``. Also safe where an event loop runs (in a notebook).

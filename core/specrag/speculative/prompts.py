@@ -47,8 +47,8 @@ class Prompts:
         statement: R, the self-reflection statement.
         affirmation: The answer to R that is scored.
         listwise: Asks which of several candidate answers is right ({question}, {candidates}).
-        candidate: One candidate ({label}, {answer}); its evidence follows in ``candidate_evidence`` ({evidence}), where it
-            has any.
+        candidate: One candidate ({label}, {answer}); its evidence follows in ``candidate_evidence`` ({evidence}), where
+            it has any.
         none_of_these: The last candidate.
         standard: Standard RAG, answer only ({passages}, {question}).
         synthesis: Asks a strong LM for the rationale of a known answer ({passages}, {question}, {answer}).
@@ -173,9 +173,11 @@ class Prompts:
         return all(getattr(self, name) == getattr(other, name) for name in DRAFTING_FIELDS)
 
     def draft_text(self, question: str, passages: Sequence[Passage]) -> str:
+        """The drafter's turn."""
         return self.draft.format(question=question, passages=format_passages(passages), abstention=self.abstention)
 
     def verify_text(self, question: str, passages: Sequence[Passage] | None = None) -> str:
+        """Q as the verifier sees it, with ``passages`` where there are any."""
         if passages is None:
             return self.verify.format(question=question)
         return self.verify_with_passages.format(question=question, passages=format_passages(passages))
@@ -192,12 +194,15 @@ class Prompts:
         return self.listwise.format(question=question, candidates="\n".join(lines))
 
     def standard_text(self, question: str, passages: Sequence[Passage]) -> str:
+        """The question of standard RAG."""
         return self.standard.format(question=question, passages=format_passages(passages))
 
     def synthesis_text(self, question: str, answer: str, passages: Sequence[Passage]) -> str:
+        """Asks for the rationale of a known answer."""
         return self.synthesis.format(question=question, answer=answer, passages=format_passages(passages))
 
     def questions_text(self, passage: Passage) -> str:
+        """Asks for questions that ``passage`` answers."""
         return self.questions.format(passages=format_passages([passage]))
 
     def is_abstention(self, answer: str) -> bool:

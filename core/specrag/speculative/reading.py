@@ -2,7 +2,7 @@
 
 One pass over all passages gives the likeliest spans. Spans that say the same are one draft. Its log-probability is that
 any of them is the answer, its citations are the passages that hold one, and its rationale is the sentence around the
-best one, after the passage's title. For answers that can be copied this is faster than generating, and more often right.
+best one, after the passage's title. For answers that can be copied this is faster than generating and right more often.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def distinct_spans(reading: Reading, texts: Sequence[str]) -> list[list[Span]]:
 
 
 def span_evidence(passage: Passage, start: int, end: int) -> str:
-    """The sentence around a span of ``passage_text(passage)``; for a span of the title, the passage's first sentence."""
+    """The sentence around a span of ``passage_text(passage)``; of the title: the passage's first sentence."""
     before = len(passage_text(passage)) - len(passage.text)
     start, end = max(0, start - before), max(1, end - before)
     return evidence(passage, start, end)

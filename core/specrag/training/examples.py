@@ -60,7 +60,7 @@ class Mixture:
         negatives: Distractors are drawn from this many nearest passages (the hard ones), and one in five from farther
             away.
         substituted: Share of the answerable examples in which another record's answer of the same kind replaces the
-            answer, in passages and rationale, so that the drafter must read it and cannot remember it. In [0, 1].
+            answer, in passages and rationale, so that the drafter must read it and cannot recall it. In [0, 1].
     """
 
     unanswerable: float = 0.22

@@ -232,7 +232,7 @@ class _ReaderTrainer(Trainer):  # type: ignore[misc]
 class _Average(TrainerCallback):  # type: ignore[misc]
     """The exponential mean of the trained weights (Polyak averaging), kept in each checkpoint beside the weights.
 
-    The weights themselves are kept too: of a LoRA's model, the trainer's checkpoint holds the factors alone, not the head.
+    The weights themselves are kept too: for a LoRA, the trainer's checkpoint holds the factors alone, not the head.
     """
 
     def __init__(self, model: Any, decay: float, resumed: str | None) -> None:

@@ -178,7 +178,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Reports what is logged, and evaluates on the held part every so many steps."""
+    """Reports what is logged, and evaluates on the held part every ``every`` steps."""
 
     def __init__(
         self, base: TransformersLM, held: Sequence[Example], prompts: Prompts, every: int, progress: Any

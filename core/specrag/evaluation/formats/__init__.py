@@ -44,7 +44,7 @@ def load(path: str | Path, format: str = "auto", *, limit: int | None = None) ->
     Args:
         path: The file.
         format: One of ``formats()``, or "auto": the format that the fields of the first row belong to.
-        limit: Read the first so many questions only.
+        limit: Read at most this many questions, the first ones.
 
     Raises:
         InvalidInputError: The format is unknown, the file is of another format, a row lacks what the format asks for,

@@ -36,9 +36,10 @@ def _has_contexts(row: Row) -> bool:
 
 
 def _self_rag(row: Row) -> Iterator[Question]:
-    """A row of Self-RAG's files.
+    """A row of Self-RAG's files (Asai et al., arXiv 2310.11511).
 
-    PubHealth's have two choices, true and false; one without ``answers`` is read from its ``label``.
+    A claim of PubHealth has two choices, true and false. Without ``answers``, its ``label`` is read. The branch for
+    PubHealth is written to the published schema, the fields that Self-RAG's code reads; no genuine row was at hand.
     """
     if row.get("answers") is not None:
         answers = row.answers("answers")
@@ -81,6 +82,10 @@ def _is_lost(row: object) -> bool:
 
 
 def _lost_in_the_middle(row: Row) -> Iterator[Question]:
+    """A row of "Lost in the Middle" (Liu et al., arXiv 2307.03172).
+
+    It is written to the published schema, the fields that the authors' README lists; no genuine row was at hand.
+    """
     passages = contexts(row)
     gold = tuple(i for i, passage in enumerate(passages) if passage.metadata.get("isgold"))
     if not gold:
