@@ -92,7 +92,7 @@ def as_value(kind: type[T], given: T | Mapping[str, Any] | None, name: str) -> T
 
 
 def as_model(model: Any, role: str) -> LanguageModel | Reader:
-    """A core model as it is; the name of a bundled one, or the folder of a trained reader, loaded; a LangChain chat model or LLM wrapped.
+    """A core model as it is; a LangChain model, wrapped; a bundled name or the folder of a trained reader, loaded.
 
     Raises:
         InvalidInputError: It is none of these.

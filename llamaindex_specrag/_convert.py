@@ -45,7 +45,7 @@ def to_passage(node: NodeWithScore) -> Passage:
 
 
 def as_model(model: Any, role: str) -> LanguageModel | Reader:
-    """A core model as it is; the name of a bundled one, or the folder of a trained reader, loaded; a LlamaIndex LLM wrapped.
+    """A core model as it is; a LlamaIndex LLM, wrapped; a bundled name or the folder of a trained reader, loaded.
 
     Raises:
         InvalidInputError: It is none of these.

@@ -69,8 +69,8 @@ class SpeculativeSynthesizer(BaseSynthesizer):
 
     Args:
         drafter: A core language model or span reader, the name of a bundled model (``"minilm-reader"``), the folder of
-            a reader that you trained, or a LlamaIndex LLM; or a list of several, whose drafts are pooled. By default the
-            bundled drafter.
+            a reader that you trained, or a LlamaIndex LLM; or a list of several, whose drafts are pooled.
+            By default the bundled drafter.
         verifier: One of the same; by default the first drafter that is a language model.
         embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. It is not used when
             every node has an embedding.

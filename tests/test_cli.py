@@ -76,7 +76,7 @@ def test_an_abstention_has_its_own_exit_code(loaded, docs, monkeypatch):
         (["ask", "who?", "--docs", "/tmp", "--models", "/nowhere"], 1, "specrag models fetch"),
         (["ask", "who?", "--docs", "/tmp", "--server", "http://x/v1"], 1, "--server needs --drafter"),
         (["ask", "who?", "--docs", "/tmp", "--drafts", "0"], 2, "greater than or equal to 1"),
-        (["models", "fetch", "gpt5"], 1, "no embedded model 'gpt5'"),
+        (["models", "fetch", "gpt5"], 1, "no bundled model 'gpt5'"),
         (["nonsense"], 2, "No such command"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`specrag ask`, `demo` and `calibrate` with span readers: by name, by folder, pooled, with confidence and escalation."""
+"""`specrag ask`, `demo` and `calibrate` with span readers: by name, by folder, pooled, with confidence."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 DATA = (
     "specrag/data/demo.jsonl",
+    "specrag/data/minilm-reader/reader.json",
+    "specrag/data/minilm-reader/reader.safetensors",
     "specrag/data/smollm2-rag-drafter/adapter_config.json",
     "specrag/data/smollm2-rag-drafter/adapter_model.safetensors",
     "specrag/data/smollm2-rag-drafter/prompts.json",

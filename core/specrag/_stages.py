@@ -1,4 +1,4 @@
-"""Events of ``SpeculativeRAG.stream`` about stages that not every question has. Users find them in ``specrag.schema``."""
+"""Events of ``SpeculativeRAG.stream`` about stages that not every question has; public in ``specrag.schema``."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Characters of a passage in the list of sources: one line of a usual terminal, after the title.
 EXCERPT = 110
-# A verdict's scores and their headings in the table of drafts. The paper's are always there for drafts that were written.
+# A verdict's scores and their headings in the table of drafts. Written drafts always have the paper's.
 SCORES = {
     "log_draft": "log ρ_draft",
     "log_self_contain": "log ρ_SC",

@@ -34,7 +34,8 @@ ABOUT = {
     "smollm2-rag-drafter": "Drafter and verifier are SmolLM2-135M, trained as a drafter by `specrag train`: small and "
     "quick. For better\nanswers give a larger --verifier, or train a drafter on questions of your own.",
     "minilm-reader": "The drafter is MiniLM, 22 million parameters, trained by `specrag train --reader`: it copies "
-    "answers, and nobody\nverifies them. For better answers give a --verifier, or train a reader on questions of your own.",
+    "answers, and nobody\nverifies them. For better answers give a --verifier, "
+    "or train a reader on questions of your own.",
 }
 DEMO = Path(__file__).parent.parent / "data" / "demo.jsonl"
 
@@ -128,7 +129,8 @@ def demo(
                 embedder=embedder,
             )
         out.print(
-            "Questions of Natural Questions with ten Wikipedia passages each (CC BY-SA 3.0). Every question gets several\n"
+            "Questions of Natural Questions with ten Wikipedia passages each (CC BY-SA 3.0). "
+            "Every question gets several\n"
             "drafts from different passages; the drafts are scored, and the best one is the answer.\n"
         )
         right = 0

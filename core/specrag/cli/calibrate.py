@@ -67,8 +67,9 @@ def calibrate(
             out.print("not checked: one half of the answers is all right or all wrong")
         else:
             out.print(
-                f"held-out half: {held.questions} answers, {held.right:.1%} right, mean confidence {held.confidence:.1%}, "
-                f"expected calibration error {held.error:.3f} ({held.bins} bins)",
+                f"held-out half: {held.questions} answers, {held.right:.1%} right, "
+                f"mean confidence {held.confidence:.1%}, expected calibration error "
+                f"{held.error:.3f} ({held.bins} bins)",
                 highlight=False,
             )
         out.print(f"use it: specrag ask ... --calibration {output} --min-confidence 0.5", highlight=False)

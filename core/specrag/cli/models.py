@@ -10,7 +10,7 @@ import typer
 from specrag.cli.console import failures_reported, out, working
 from specrag.errors import InvalidInputError, ModelNotFoundError
 
-app = typer.Typer(no_args_is_help=True, help="The embedded models.")
+app = typer.Typer(no_args_is_help=True, help="The bundled models.")
 
 
 @app.command()
@@ -18,7 +18,7 @@ def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="As in `specrag models list`; by default all.")] = None,
     to: Annotated[Path | None, typer.Option(help="Where to put them (default: user cache).")] = None,
 ) -> None:
-    """Download the embedded models, check them and convert them, once."""
+    """Download the bundled models, check them and convert them, once."""
     with failures_reported():
         from specrag.models.bundled import ADAPTERS, BUNDLED, READERS
         from specrag.models.bundled import fetch as fetch_model
@@ -26,7 +26,7 @@ def fetch(
         shipped = ADAPTERS | READERS  # part of the package: what is fetched is what they change
         for name in names or ():
             if name not in (*BUNDLED, *shipped):
-                raise InvalidInputError(f"no embedded model {name!r}: there are {', '.join((*BUNDLED, *shipped))}")
+                raise InvalidInputError(f"no bundled model {name!r}: there are {', '.join((*BUNDLED, *shipped))}")
         for name in dict.fromkeys(shipped.get(name, name) for name in names or BUNDLED):
             with working(f"fetching {name}") as update:
                 path = fetch_model(name, to, update)
@@ -37,7 +37,7 @@ def fetch(
 def show(
     to: Annotated[Path | None, typer.Option("--models", help="Where they are (default: user cache).")] = None,
 ) -> None:
-    """List the embedded models, what each is, and where it is or how to get it."""
+    """List the bundled models, what each is, and where it is or how to get it."""
     from specrag.models.bundled import ADAPTERS, BUNDLED, READERS, adapter_folder, located
 
     kinds = {name: BUNDLED[name].description for name in BUNDLED}

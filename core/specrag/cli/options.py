@@ -11,13 +11,13 @@ import typer
 from specrag.errors import InvalidInputError
 
 ModelsOption = Annotated[
-    Path | None, typer.Option("--models", help="Where the embedded models are (default: user cache).")
+    Path | None, typer.Option("--models", help="Where the bundled models are (default: user cache).")
 ]
 DrafterOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="Embedded model (see `specrag models list`), trained reader, model folder, .gguf file, hub id, or its name "
-        "on --server. Repeat to pool the drafts of several."
+        help="Bundled model (see `specrag models list`), trained reader, model folder, .gguf file, hub id, or its "
+        "name on --server. Repeat to pool the drafts of several."
     ),
 ]
 VerifierOption = Annotated[
