@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
 
 from specrag.errors import InvalidInputError
-from specrag.models.base import Sampling, Turn
+from specrag.models.base import Sampling, ToolCall, Turn
 from specrag.models.tokenization import ConversationEncoder
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.decoding import RapidStats
@@ -22,7 +22,7 @@ from specrag.rapid.generator import RapidGenerator
 from specrag.rapid.prompt import Prompt, PromptTokens, conversation_prompt, document_prompt
 from specrag.rapid.session import LongContext, ReadPrefix, check_prompt
 from specrag.rapid.settings import RapidSettings
-from specrag.rapid.tools import ToolCall, check_tools, rendered_result
+from specrag.rapid.tools import check_tools, without_thinking
 
 # A single message with less text before its last paragraph is all question.
 _CONTEXT_CHARACTERS = 1000
@@ -338,7 +338,7 @@ def conversation(
         if not document:
             raise InvalidInputError("the documents are empty")
         return document_prompt(encoder, document, turns, tools), question
-    if sum(turn.role == "user" for turn in turns) == 1:
+    if turns[-1].role == "user" and not any(turn.role in ("user", "tool") for turn in turns[:-1]):
         document, question = split_context(question)
         if document:
             return document_prompt(encoder, document, turns, tools), question
@@ -357,9 +357,8 @@ def split_context(text: str) -> tuple[str, str]:
 
 
 def _turn(message: Message) -> Turn:
-    if message.role == "tool":
-        return Turn.of("user", rendered_result(message.content))
-    if message.role not in ("system", "user", "assistant"):
+    if message.role not in ("system", "user", "assistant", "tool"):
         raise InvalidInputError(f"a message's role must be system, user, assistant or tool, got {message.role!r}")
-    calls = [call.rendered() for call in message.tool_calls]
-    return Turn.of(message.role, "\n".join([message.content, *calls] if message.content else calls))  # type: ignore[arg-type]
+    # Templates show no earlier thoughts, and a thought is no part of the reply.
+    text = without_thinking(message.content) if message.role == "assistant" else message.content
+    return replace(Turn.of(message.role, text), tool_calls=message.tool_calls)  # type: ignore[arg-type]
