@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.language_models.llms import LLM
 from langchain_core.messages import (
@@ -15,7 +14,6 @@ from langchain_core.messages import (
     AIMessageChunk,
     BaseMessage,
     SystemMessage,
-    ToolCallChunk,
 )
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, GenerationChunk
@@ -25,14 +23,11 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from langchain_specrag._messages import metadata_of, reply_fields, to_message, usage_of
+from langchain_specrag._messages import metadata_of, reply_chunk, reply_fields, to_message, usage_of
 from specrag.errors import InvalidInputError
 from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
 from specrag.rapid.chat import CallOptions, call_options
 from specrag.rapid.tools import check_tools
-
-Documents = Sequence[Document | str]
-
 
 # Later bases win in pydantic, and LangChain's ignore what they do not know: each class says it itself.
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -84,10 +79,8 @@ class _Rapid(BaseModel):
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
 
     def _options(self, stop: list[str] | None, given: Mapping[str, Any]) -> CallOptions:
-        documents: Documents = given.get("documents") or ()
-        texts = [d.page_content if isinstance(d, Document) else str(d) for d in documents]
         return call_options(
-            {**given, "stop": stop, "documents": texts},
+            {**given, "stop": stop},
             max_tokens=self.max_tokens,
             stop=self.stop,
             sampling=self._chat.settings.with_sampling(**self._sampling()).sampling,
@@ -112,7 +105,7 @@ class _Rapid(BaseModel):
 class ChatRapid(_Rapid, BaseChatModel):
     """A chat model for long contexts, decoded with RAPID (Chen et al., arXiv 2502.20330).
 
-    The context of a call is ``documents`` given with it; or the text before the last paragraph of a long message; or
+    The context of a call is ``documents`` given with it (one or several texts or ``Document``); or the text before the last paragraph of a long message; or
     the conversation so far. The target reads it once: its cache is kept, and the next call about the same context
     begins at once.
 
@@ -232,12 +225,7 @@ class ChatRapid(_Rapid, BaseChatModel):
         options, stats = self._options(stop, kwargs), RapidStats()
         pieces = self._chat.stream([to_message(m) for m in messages], stats=stats, **options)
         if options["tools"]:  # a call can be read when it is whole
-            reply = reply_fields("".join(pieces), with_tools=True)
-            calls = [
-                ToolCallChunk(name=c["name"], args=json.dumps(c["args"]), id=c["id"], index=i, type="tool_call_chunk")
-                for i, c in enumerate(reply["tool_calls"])
-            ]
-            yield self._told(AIMessageChunk(content=reply["content"], tool_call_chunks=calls), run_manager)
+            yield self._told(reply_chunk("".join(pieces)), run_manager)
         else:
             for piece in pieces:
                 yield self._told(AIMessageChunk(content=piece), run_manager)

@@ -16,24 +16,22 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
     MessageRole,
-    TextBlock,
 )
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
-from specrag.errors import InvalidInputError
+from llamaindex_specrag._messages import to_messages
 from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
 from specrag.rapid.chat import CallOptions, call_options
 
 T = TypeVar("T")
-_ROLES = {MessageRole.SYSTEM: "system", MessageRole.USER: "user", MessageRole.ASSISTANT: "assistant"}
 
 
 class RapidLLM(CustomLLM):
     """An LLM for long contexts, decoded with RAPID (Chen et al., arXiv 2502.20330).
 
-    The context of a call is ``documents=`` given with it; or what stands between the rules of dashes of LlamaIndex's
+    The context of a call is ``documents=`` given with it (one or several texts, documents or nodes); or what stands between the rules of dashes of LlamaIndex's
     own templates, or before the last paragraph of a long message; or the conversation so far. The target reads it once:
     its cache is kept, and the next call about the same context begins at once.
 
@@ -194,30 +192,12 @@ class RapidLLM(CustomLLM):
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
 
     def _options(self, given: dict[str, Any]) -> CallOptions:
-        texts = [getattr(document, "text", document) for document in given.get("documents") or ()]
         return call_options(
-            {**given, "documents": texts},
+            given,
             max_tokens=self.max_tokens,
             stop=self.stop,
             sampling=self._chat.settings.with_sampling(**self._sampling()).sampling,
         )
-
-
-def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """LlamaIndex messages as the core takes them.
-
-    Raises:
-        InvalidInputError: One holds something else than text, or has another role.
-    """
-    made = []
-    for message in messages:
-        other = [type(block).__name__ for block in message.blocks if not isinstance(block, TextBlock)]
-        if other:
-            raise InvalidInputError(f"RapidLLM reads text, not {', '.join(other)}")
-        if message.role not in _ROLES:
-            raise InvalidInputError(f"RapidLLM takes system, user and assistant messages, got {message.role.value}")
-        made.append(Message(_ROLES[message.role], message.content or ""))
-    return made
 
 
 def _chat_response(text: str, stats: RapidStats, delta: str | None = None) -> ChatResponse:

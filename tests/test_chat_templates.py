@@ -8,7 +8,7 @@ from specrag.errors import InvalidInputError
 from specrag.models import GenerationRequest, Segment, Turn
 from specrag.models.tokenization import ConversationEncoder
 from specrag.rapid import Message, ToolCall
-from specrag.rapid.chat import conversation
+from specrag.rapid.conversation import conversation
 
 WEATHER = {
     "type": "function",

@@ -17,7 +17,7 @@ from langchain_specrag import ChatRapid, RapidLLM
 from specrag.errors import InvalidInputError
 from specrag.models import Sampling, TransformersLM
 from specrag.rapid import RapidChat, RapidGenerator, RapidSettings
-from specrag.rapid.chat import conversation
+from specrag.rapid.conversation import conversation
 from tests.rapid_parts import TOOL_TEMPLATE, generator
 
 NOTES = "The turbine of hall seven was checked in week seven of the year. " * 16
@@ -198,6 +198,8 @@ def test_tools_are_shown_and_calls_are_read(with_tools, replying):
     assert [(c["name"], c["args"]) for c in streamed.tool_calls] == [("weather", {"city": "Paris"})]
     replying.reply = "<tool_call>{broken</tool_call>"
     assert bound.invoke("q").invalid_tool_calls[0]["args"] == "{broken"
+    (chunk, _) = bound.stream("q")
+    assert chunk.content == replying.reply and not chunk.tool_calls
     replying.reply = "It is sunny."
     answered = bound.invoke([HumanMessage("how?"), message, ToolMessage("sunny in Paris", tool_call_id=call["id"])])
     assert answered.content == "It is sunny." and not answered.tool_calls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from llama_index.core.base.llms.base import BaseLLM
-from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 from llama_index.core.chat_engine import CondensePlusContextChatEngine
 from llama_index.core.schema import Document
 
@@ -113,7 +113,7 @@ def test_options_and_refusals_of_rapid(rapid):
     assert rapid.sessions[-1].tokens > 100
     with pytest.raises(InvalidInputError, match="unknown options top_n"):
         rapid.complete("q", top_n=5)
-    with pytest.raises(InvalidInputError, match="takes system, user and assistant messages, got tool"):
-        rapid.chat([ChatMessage(role="tool", content="x")])
+    with pytest.raises(InvalidInputError, match="reads text, not ImageBlock"):
+        rapid.chat([ChatMessage(blocks=[ImageBlock(url="http://127.0.0.1/x.png")])])
     with pytest.raises(InvalidInputError, match="give model="):
         RapidLLM()

@@ -5,7 +5,8 @@ import pytest
 from specrag.errors import InvalidInputError
 from specrag.models import Sampling, TransformersLM
 from specrag.rapid import LongContext, Message, RapidChat, RapidSettings
-from specrag.rapid.chat import call_options, conversation, split_context
+from specrag.rapid.chat import call_options
+from specrag.rapid.conversation import conversation, split_context
 from tests.rapid_parts import DOCUMENT, PROPOSERS, generator, plain_greedy
 
 LONG = DOCUMENT * 3  # about 1,400 tokens

@@ -4,7 +4,7 @@ import pytest
 
 from specrag.models import TransformersLM
 from specrag.rapid import Message, ToolCall
-from specrag.rapid.chat import conversation
+from specrag.rapid.conversation import conversation
 from specrag.rapid.tools import check_tools, parse_tool_calls, without_thinking
 from tests.rapid_parts import TOOL_TEMPLATE
 

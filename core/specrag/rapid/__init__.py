@@ -6,7 +6,8 @@ from specrag._extras import require
 require("torch", "local", "RAPID")
 
 from specrag.models.base import ToolCall
-from specrag.rapid.chat import Message, RapidChat
+from specrag.rapid.chat import RapidChat
+from specrag.rapid.conversation import Message
 from specrag.rapid.decoding import RapidStats
 from specrag.rapid.generator import RapidGenerator
 from specrag.rapid.session import LongContext, RapidOutput

@@ -1,45 +1,30 @@
 """RapidChat: conversations over long contexts, with sessions that are kept between calls.
 
-This is what adapters to chat frameworks share: finding the context in a conversation, keeping its session for the next
-call, and the options of a call.
+This is what adapters to chat frameworks share: keeping the session of a conversation's context for the next call, and
+the options of a call. What the context is, ``specrag.rapid.conversation`` finds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
 
 from specrag.errors import InvalidInputError
-from specrag.models.base import Sampling, ToolCall, Turn
-from specrag.models.tokenization import ConversationEncoder
+from specrag.models.base import Sampling
 from specrag.models.transformers import TransformersLM
+from specrag.rapid.conversation import Message, conversation, document_texts
 from specrag.rapid.decoding import RapidStats
 from specrag.rapid.generator import RapidGenerator
-from specrag.rapid.prompt import Prompt, PromptTokens, conversation_prompt, document_prompt
+from specrag.rapid.prompt import Prompt, PromptTokens
 from specrag.rapid.session import LongContext, ReadPrefix, check_prompt
 from specrag.rapid.settings import RapidSettings
-from specrag.rapid.tools import check_tools, without_thinking
 
-# A single message with less text before its last paragraph is all question.
-_CONTEXT_CHARACTERS = 1000
 # A session is given up for another prompt when the two begin with at least so many equal tokens.
 _WORTH_SHARING = 64
-# The context between two rules of dashes, as in LlamaIndex's question-answering templates and others like them.
-_RULED = re.compile(r"\A.*?^-{5,}\n.*?^-{5,}\n", re.DOTALL | re.MULTILINE)
 _CALL_OPTIONS = ("stop", "max_tokens", "temperature", "top_k", "top_p", "seed", "documents", "tools")
-
-
-@dataclass(frozen=True)
-class Message:
-    """A message of a conversation. The role is system, user, assistant or tool (what a tool returned)."""
-
-    role: str
-    content: str
-    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class CallOptions(TypedDict):
@@ -59,7 +44,7 @@ def call_options(
 
     Args:
         given: Of ``stop`` (one string or several), ``max_tokens``, ``temperature``, ``top_k``, ``top_p``, ``seed``,
-            ``documents`` (texts) and ``tools``. ``None`` means "not given".
+            ``documents`` (see ``document_texts``) and ``tools``. ``None`` means "not given".
         max_tokens: The adapter's own.
         stop: The adapter's own.
         sampling: The adapter's own.
@@ -74,7 +59,7 @@ def call_options(
     stop = options.get("stop") or stop or ()
     drawn = {name: options[name] for name in ("temperature", "top_k", "top_p", "seed") if name in options}
     return {
-        "documents": options.get("documents") or (),
+        "documents": document_texts(options.get("documents")),
         "tools": options.get("tools") or (),
         "stop": (stop,) if isinstance(stop, str) else tuple(stop),
         "max_tokens": options.get("max_tokens", max_tokens),
@@ -178,7 +163,7 @@ class RapidChat:
         self,
         messages: Sequence[Message],
         *,
-        documents: Sequence[str] = (),
+        documents: Any = (),
         tools: Sequence[Mapping[str, Any]] = (),
         max_tokens: int = 256,
         stop: Sequence[str] = (),
@@ -190,7 +175,7 @@ class RapidChat:
 
         Args:
             messages: The conversation. The last message is a user's, or a tool's result.
-            documents: The context, in place of what the messages hold.
+            documents: The context, in place of what the messages hold; see ``document_texts``.
             tools: JSON schemas in OpenAI's form, shown through the chat template.
             max_tokens: As in ``LongContext.stream``, and so are the arguments below.
             stop: Strings that end the reply.
@@ -201,7 +186,7 @@ class RapidChat:
         Raises:
             InvalidInputError: No message asks anything, the template has no tools, or the context is too long.
         """
-        prompt, question = conversation(self.rapid.target.encoder, messages, documents, tools)
+        prompt, question = conversation(self.rapid.target.encoder, messages, document_texts(documents), tools)
         sampling = self.settings.sampling if sampling is None else sampling
         with self._sessions.use(prompt) as session:
             yield from session.stream(
@@ -309,56 +294,3 @@ class _Sessions:
                 if idle is None:
                     return
                 self._kept.remove(idle)
-
-
-# --- the context of a conversation ------------------------------------------------------------------------
-
-
-def conversation(
-    encoder: ConversationEncoder,
-    messages: Sequence[Message],
-    documents: Sequence[str] = (),
-    tools: Sequence[Mapping[str, Any]] = (),
-) -> tuple[Prompt, str]:
-    """A conversation as (the prompt with its context, the question).
-
-    Raises:
-        InvalidInputError: The last message asks nothing, a role is unknown, or the template has no tools.
-    """
-    if not messages or messages[-1].role not in ("user", "tool"):
-        raise InvalidInputError("the last message must be the user's, or a tool's result")
-    if tools:
-        check_tools(encoder)
-    turns = [_turn(message) for message in messages]
-    question = turns[-1].text
-    if not question.strip():
-        raise InvalidInputError("the last message is empty")
-    if documents:
-        document = "\n\n".join(text.strip() for text in documents if text.strip())
-        if not document:
-            raise InvalidInputError("the documents are empty")
-        return document_prompt(encoder, document, turns, tools), question
-    if turns[-1].role == "user" and not any(turn.role in ("user", "tool") for turn in turns[:-1]):
-        document, question = split_context(question)
-        if document:
-            return document_prompt(encoder, document, turns, tools), question
-    return conversation_prompt(encoder, turns, tools), question
-
-
-def split_context(text: str) -> tuple[str, str]:
-    """A long message as (its context, its question). A short one is all question."""
-    ruled = _RULED.match(text)
-    if ruled and text[ruled.end() :].strip():
-        return text[: ruled.end()].strip(), text[ruled.end() :].strip()
-    before, gap, last = text.rstrip().rpartition("\n\n")
-    if gap and len(before) >= _CONTEXT_CHARACTERS and len(last) < len(before):
-        return before.strip(), last.strip()
-    return "", text
-
-
-def _turn(message: Message) -> Turn:
-    if message.role not in ("system", "user", "assistant", "tool"):
-        raise InvalidInputError(f"a message's role must be system, user, assistant or tool, got {message.role!r}")
-    # Templates show no earlier thoughts, and a thought is no part of the reply.
-    text = without_thinking(message.content) if message.role == "assistant" else message.content
-    return replace(Turn.of(message.role, text), tool_calls=message.tool_calls)  # type: ignore[arg-type]

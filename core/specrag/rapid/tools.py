@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from specrag.errors import InvalidInputError
 from specrag.models.base import ToolCall
@@ -70,11 +72,19 @@ def _call(block: str) -> ToolCall:
         ValueError: It is no JSON, or not of the form of a call. Also a ``KeyError`` or ``TypeError``.
     """
     row = json.loads(block)
-    name, arguments = row["name"], row.get("arguments")
+    if not isinstance(row["name"], str) or not row["name"]:
+        raise ValueError("a call has a name")
+    return ToolCall(row["name"], call_arguments(row.get("arguments")))
+
+
+def call_arguments(arguments: Any) -> dict[str, Any]:
+    """The arguments of a call out of a mapping, or out of its JSON. ``None``: there are none.
+
+    Raises:
+        ValueError: They are something else.
+    """
     if isinstance(arguments, str):
         arguments = json.loads(arguments)
-    if arguments is None:
-        arguments = {}
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-        raise ValueError("a call has a name and an object of arguments")
-    return ToolCall(name, arguments)
+    if arguments is not None and not isinstance(arguments, Mapping):
+        raise ValueError(f"the arguments of a call are an object, got {type(arguments).__name__}")
+    return dict(arguments or {})
