@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 
+from langchain_specrag._runnables import bound_options, is_retriever, known_options, name_of
 from langchain_specrag.embeddings import SpecRAGEmbeddings
-from specrag.errors import InvalidInputError
+from specrag import _blocking
+from specrag.errors import InvalidInputError, ModelError
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.bundled import DRAFTING, drafting_model
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
@@ -94,13 +96,15 @@ def as_value(kind: type[T], given: T | Mapping[str, Any] | None, name: str) -> T
 def as_model(model: Any, role: str) -> LanguageModel | Reader:
     """A core model as it is; a LangChain model, wrapped; a bundled name or the folder of a trained reader, loaded.
 
+    LangChain's are chat models, LLMs, and any Runnable from messages to a reply.
+
     Raises:
         InvalidInputError: It is none of these.
         ModelNotFoundError: It is a name, and the model is not on this machine.
     """
     if isinstance(model, LanguageModel | Reader):
         return model
-    if isinstance(model, BaseLanguageModel):
+    if isinstance(model, Runnable) and not is_retriever(model):
         return LangChainLM(model)
     if isinstance(model, str | Path) and (loaded := drafting_model(model)) is not None:
         return loaded
@@ -146,25 +150,28 @@ class LangChainEmbedder(Embedder):
     """LangChain embeddings as a core embedder."""
 
     def __init__(self, embeddings: Embeddings) -> None:
-        self._embeddings = embeddings
+        self._embeddings, self._client = embeddings, _blocking.Client()
         self.name = type(embeddings).__name__
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         return unit_vectors(self._embeddings.embed_documents(list(texts)))
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
+        if self._client.must_block():
+            return await _blocking.in_thread(self.embed, texts)
         return unit_vectors(await self._embeddings.aembed_documents(list(texts)))
 
 
 class LangChainLM(ChatLM):
-    """A LangChain chat model or LLM as a drafter or verifier.
+    """A LangChain chat model, LLM or Runnable as a drafter or verifier.
 
+    A blocking call of the pipeline uses the model's blocking methods, an awaited one its awaited methods.
     Log-probabilities are asked for where the model has the fields ``logprobs`` and ``top_logprobs`` (``ChatOpenAI``).
     """
 
-    def __init__(self, model: BaseLanguageModel[Any]) -> None:
-        super().__init__(type(model).__name__)
-        self._model = model
+    def __init__(self, model: Runnable[Any, Any]) -> None:
+        super().__init__(name_of(model))
+        self._model, self._client = model, _blocking.Client()
         self._config_of: Callable[[Work | None], RunnableConfig | None] = lambda work: None
         self._limit: asyncio.Semaphore | None = None
 
@@ -186,13 +193,15 @@ class LangChainLM(ChatLM):
         config = self._config_of(current_work.get())
         messages: list[BaseMessage] = [_ROLES[role](content=text) for role, text in request.messages]
         options = self._options(request)
-        if self._limit is None:
-            answer = await self._model.ainvoke(messages, config, **options)
-        else:
-            async with self._limit:
+        async with self._limit or nullcontext():
+            if self._client.must_block():
+                answer = await _blocking.in_thread(self._model.invoke, messages, config, **options)
+            else:
                 answer = await self._model.ainvoke(messages, config, **options)
+        if isinstance(answer, str):
+            return ChatReply(answer)
         if not isinstance(answer, AIMessage):
-            return ChatReply(str(answer))
+            raise ModelError(f"{self.name} gave a {type(answer).__name__}, expected an AI message or text")
         logged = answer.response_metadata.get("logprobs") or {}
         used = answer.usage_metadata
         return ChatReply(
@@ -204,7 +213,7 @@ class LangChainLM(ChatLM):
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
         """The options that the model has fields for; the others stay as the user configured them."""
-        known = getattr(type(self._model), "model_fields", {})
+        known = known_options(self._model) - bound_options(self._model)
         wanted: dict[str, Any] = {
             "max_tokens": request.max_tokens,
             "temperature": request.sampling.temperature,
@@ -215,7 +224,7 @@ class LangChainLM(ChatLM):
             wanted["logprobs"] = True
             wanted["top_logprobs"] = request.top_log_probs or None
         options = {name: value for name, value in wanted.items() if name in known and value is not None}
-        return options | ({"stop": list(request.stop)} if request.stop else {})
+        return options | ({"stop": list(request.stop)} if request.stop and "stop" in known else {})
 
 
 def inside(

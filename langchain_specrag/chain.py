@@ -7,7 +7,6 @@ from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.documents import Document
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnablePassthrough, RunnableSerializable
 from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict, Field, PrivateAttr
@@ -24,6 +23,7 @@ from langchain_specrag._convert import (
     result_of,
     to_passages,
 )
+from langchain_specrag._runnables import is_retriever, store_of
 from langchain_specrag._tracing import Trace
 from specrag import _blocking
 from specrag.errors import InvalidInputError
@@ -80,7 +80,9 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
 
     Key init args:
         drafter: A core language model or span reader, the name of a bundled model (``"minilm-reader"``), the folder of
-            a reader that you trained, or a LangChain chat model or LLM; or a list of several, whose drafts are pooled.
+            a reader that you trained, or a LangChain chat model or LLM, also behind ``bind``, ``with_retry`` or
+            ``with_fallbacks``, or any Runnable from messages to a message or text; or a list of several, whose drafts
+            are pooled.
         verifier: One of the same; by default the first drafter that is a language model.
         embedder: A core embedder or LangChain ``Embeddings``; by default the bundled MiniLM.
         vector_store: Where the documents come from. Its vectors replace the embedder's. ``FAISS``,
@@ -281,8 +283,9 @@ def create_speculative_rag_chain(
     as ``context``.
 
     Args:
-        retriever: A retriever, which is given the question; or any Runnable from the whole input to documents. The
-            vectors of a vector store's retriever replace the embedder's.
+        retriever: A retriever, which is given the question, also behind ``bind``, ``with_retry`` or ``with_fallbacks``;
+            or any Runnable from the whole input to documents. The vectors of a vector store's retriever replace the
+            embedder's.
         drafter: As in ``SpeculativeRAGRunnable``; by default the bundled drafter.
         verifier: By default the drafter.
         settings: As in ``SpeculativeRAGRunnable``.
@@ -319,8 +322,8 @@ def create_speculative_rag_chain(
     """
     if drafter is None:
         drafter = DEFAULT_DRAFTER
-    if isinstance(retriever, BaseRetriever):
-        settings.setdefault("vector_store", getattr(retriever, "vectorstore", None))
+    if is_retriever(retriever):
+        settings.setdefault("vector_store", store_of(retriever))
         find: Runnable[Any, Any] = RunnableLambda(_question) | retriever
     elif isinstance(retriever, Runnable):
         find = retriever

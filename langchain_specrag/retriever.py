@@ -7,9 +7,12 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field
 
 from langchain_specrag._convert import as_embedder, to_passages
+from langchain_specrag._runnables import store_of
+from specrag.errors import InvalidInputError
 from specrag.speculative.perspectives import aselect_perspectives, select_perspectives
 
 
@@ -23,7 +26,8 @@ class MultiPerspectiveRetriever(BaseRetriever):
         ```
 
     Key init args:
-        retriever: Finds the candidates, best first.
+        retriever: Finds the candidates, best first: a retriever, also behind ``bind``, ``with_retry`` or
+            ``with_fallbacks``, or any Runnable from a question to documents.
         k: How many documents to keep, at least 1.
         embedder: A core embedder or LangChain ``Embeddings``; by default the bundled MiniLM.
         vector_store: Where the documents come from. Its vectors replace the embedder's. By default the store of a
@@ -52,7 +56,7 @@ class MultiPerspectiveRetriever(BaseRetriever):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    retriever: BaseRetriever
+    retriever: Any
     k: int = Field(default=2, ge=1)
     embedder: Any = None
     vector_store: Any = None
@@ -60,10 +64,12 @@ class MultiPerspectiveRetriever(BaseRetriever):
     seed: int = 0
 
     def model_post_init(self, context: Any, /) -> None:
-        """Check the embedder, and find the store."""
+        """Check the retriever and the embedder, and find the store."""
+        if not isinstance(self.retriever, Runnable):
+            raise InvalidInputError(f"retriever must be a LangChain retriever, got {type(self.retriever).__name__}")
         self.embedder = as_embedder(self.embedder)
         if self.vector_store is None:
-            self.vector_store = getattr(self.retriever, "vectorstore", None)
+            self.vector_store = store_of(self.retriever)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
