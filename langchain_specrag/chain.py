@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.documents import Document
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnablePassthrough, RunnableSerializable
 from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict, Field, PrivateAttr
@@ -23,13 +24,15 @@ from langchain_specrag._convert import (
     result_of,
     to_passages,
 )
+from langchain_specrag._history import HISTORY, HISTORY_NOTE, STANDALONE, condensing
+from langchain_specrag._rebuilt import Rebuilt
 from langchain_specrag._runnables import is_retriever, store_of
 from langchain_specrag._tracing import Trace
 from specrag import _blocking
 from specrag.errors import InvalidInputError
 from specrag.models.base import Sampling
 from specrag.models.bundled import DEFAULT_DRAFTER
-from specrag.schema import AnswerReady, Event
+from specrag.schema import AnswerReady, Event, SpeculativeAnswer
 from specrag.speculative.escalation import Escalation
 from specrag.speculative.perspectives import SubsetMode
 from specrag.speculative.pipeline import SpeculativeRAG
@@ -42,6 +45,12 @@ class ChainInput(TypedDict):
     """What ``create_speculative_rag_chain`` takes."""
 
     input: str
+
+
+class ConversationInput(ChainInput, total=False):
+    """What ``create_speculative_rag_chain`` with ``condense`` takes."""
+
+    chat_history: list[BaseMessage]
 
 
 class SpeculativeRAGInput(TypedDict):
@@ -67,7 +76,7 @@ _PLAIN = (
 )
 
 
-class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]]):
+class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[str, Any]]):
     """Speculative RAG as a Runnable: answers ``input`` from the documents in ``context``.
 
     A small model drafts several answers in parallel, each from a few documents, and a larger model picks the best.
@@ -129,11 +138,13 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
         The custom events ``specrag_reading``, ``specrag_subsets``, ``specrag_draft``, ``specrag_draft_failed`` and
         ``specrag_verdict`` tell what happens meanwhile.
 
+    Settings cannot be changed; ``model_copy(update={"drafts": 3})`` makes another one.
+
     Raises:
         InvalidInputError: A setting that the core refuses.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
 
     drafter: Any
     verifier: Any = None
@@ -237,28 +248,29 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
                 yield part
 
     async def _answer(self, inputs: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
-        made: dict[str, Any] = {}
+        inputs, made = _checked(inputs), {}
         async for event in self._events(inputs, config):
             if isinstance(event, AnswerReady):
-                made = {"answer": event.answer.text, **result_of(event.answer, inputs["context"])}
+                made = {"answer": event.answer.text, **_result(event.answer, inputs)}
         return {**inputs, **made}
 
     async def _parts(self, inputs: dict[str, Any], config: RunnableConfig) -> AsyncIterator[dict[str, Any]]:
+        inputs = _checked(inputs)
         yield AddableDict({key: value for key, value in inputs.items() if key not in RESULT_KEYS})
         async for event in self._events(inputs, config):
             if isinstance(event, AnswerReady):
                 for piece in event.answer.pieces:
                     yield AddableDict(answer=piece)
-                yield AddableDict(result_of(event.answer, inputs["context"]))
+                yield AddableDict(_result(event.answer, inputs))
 
-    async def _events(self, inputs: dict[str, Any], config: RunnableConfig) -> AsyncIterator[Event]:
+    async def _events(self, inputs: Mapping[str, Any], config: RunnableConfig) -> AsyncIterator[Event]:
         """The core's events for one call, traced."""
-        question, documents = _checked(inputs)
+        question = inputs.get(STANDALONE) or inputs["input"]
         trace = Trace(config, question, readers=bool(self._core.roles.readers))
         core = inside(self._core, trace.config_of, config.get("max_concurrency"))
         try:
             await trace.begin()
-            async for event in core.astream(question, to_passages(documents, self.vector_store)):
+            async for event in core.astream(question, to_passages(inputs["context"], self.vector_store)):
                 await trace.see(event)
                 yield event
         except BaseException as error:
@@ -267,15 +279,40 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
         await trace.close()
 
 
-def _checked(inputs: Any) -> tuple[str, Sequence[Document]]:
+def _checked(inputs: Any) -> dict[str, Any]:
+    """The input of one call, its context as a list.
+
+    Raises:
+        InvalidInputError: Something is missing, or not what it should be.
+    """
     if not isinstance(inputs, Mapping) or "input" not in inputs or "context" not in inputs:
         found = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
         raise InvalidInputError(f"SpeculativeRAGRunnable takes a mapping with 'input' and 'context', got {found}")
-    return inputs["input"], inputs["context"]
+    if not isinstance(inputs["input"], str):
+        raise InvalidInputError(f"input must be the question as text, got {type(inputs['input']).__name__}")
+    context = inputs["context"]
+    if isinstance(context, Document):
+        context = [context]
+    if isinstance(context, str | bytes | Mapping) or not isinstance(context, Iterable):
+        raise InvalidInputError(f"context must be a list of LangChain documents, got {type(context).__name__}")
+    return {**inputs, "context": list(context)}
+
+
+def _result(answer: SpeculativeAnswer, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chain adds to its input, except the answer's text."""
+    result = result_of(answer, inputs["context"])
+    if inputs.get(HISTORY) and not inputs.get(STANDALONE):
+        result["details"]["notes"] = [*result["details"]["notes"], HISTORY_NOTE]
+    return result
 
 
 def create_speculative_rag_chain(
-    retriever: Runnable[Any, Any], drafter: Any = None, verifier: Any = None, **settings: Any
+    retriever: Runnable[Any, Any],
+    drafter: Any = None,
+    verifier: Any = None,
+    *,
+    condense: Runnable[Any, Any] | None = None,
+    **settings: Any,
 ) -> Runnable[Any, dict[str, Any]]:
     """A retrieval chain that answers with Speculative RAG.
 
@@ -288,6 +325,9 @@ def create_speculative_rag_chain(
             embedder's.
         drafter: As in ``SpeculativeRAGRunnable``; by default the bundled drafter.
         verifier: By default the drafter.
+        condense: A LangChain model that makes a question that stands on its own out of ``input`` and the messages in
+            ``chat_history``. The result carries it as ``standalone_question``. Without this argument a
+            ``chat_history`` is not used, and ``details["notes"]`` says so.
         settings: As in ``SpeculativeRAGRunnable``.
 
     Raises:
@@ -306,7 +346,7 @@ def create_speculative_rag_chain(
 
     Invoke:
         ```python
-        chain.invoke({"input": "who discovered radium"})["answer"]
+        chain.invoke({"input": "who discovered radium"})["answer"]  # also awaited, with ainvoke
         ```
 
     Stream:
@@ -314,25 +354,25 @@ def create_speculative_rag_chain(
         for part in chain.stream({"input": "who discovered radium"}):
             print(part.get("answer", ""), end="")
         ```
-
-    Async:
-        ```python
-        await chain.ainvoke({"input": "who discovered radium"})
-        ```
     """
-    if drafter is None:
-        drafter = DEFAULT_DRAFTER
+    find = _finding(retriever)
     if is_retriever(retriever):
         settings.setdefault("vector_store", store_of(retriever))
-        find: Runnable[Any, Any] = RunnableLambda(_question) | retriever
-    elif isinstance(retriever, Runnable):
-        find = retriever
-    else:
-        raise InvalidInputError(f"retriever must be a LangChain retriever or Runnable, got {type(retriever).__name__}")
+    drafter = DEFAULT_DRAFTER if drafter is None else drafter
     answer = SpeculativeRAGRunnable(drafter=drafter, verifier=verifier, **settings)
-    chain = RunnablePassthrough.assign(context=find.with_config(run_name="retrieve_documents")) | answer
-    return chain.with_config(run_name="speculative_rag_chain").with_types(input_type=ChainInput)  # type: ignore[arg-type]
+    chain: Any = RunnablePassthrough.assign(context=find.with_config(run_name="retrieve_documents")) | answer
+    if condense is not None:
+        chain = RunnablePassthrough.assign(**{STANDALONE: condensing(condense)}) | chain
+    taken = ChainInput if condense is None else ConversationInput
+    return chain.with_config(run_name="speculative_rag_chain").with_types(input_type=taken)
+
+
+def _finding(retriever: Any) -> Runnable[Any, Any]:
+    """From the chain's input to documents."""
+    if not isinstance(retriever, Runnable):
+        raise InvalidInputError(f"retriever must be a LangChain retriever or Runnable, got {type(retriever).__name__}")
+    return RunnableLambda(_question) | retriever if is_retriever(retriever) else retriever
 
 
 def _question(inputs: Mapping[str, Any]) -> str:
-    return str(inputs["input"])
+    return str(inputs.get(STANDALONE) or inputs["input"])

@@ -21,7 +21,7 @@ CORE, ADAPTERS = "specrag", ("langchain_specrag", "llamaindex_specrag")
 # the row.
 # "specrag" is the package's own __init__, which names what users import from `specrag` itself.
 LAYERS = (
-    ("_blocking", "errors"),
+    ("_blocking", "_metadata", "errors"),
     ("_extras", "_stages"),
     ("schema",),
     ("text",),

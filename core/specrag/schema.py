@@ -6,6 +6,7 @@ Log-probabilities are natural logarithms (nats) of the models' own distributions
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from specrag._metadata import title_of, vector_of
 from specrag._stages import ReadingDone as ReadingDone
 from specrag._stages import StageBegan as StageBegan
 from specrag.errors import InvalidInputError
@@ -58,6 +60,8 @@ class Passage:
             if vector.ndim != 1:
                 raise InvalidInputError(f"Passage.embedding must have one dimension, got shape {vector.shape}")
             object.__setattr__(self, "embedding", vector)
+        if self.score is not None and math.isnan(self.score):  # as in a table's empty cell
+            object.__setattr__(self, "score", None)
 
     @classmethod
     def of(cls, value: Any) -> Passage:
@@ -108,21 +112,19 @@ def _passage_fields(given: dict[str, Any]) -> dict[str, Any]:
     metadata = given.get("metadata") or {}
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(f"metadata must be a mapping, got {_a(type(metadata).__name__)}")
-    title, key, score = given.get("title") or metadata.get("title"), given.get("id"), given.get("score")
+    key, score = given.get("id"), given.get("score")
     if score is None:
         found = next((metadata[name] for name in _SCORE_KEYS if name in metadata), None)
         score = found if isinstance(found, int | float | np.number) else None
     elif not isinstance(score, int | float | np.number):
         raise InvalidInputError(f"score must be a number, got {_a(type(score).__name__)}")
-    embedding, found = given.get("embedding"), metadata.get("embedding")
-    if embedding is None and isinstance(found, list | tuple | np.ndarray):
-        embedding = found
+    embedding = given.get("embedding")
     return {
         "text": given["text"],
-        "title": str(title) if title else None,
+        "title": title_of(given.get("title")) or title_of(metadata.get("title")),
         "id": None if key is None else str(key),
         "score": None if score is None else float(score),
-        "embedding": embedding,
+        "embedding": vector_of(metadata.get("embedding")) if embedding is None else embedding,
         "metadata": metadata,
     }
 
