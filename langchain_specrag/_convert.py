@@ -19,7 +19,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_specrag._runnables import bound_options, is_retriever, known_options, name_of
 from langchain_specrag.embeddings import SpecRAGEmbeddings
 from specrag import _blocking
-from specrag.errors import InvalidInputError, ModelError
+from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.bundled import DRAFTING, drafting_model
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
@@ -45,7 +45,7 @@ def to_passages(documents: Sequence[Document], vector_store: Any = None) -> list
     """
     for i, document in enumerate(documents):
         if not isinstance(document, Document):
-            raise InvalidInputError(f"context[{i}] is a {type(document).__name__}, expected a LangChain Document")
+            raise InvalidInputError(f"context[{i}] is a {kind_of(document)}, expected a LangChain Document")
     passages = passages_of(documents, "context")
     vectors = stored_vectors(vector_store, documents) if vector_store is not None else None
     if vectors is None:
@@ -111,7 +111,7 @@ def as_model(model: Any, role: str) -> LanguageModel | Reader:
     raise InvalidInputError(
         f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)), a SpanReader, the name of a "
         f"bundled model ({', '.join(DRAFTING)}), the folder of a trained reader, or a LangChain chat model or LLM; "
-        f"got {repr(model) if isinstance(model, str | Path) else type(model).__name__}"
+        f"got {repr(model) if isinstance(model, str | Path) else kind_of(model)}"
     )
 
 
@@ -141,9 +141,7 @@ def as_embedder(embedder: Any) -> Embedder | None:
         return embedder.embedder
     if isinstance(embedder, Embeddings):
         return LangChainEmbedder(embedder)
-    raise InvalidInputError(
-        f"embedder must be a specrag Embedder or LangChain Embeddings, got {type(embedder).__name__}"
-    )
+    raise InvalidInputError(f"embedder must be a specrag Embedder or LangChain Embeddings, got {kind_of(embedder)}")
 
 
 class LangChainEmbedder(Embedder):
@@ -151,7 +149,7 @@ class LangChainEmbedder(Embedder):
 
     def __init__(self, embeddings: Embeddings) -> None:
         self._embeddings, self._client = embeddings, _blocking.Client()
-        self.name = type(embeddings).__name__
+        self.name = kind_of(embeddings)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         return unit_vectors(self._embeddings.embed_documents(list(texts)))
@@ -201,7 +199,7 @@ class LangChainLM(ChatLM):
         if isinstance(answer, str):
             return ChatReply(answer)
         if not isinstance(answer, AIMessage):
-            raise ModelError(f"{self.name} gave a {type(answer).__name__}, expected an AI message or text")
+            raise ModelError(f"{self.name} gave a {kind_of(answer)}, expected an AI message or text")
         logged = answer.response_metadata.get("logprobs") or {}
         used = answer.usage_metadata
         return ChatReply(

@@ -9,7 +9,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import Runnable, RunnableBranch, RunnableLambda
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 
 #: The conversation so far, in the chain's input.
 HISTORY = "chat_history"
@@ -32,7 +32,7 @@ def condensing(model: Any) -> Runnable[Any, str]:
         InvalidInputError: ``model`` is no LangChain model.
     """
     if not isinstance(model, Runnable):
-        raise InvalidInputError(f"condense must be a LangChain model, got {type(model).__name__}")
+        raise InvalidInputError(f"condense must be a LangChain model, got {kind_of(model)}")
     prompt = ChatPromptTemplate.from_messages(
         [("system", _INSTRUCTION), MessagesPlaceholder(HISTORY), ("human", "{input}")]
     )

@@ -9,7 +9,7 @@ from uuid import uuid4
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, ToolCallChunk
 from langchain_core.messages.ai import UsageMetadata
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.rapid import Message, RapidStats
 from specrag.rapid.conversation import assistant_message
 from specrag.rapid.tools import parse_tool_calls
@@ -62,7 +62,7 @@ def _role(message: BaseMessage) -> str:
     named = named.removesuffix("MessageChunk").lower()  # a chunk's type is its class
     if named not in _ROLES:
         raise InvalidInputError(
-            f"ChatRapid takes system, human, AI and tool messages, got {type(message).__name__} of the role {named!r}"
+            f"ChatRapid takes system, human, AI and tool messages, got {kind_of(message)} of the role {named!r}"
         )
     return _ROLES[named]
 

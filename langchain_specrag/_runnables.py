@@ -11,6 +11,8 @@ from langchain_core.runnables import Runnable, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import DynamicRunnable
 
+from specrag.errors import kind_of
+
 
 def inner_runnables(runnable: Any) -> list[Any]:
     """The Runnables that serve the calls of ``runnable``: what it wraps, and the fallbacks. Itself where it wraps none.
@@ -61,4 +63,4 @@ def store_of(retriever: Any) -> Any:
 
 def name_of(runnable: Any) -> str:
     """What a model is called in messages: the class of what is wrapped."""
-    return type(inner_runnables(runnable)[0]).__name__
+    return kind_of(inner_runnables(runnable)[0])

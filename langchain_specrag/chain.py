@@ -29,7 +29,7 @@ from langchain_specrag._rebuilt import Rebuilt
 from langchain_specrag._runnables import is_retriever, store_of
 from langchain_specrag._tracing import Trace
 from specrag import _blocking
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import Sampling
 from specrag.models.bundled import DEFAULT_DRAFTER
 from specrag.schema import AnswerReady, Event, SpeculativeAnswer
@@ -286,15 +286,15 @@ def _checked(inputs: Any) -> dict[str, Any]:
         InvalidInputError: Something is missing, or not what it should be.
     """
     if not isinstance(inputs, Mapping) or "input" not in inputs or "context" not in inputs:
-        found = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+        found = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else kind_of(inputs)
         raise InvalidInputError(f"SpeculativeRAGRunnable takes a mapping with 'input' and 'context', got {found}")
     if not isinstance(inputs["input"], str):
-        raise InvalidInputError(f"input must be the question as text, got {type(inputs['input']).__name__}")
+        raise InvalidInputError(f"input must be the question as text, got {kind_of(inputs['input'])}")
     context = inputs["context"]
     if isinstance(context, Document):
         context = [context]
     if isinstance(context, str | bytes | Mapping) or not isinstance(context, Iterable):
-        raise InvalidInputError(f"context must be a list of LangChain documents, got {type(context).__name__}")
+        raise InvalidInputError(f"context must be a list of LangChain documents, got {kind_of(context)}")
     return {**inputs, "context": list(context)}
 
 
@@ -370,7 +370,7 @@ def create_speculative_rag_chain(
 def _finding(retriever: Any) -> Runnable[Any, Any]:
     """From the chain's input to documents."""
     if not isinstance(retriever, Runnable):
-        raise InvalidInputError(f"retriever must be a LangChain retriever or Runnable, got {type(retriever).__name__}")
+        raise InvalidInputError(f"retriever must be a LangChain retriever or Runnable, got {kind_of(retriever)}")
     return RunnableLambda(_question) | retriever if is_retriever(retriever) else retriever
 
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from langchain_specrag._convert import as_embedder, to_passages
 from langchain_specrag._runnables import store_of
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.speculative.perspectives import aselect_perspectives, select_perspectives
 
 
@@ -66,7 +66,7 @@ class MultiPerspectiveRetriever(BaseRetriever):
     def model_post_init(self, context: Any, /) -> None:
         """Check the retriever and the embedder, and find the store."""
         if not isinstance(self.retriever, Runnable):
-            raise InvalidInputError(f"retriever must be a LangChain retriever, got {type(self.retriever).__name__}")
+            raise InvalidInputError(f"retriever must be a LangChain retriever, got {kind_of(self.retriever)}")
         self.embedder = as_embedder(self.embedder)
         if self.vector_store is None:
             self.vector_store = store_of(self.retriever)

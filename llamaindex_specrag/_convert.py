@@ -15,7 +15,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore
 from llama_index_instrumentation.span import active_span_id
 
 from llamaindex_specrag.embeddings import SpecRAGEmbedding
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.bundled import DRAFTING, drafting_model
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest
@@ -60,7 +60,7 @@ def as_model(model: Any, role: str) -> LanguageModel | Reader:
     raise InvalidInputError(
         f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)), a SpanReader, the name of a "
         f"bundled model ({', '.join(DRAFTING)}), the folder of a trained reader, or a LlamaIndex LLM; "
-        f"got {repr(model) if isinstance(model, str | Path) else type(model).__name__}"
+        f"got {repr(model) if isinstance(model, str | Path) else kind_of(model)}"
     )
 
 
@@ -91,7 +91,7 @@ def as_embedder(embedder: Any) -> Embedder | None:
     if isinstance(embedder, BaseEmbedding):
         return LlamaIndexEmbedder(embedder)
     raise InvalidInputError(
-        f"embedder must be a specrag Embedder or a LlamaIndex BaseEmbedding, got {type(embedder).__name__}"
+        f"embedder must be a specrag Embedder or a LlamaIndex BaseEmbedding, got {kind_of(embedder)}"
     )
 
 
@@ -116,7 +116,7 @@ class LlamaIndexLM(ChatLM):
     """
 
     def __init__(self, llm: BaseLLM) -> None:
-        super().__init__(type(llm).__name__)
+        super().__init__(kind_of(llm))
         self._llm = llm
         self._span_of: Callable[[Work | None], str | None] = lambda work: None
 

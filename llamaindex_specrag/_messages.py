@@ -7,7 +7,7 @@ from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ThinkingBlock, ToolCallBlock
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.rapid import Message
 from specrag.rapid.conversation import assistant_message
 
@@ -34,7 +34,7 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
 
 def _message(message: ChatMessage) -> Message:
     known = (TextBlock, ThinkingBlock, ToolCallBlock)
-    if other := [type(block).__name__ for block in message.blocks if not isinstance(block, known)]:
+    if other := [kind_of(block) for block in message.blocks if not isinstance(block, known)]:
         raise InvalidInputError(f"RapidLLM reads text, not {', '.join(other)}")
     role, text = _ROLES[message.role], message.content or ""
     return assistant_message(text, _calls(message)) if role == "assistant" else Message(role, text)

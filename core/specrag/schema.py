@@ -17,7 +17,7 @@ import numpy as np
 from specrag._metadata import title_of, vector_of
 from specrag._stages import ReadingDone as ReadingDone
 from specrag._stages import StageBegan as StageBegan
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 
 EmbeddingSource = Literal["passages", "embedder", "none"]
 ScoreName = Literal["draft", "self_contain", "self_reflect", "listwise", "span", "agreement"]
@@ -51,7 +51,7 @@ class Passage:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise InvalidInputError(f"Passage.text must be a string, got {type(self.text).__name__}")
+            raise InvalidInputError(f"Passage.text must be a string, got {kind_of(self.text)}")
         if self.embedding is not None:
             try:
                 vector = np.asarray(self.embedding, dtype=np.float32)
@@ -87,7 +87,7 @@ class Passage:
         else:
             raise InvalidInputError(
                 "a passage is a Passage, a string, a mapping with 'text', or a document with page_content and "
-                f"metadata; got {_a(type(value).__name__)}"
+                f"metadata; got {_a(kind_of(value))}"
             )
         return cls(**_passage_fields(given))
 
@@ -111,13 +111,13 @@ def _passage_fields(given: dict[str, Any]) -> dict[str, Any]:
         raise InvalidInputError(f"no 'text' in a mapping with {', '.join(map(str, given)) or 'no keys'}")
     metadata = given.get("metadata") or {}
     if not isinstance(metadata, Mapping):
-        raise InvalidInputError(f"metadata must be a mapping, got {_a(type(metadata).__name__)}")
+        raise InvalidInputError(f"metadata must be a mapping, got {_a(kind_of(metadata))}")
     key, score = given.get("id"), given.get("score")
     if score is None:
         found = next((metadata[name] for name in _SCORE_KEYS if name in metadata), None)
         score = found if isinstance(found, int | float | np.number) else None
     elif not isinstance(score, int | float | np.number):
-        raise InvalidInputError(f"score must be a number, got {_a(type(score).__name__)}")
+        raise InvalidInputError(f"score must be a number, got {_a(kind_of(score))}")
     embedding = given.get("embedding")
     return {
         "text": given["text"],
@@ -136,7 +136,7 @@ def passages_of(values: Iterable[Any], name: str = "passages") -> list[Passage]:
         InvalidInputError: ``values`` is not a list of passages. The message names the position and the type.
     """
     if isinstance(values, str | bytes | Mapping | Passage) or not isinstance(values, Iterable):
-        raise InvalidInputError(f"{name} must be a list of passages, got {_a(type(values).__name__)}")
+        raise InvalidInputError(f"{name} must be a list of passages, got {_a(kind_of(values))}")
     passages = []
     for position, value in enumerate(values):
         try:

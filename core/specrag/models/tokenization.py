@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import GenerationRequest, Segment, ToolCall, Turn
 from specrag.models.templates import CLOSE, OPEN, ChatTemplate, written_out
 
@@ -48,7 +48,7 @@ class ConversationEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = "auto") -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInputError(
-                f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (a tokenizer.json file)"
+                f"{kind_of(tokenizer)} gives no character offsets: load a fast tokenizer (a tokenizer.json file)"
             )
         self.tokenizer = tokenizer
         self._layout = ChatTemplate.of(tokenizer, chat_template)

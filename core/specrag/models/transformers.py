@@ -24,7 +24,7 @@ from specrag.engine.int8 import quantize_int8
 from specrag.engine.lora import merge_lora
 from specrag.engine.memory import out_of_memory
 from specrag.engine.onednn import unpack, use_onednn
-from specrag.errors import InvalidInputError, ModelError
+from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models import _generation, _scoring
 from specrag.models._loading import load_causal_lm, load_tokenizer
 from specrag.models.base import Capabilities, Completion, GenerationRequest, LanguageModel, Sampling, Score, Turn
@@ -83,7 +83,7 @@ class TransformersLM(LanguageModel):
         if isinstance(model, PreTrainedModel):
             if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 raise InvalidInputError("a loaded model needs its tokenizer: TransformersLM(model, tokenizer)")
-            self.model, self.name = model, str(getattr(model, "name_or_path", "") or type(model).__name__)
+            self.model, self.name = model, str(getattr(model, "name_or_path", "") or kind_of(model))
             if any(change is not None for change in (dtype, device, adapter, quantization)):
                 unpack(self.model)
             if dtype is not None or device is not None:

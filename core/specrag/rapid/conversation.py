@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import ToolCall, Turn
 from specrag.models.tokenization import ConversationEncoder
 from specrag.rapid.prompt import Prompt, conversation_prompt, document_prompt
@@ -69,7 +69,7 @@ def document_texts(documents: Any) -> Sequence[str]:
         text = document if isinstance(document, str) else _document_text(document)
         if text is None:
             raise InvalidInputError(
-                f"documents are texts, or objects with page_content or text, got {type(document).__name__}"
+                f"documents are texts, or objects with page_content or text, got {kind_of(document)}"
             )
         texts.append(text)
     return texts or ()

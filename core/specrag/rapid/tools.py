@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import ToolCall
 from specrag.models.tokenization import ConversationEncoder
 
@@ -86,5 +86,5 @@ def call_arguments(arguments: Any) -> dict[str, Any]:
     if isinstance(arguments, str):
         arguments = json.loads(arguments)
     if arguments is not None and not isinstance(arguments, Mapping):
-        raise ValueError(f"the arguments of a call are an object, got {type(arguments).__name__}")
+        raise ValueError(f"the arguments of a call are an object, got {kind_of(arguments)}")
     return dict(arguments or {})
