@@ -288,7 +288,7 @@ def _text(query: str | QueryBundle) -> str:
 
 
 def _bare(texts: Sequence[str]) -> list[NodeWithScore]:
-    return [NodeWithScore(node=TextNode(text=text)) for text in texts]
+    return [NodeWithScore(node=TextNode(text=text)) for text in ([texts] if isinstance(texts, str) else texts)]
 
 
 def _each(pieces: list[str]) -> Generator[str, None, None]:
