@@ -25,6 +25,7 @@ from langchain_specrag._convert import (
     to_passages,
 )
 from langchain_specrag._history import HISTORY, HISTORY_NOTE, STANDALONE, condensing
+from langchain_specrag._names import check_names
 from langchain_specrag._rebuilt import Rebuilt
 from langchain_specrag._runnables import is_retriever, store_of
 from langchain_specrag._tracing import Trace
@@ -355,6 +356,7 @@ def create_speculative_rag_chain(
             print(part.get("answer", ""), end="")
         ```
     """
+    check_names(settings, SpeculativeRAGRunnable.model_fields)
     find = _finding(retriever)
     if is_retriever(retriever):
         settings.setdefault("vector_store", store_of(retriever))

@@ -8,7 +8,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from langchain_specrag._convert import as_embedder, to_passages
 from langchain_specrag._runnables import store_of
@@ -54,7 +54,7 @@ class MultiPerspectiveRetriever(BaseRetriever):
         ```
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
     retriever: Any
     k: int = Field(default=2, ge=1)
@@ -63,11 +63,20 @@ class MultiPerspectiveRetriever(BaseRetriever):
     reuse_embeddings: bool = True
     seed: int = 0
 
+    @field_validator("embedder")
+    @classmethod
+    def _embedder(cls, value: Any) -> Any:
+        return as_embedder(value)
+
+    @field_validator("retriever")
+    @classmethod
+    def _retriever(cls, value: Any) -> Any:
+        if not isinstance(value, Runnable):
+            raise InvalidInputError(f"retriever must be a LangChain retriever, got {kind_of(value)}")
+        return value
+
     def model_post_init(self, context: Any, /) -> None:
-        """Check the retriever and the embedder, and find the store."""
-        if not isinstance(self.retriever, Runnable):
-            raise InvalidInputError(f"retriever must be a LangChain retriever, got {kind_of(self.retriever)}")
-        self.embedder = as_embedder(self.embedder)
+        """Find the store."""
         if self.vector_store is None:
             self.vector_store = store_of(self.retriever)
 

@@ -26,12 +26,6 @@ class QuestionInput(BaseModel):
     question: str = Field(description="A complete question that stands on its own.", min_length=1, pattern=r"\S")
 
 
-def _refusal(error: Any) -> str:
-    """What the agent reads of a call with the wrong arguments."""
-    problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-    return f"The call was refused. {'; '.join(problems)}. Ask a complete question."
-
-
 class SpeculativeRAGTool(BaseTool):
     """Answers an agent's question from documents. The artifact is the chain's whole result.
 
@@ -44,9 +38,8 @@ class SpeculativeRAGTool(BaseTool):
     Key init args:
         chain: From ``create_speculative_rag_chain``.
         name, description: What the agent knows of the tool.
-        handle_tool_error, handle_validation_error: By default the agent reads why a question was refused (it is too
-            long, say) and may ask another one. ``False`` raises.
-        no_answer: What the agent reads when the documents do not answer.
+        handle_tool_error: By default the agent reads why the documents could not be asked (the question is too long,
+            say) and may ask another one. ``False`` raises a ``ToolException``.
 
     Instantiate:
         ```python
@@ -78,7 +71,6 @@ class SpeculativeRAGTool(BaseTool):
     args_schema: Any = QuestionInput
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
     handle_tool_error: Any = True
-    handle_validation_error: Any = Field(default=_refusal)
     chain: Runnable[Any, Any] = Field(exclude=True)
     no_answer: str = NO_ANSWER
 
