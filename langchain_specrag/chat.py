@@ -22,8 +22,10 @@ from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, Runn
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+from typing_extensions import Self
 
 from langchain_specrag._messages import metadata_of, reply_chunk, reply_fields, to_message, usage_of
+from langchain_specrag._rebuilt import Rebuilt
 from specrag.errors import InvalidInputError
 from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
 from specrag.rapid.chat import CallOptions, call_options
@@ -33,23 +35,26 @@ from specrag.rapid.tools import check_tools
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
 
-class _Rapid(BaseModel):
-    """What ChatRapid and RapidLLM share: the models, how they generate, and the sessions."""
+class _Rapid(Rebuilt):
+    """What ChatRapid and RapidLLM share: the models, how they generate, and the sessions.
+
+    A field that is frozen was used when the models were loaded.
+    """
 
     model_config = _CONFIG
 
-    model: str | None = None
-    drafter: str | None = None
-    rapid: RapidGenerator | None = Field(default=None, exclude=True, repr=False)
-    settings: RapidSettings | Mapping[str, Any] | None = None
+    model: str | None = Field(default=None, frozen=True)
+    drafter: str | None = Field(default=None, frozen=True)
+    rapid: RapidGenerator | None = Field(default=None, exclude=True, repr=False, frozen=True)
+    settings: RapidSettings | Mapping[str, Any] | None = Field(default=None, frozen=True)
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
     max_tokens: int = Field(default=256, ge=1)
     stop: list[str] | None = None
-    quantization: Literal["int8"] | None = None
-    max_sessions: int = 4
+    quantization: Literal["int8"] | None = Field(default=None, frozen=True)
+    max_sessions: int = Field(default=4, frozen=True)
     _chat: RapidChat = PrivateAttr()
 
     @field_validator("settings", mode="before")
@@ -64,11 +69,21 @@ class _Rapid(BaseModel):
             self.model, self.drafter, rapid=self.rapid, settings=self.settings, **self._sampling(),
             quantization=self.quantization, max_sessions=self.max_sessions,
         )  # fmt: skip
-        self.model = self.model or self._chat.rapid.target.name
-        self.settings = self._chat.settings
-        sampling = self.settings.sampling
-        self.temperature, self.top_k, self.top_p = sampling.temperature, sampling.top_k, sampling.top_p
-        self.seed = sampling.seed
+        sampling = self._chat.settings.sampling
+        # Not assigned, so that they do not count as given. A copy made of the fields finds the loaded models there.
+        self.__dict__.update(
+            model=self.model or self._chat.rapid.target.name,
+            rapid=self._chat.rapid,
+            settings=self._chat.settings,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy over the same models; with ``update``, one that is built with the changed settings."""
+        return super().model_copy(update={"rapid": self.rapid} | dict(update) if update else None, deep=deep)
 
     @property
     def sessions(self) -> list[LongContext]:

@@ -20,6 +20,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from typing_extensions import Self
 
 from llamaindex_specrag._messages import to_messages
 from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
@@ -69,14 +70,21 @@ class RapidLLM(CustomLLM):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    model: str | None = Field(default=None, description="The target: a folder or a hub id.")
+    model: str | None = Field(frozen=True, default=None, description="The target: a folder or a hub id.")
     drafter: str | None = Field(
-        default=None, description="The drafter: a folder or a hub id. Without one the target drafts for itself."
+        frozen=True,
+        default=None,
+        description="The drafter: a folder or a hub id. Without one the target drafts for itself.",
     )
     rapid: RapidGenerator | None = Field(
-        default=None, exclude=True, repr=False, description="A RapidGenerator, in place of models and settings."
+        frozen=True,
+        default=None,
+        exclude=True,
+        repr=False,
+        description="A RapidGenerator, in place of models and settings.",
     )
     settings: RapidSettings | Mapping[str, Any] | None = Field(
+        frozen=True,
         default=None,
         description="A RapidSettings or a mapping of its fields: how candidates are drafted and what is sampled.",
     )
@@ -91,9 +99,9 @@ class RapidLLM(CustomLLM):
     max_tokens: int = Field(default=256, ge=1, description="Tokens of a reply at most; also per call.")
     stop: list[str] | None = Field(default=None, description="Strings that end a reply; also per call.")
     quantization: Literal["int8"] | None = Field(
-        default=None, description="'int8': both models with int8 weights, on the CPU."
+        frozen=True, default=None, description="'int8': both models with int8 weights, on the CPU."
     )
-    max_sessions: int = Field(default=4, description="How many contexts' sessions are kept.")
+    max_sessions: int = Field(frozen=True, default=4, description="How many contexts' sessions are kept.")
     _chat: RapidChat = PrivateAttr()
 
     @field_validator("settings", mode="before")
@@ -107,12 +115,24 @@ class RapidLLM(CustomLLM):
             self.model, self.drafter, rapid=self.rapid, settings=self.settings, **self._sampling(),
             quantization=self.quantization, max_sessions=self.max_sessions,
         )  # fmt: skip
-        # The fields that were left out show what holds.
-        self.model = self.model or self._chat.rapid.target.name
-        self.settings = self._chat.settings
-        sampling = self.settings.sampling
-        self.temperature, self.top_k, self.top_p = sampling.temperature, sampling.top_k, sampling.top_p
-        self.seed = sampling.seed
+        sampling = self._chat.settings.sampling
+        # The fields that were left out show what holds. They do not count as given.
+        self.__dict__.update(
+            model=self.model or self._chat.rapid.target.name,
+            rapid=self._chat.rapid,
+            settings=self._chat.settings,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy over the same models; with ``update``, one that is built with the changed settings."""
+        if not update:
+            return super().model_copy(deep=deep)
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**given | {"rapid": self.rapid} | dict(update))
 
     @classmethod
     def class_name(cls) -> str:

@@ -77,6 +77,19 @@ def test_a_setting_that_is_unknown_or_out_of_range_is_an_error(tiny, fields, mes
         RapidLLM(rapid=generator(tiny, candidates=2), **fields)
 
 
+def test_settings_are_frozen_and_a_copy_shares_models_and_sessions(tiny_path, forward_passes):
+    llm = RapidLLM(model=str(tiny_path), max_tokens=2, settings={"candidates": 0})
+    for field in ("model", "drafter", "rapid", "settings", "quantization", "max_sessions"):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(llm, field, None)
+    llm.complete("what?", documents="The turbine was checked. " * 40)
+    read = forward_passes(llm.rapid.target.model)
+    copy = llm.model_copy(update={"temperature": 0.3})
+    copy.complete("what?", documents="The turbine was checked. " * 40)
+    assert max(read) < 40 and copy.temperature == 0.3 and llm.temperature == 1.0
+    assert llm.model_copy(update={"settings": {"candidates": 3}}).settings.candidates == 3
+
+
 def test_every_field_has_its_description():
     assert all(RapidLLM.model_fields[name].description for name in RapidLLM.__annotations__ if name[0] != "_")
 

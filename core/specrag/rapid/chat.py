@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
@@ -115,11 +116,16 @@ class RapidChat:
     ) -> RapidChat:
         """With a generator that exists, or with models from folders or hub ids.
 
+        Chats over one generator with one limit share their sessions: a copy with another sampling reads no document
+        again.
+
         Args:
             model: The target's folder or hub id.
             drafter: The drafter's; without one the target drafts for itself.
-            rapid: A generator, in place of the models.
-            settings: The generator's settings. With ``rapid`` they are its own, but for the sampling.
+            rapid: A generator, in place of the models; or the one that this method loaded for a chat before. Models
+                with the same names are then not loaded again.
+            settings: The generator's settings. With a generator of the caller's own they are its own, but for the
+                sampling.
             temperature: In place of that in ``settings.sampling``, as are ``top_k``, ``top_p`` and ``seed``.
             top_k: See ``Sampling``.
             top_p: See ``Sampling``.
@@ -136,19 +142,10 @@ class RapidChat:
             settings = rapid.settings
         wanted = RapidSettings.of(settings)
         wanted = wanted.with_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        if rapid is None:
-            if model is None:
-                raise InvalidInputError("give model= (a folder or hub id) or rapid= (a RapidGenerator)")
-            target = TransformersLM(model, quantization=quantization)
-            helper = TransformersLM(drafter, quantization=quantization) if drafter else None
-            rapid = RapidGenerator(target, helper, wanted)
-        elif drafter is not None or quantization is not None:
-            raise InvalidInputError("give drafter= and quantization= with model=, or rapid=, which has its models")
-        elif replace(wanted, sampling=rapid.settings.sampling) != rapid.settings:
-            raise InvalidInputError(
-                f"settings= and rapid= differ: {wanted}, but {rapid.settings}; give settings to the RapidGenerator"
-            )
-        return cls(rapid, max_sessions, sampling=wanted.sampling)
+        rapid = _generator(wanted, rapid, (model, drafter, quantization))
+        chat = cls(rapid, max_sessions, sampling=wanted.sampling)
+        chat._sessions = _shared(chat._sessions)
+        return chat
 
     @property
     def sessions(self) -> list[LongContext]:
@@ -202,6 +199,36 @@ class RapidChat:
 # --- sessions -------------------------------------------------------------------------------------------
 
 
+def _generator(
+    wanted: RapidSettings,
+    given: RapidGenerator | None,
+    names: tuple[str | None, str | None, Literal["int8"] | None],
+) -> RapidGenerator:
+    """The generator of a chat: ``given``, one over its models, or one over the models of these names."""
+    model, drafter, quantization = names
+    if given is not None and given.opened is None:  # the caller's own
+        if drafter is not None or quantization is not None:
+            raise InvalidInputError("give drafter= and quantization= with model=, or rapid=, which has its models")
+        if model not in (None, given.target.name):
+            raise InvalidInputError(f"give model= or rapid=, which has {given.target.name}, not both")
+        if replace(wanted, sampling=given.settings.sampling) != given.settings:
+            raise InvalidInputError(
+                f"settings= and rapid= differ: {wanted}, but {given.settings}; give settings to the RapidGenerator"
+            )
+        return given
+    if given is not None and given.opened == names:
+        if replace(wanted, sampling=given.settings.sampling) == given.settings:
+            return given
+        made = RapidGenerator(given.target, None if given.drafter is given.target else given.drafter, wanted)
+    elif model is None:
+        raise InvalidInputError("give model= (a folder or hub id) or rapid= (a RapidGenerator)")
+    else:
+        target = TransformersLM(model, quantization=quantization)
+        made = RapidGenerator(target, TransformersLM(drafter, quantization=quantization) if drafter else None, wanted)
+    made.opened = names
+    return made
+
+
 @dataclass
 class _Kept:
     prompt: tuple[str, str]  # head and context
@@ -213,7 +240,7 @@ class _Kept:
         return self.session.nbytes if self.session is not None else 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sessions:
     """The sessions of the latest prompts. A session serves one call at a time."""
 
@@ -294,3 +321,18 @@ class _Sessions:
                 if idle is None:
                     return
                 self._kept.remove(idle)
+
+
+#: The sessions of the chats that ``RapidChat.open`` made. They live as long as one of the chats.
+_SHARED: weakref.WeakSet[_Sessions] = weakref.WeakSet()
+_SHARED_LOCK = threading.Lock()
+
+
+def _shared(new: _Sessions) -> _Sessions:
+    """``new``, or the sessions of another chat over the same generator with the same limits."""
+    with _SHARED_LOCK:
+        for known in _SHARED:
+            if known.rapid is new.rapid and (known.max_sessions, known.max_bytes) == (new.max_sessions, new.max_bytes):
+                return known
+        _SHARED.add(new)
+        return new
