@@ -142,9 +142,18 @@ class TransformersLM(LanguageModel):
         """Whether scored conversations share one row: as ``packing`` says, or as the check found."""
         if self._packing != "auto":
             return bool(self._packing)
-        tolerance = _INT8_TOLERANCE if self.quantization else _PACKING_TOLERANCE.get(self.dtype, 0.5)
         with self.lock, torch.inference_mode():
-            return _scoring.obeys_explicit_masks(self.model, tolerance)
+            return _scoring.obeys_explicit_masks(self.model, self._tolerance)
+
+    @cached_property
+    def _layout(self) -> _generation.Layout:
+        """How rows share a batch, as the check found."""
+        with self.lock, torch.inference_mode():
+            return _generation.batch_layout(self.model, self._tolerance)
+
+    @property
+    def _tolerance(self) -> float:
+        return _INT8_TOLERANCE if self.quantization else _PACKING_TOLERANCE.get(self.dtype, 0.5)
 
     def count_tokens(self, text: str) -> int:
         return len(self.encoder.encode_text(text))
@@ -163,7 +172,8 @@ class TransformersLM(LanguageModel):
             self._check_length(len(row.prompt) + request.max_tokens, "prompt and reply")
             rows.append(row)
         with self.lock, torch.inference_mode(), _as_model_error("generating"):
-            _generation.generate(self.model, rows, sampling)
+            layout = self._layout if len(rows) > 1 else "shared"
+            _generation.generate(self.model, rows, sampling, layout)
         return [row.completion() for row in rows]
 
     def score(self, requests: Sequence[Sequence[Turn]]) -> list[Score]:
