@@ -1,4 +1,4 @@
-"""What stands behind a Runnable: ``bind``, ``with_config``, ``with_retry``, ``with_fallbacks`` and fields wrap others."""
+"""What stands behind a Runnable: ``bind``, ``with_config``, ``with_retry`` and ``with_fallbacks`` wrap others."""
 
 from __future__ import annotations
 

@@ -120,9 +120,9 @@ class _Rapid(Rebuilt):
 class ChatRapid(_Rapid, BaseChatModel):
     """A chat model for long contexts, decoded with RAPID (Chen et al., arXiv 2502.20330).
 
-    The context of a call is ``documents`` given with it (one or several texts or ``Document``); or the text before the last paragraph of a long message; or
-    the conversation so far. The target reads it once: its cache is kept, and the next call about the same context
-    begins at once.
+    The context of a call is ``documents`` given with it (one or several texts or ``Document``); or the text before the
+    last paragraph of a long message; or the conversation so far. The target reads it once: its cache is kept, and the
+    next call about the same context begins at once.
 
     Setup:
         Install the extras. The models run in this process, which needs torch.

@@ -32,9 +32,10 @@ T = TypeVar("T")
 class RapidLLM(CustomLLM):
     """An LLM for long contexts, decoded with RAPID (Chen et al., arXiv 2502.20330).
 
-    The context of a call is ``documents=`` given with it (one or several texts, documents or nodes); or what stands between the rules of dashes of LlamaIndex's
-    own templates, or before the last paragraph of a long message; or the conversation so far. The target reads it once:
-    its cache is kept, and the next call about the same context begins at once.
+    The context of a call is ``documents=`` given with it (one or several texts, documents or nodes); or what stands
+    between the rules of dashes of LlamaIndex's own templates, or before the last paragraph of a long message; or the
+    conversation so far. The target reads it once: its cache is kept, and the next call about the same context begins
+    at once.
 
     Setup:
         Install the extras. The models run in this process, which needs torch.

@@ -48,8 +48,8 @@ def fits_window(model: Any, members: Sequence[EncodedConversation]) -> bool:
 def obeys_explicit_masks(model: Any, tolerance: float) -> bool:
     """Whether packed probes score as the same texts alone. As real conversations do, they begin alike and then differ.
 
-    A position that a model takes from the place in the row (ALiBi) shows only so: the second text's own part then stands
-    farther from the shared part than it does alone.
+    A position that a model takes from the place in the row (ALiBi) shows only so: the second text's own part then
+    stands farther from the shared part than it does alone.
 
     Args:
         tolerance: The largest difference, in nats, that counts as equal.
