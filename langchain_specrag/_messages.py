@@ -83,11 +83,11 @@ def _text(message: BaseMessage, role: str) -> str:
     return "".join(texts)
 
 
-def reply_fields(text: str, *, with_tools: bool) -> dict[str, Any]:
+def reply_fields(text: str, *, with_tools: bool, thinking: bool = False) -> dict[str, Any]:
     """Content and, where there were tools, tool calls of a reply: fields of an ``AIMessage``."""
     if not with_tools:
         return {"content": text}
-    content, calls, broken = parse_tool_calls(text)
+    content, calls, broken = parse_tool_calls(text, thinking=thinking)
     return {
         "content": content,
         "tool_calls": [{"name": c.name, "args": dict(c.arguments), "id": f"call_{uuid4().hex[:12]}"} for c in calls],
@@ -95,9 +95,9 @@ def reply_fields(text: str, *, with_tools: bool) -> dict[str, Any]:
     }
 
 
-def reply_chunk(text: str) -> AIMessageChunk:
+def reply_chunk(text: str, *, thinking: bool = False) -> AIMessageChunk:
     """A whole reply with tool calls, as one piece of a stream."""
-    reply = reply_fields(text, with_tools=True)
+    reply = reply_fields(text, with_tools=True, thinking=thinking)
     calls = [
         ToolCallChunk(name=c["name"], args=json.dumps(c["args"]), id=c["id"], index=i, type="tool_call_chunk")
         for i, c in enumerate(reply["tool_calls"])

@@ -101,7 +101,8 @@ class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[
             of its fields.
         calibration: A core ``Calibration``, the path of one that `specrag calibrate` wrote, ``"auto"`` or ``None``.
 
-        All other settings are those of ``specrag.SpeculativeRAG``.
+        All other settings are those of ``specrag.SpeculativeRAG``. They are frozen: ``model_copy(update=...)`` makes
+        another Runnable.
 
     Instantiate:
         ```python
@@ -138,8 +139,6 @@ class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[
         Child runs show the reading of each reader, the perspectives, each draft, each verification and an escalation.
         The custom events ``specrag_reading``, ``specrag_subsets``, ``specrag_draft``, ``specrag_draft_failed`` and
         ``specrag_verdict`` tell what happens meanwhile.
-
-    Settings cannot be changed; ``model_copy(update={"drafts": 3})`` makes another one.
 
     Raises:
         InvalidInputError: A setting that the core refuses.

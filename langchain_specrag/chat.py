@@ -226,7 +226,7 @@ class ChatRapid(_Rapid, BaseChatModel):
         message = AIMessage(
             usage_metadata=usage_of(stats),
             response_metadata=metadata_of(self.model, stats),
-            **reply_fields(text, with_tools=bool(options["tools"])),
+            **reply_fields(text, with_tools=bool(options["tools"]), thinking=self._chat.opens_thought),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -240,7 +240,7 @@ class ChatRapid(_Rapid, BaseChatModel):
         options, stats = self._options(stop, kwargs), RapidStats()
         pieces = self._chat.stream([to_message(m) for m in messages], stats=stats, **options)
         if options["tools"]:  # a call can be read when it is whole
-            yield self._told(reply_chunk("".join(pieces)), run_manager)
+            yield self._told(reply_chunk("".join(pieces), thinking=self._chat.opens_thought), run_manager)
         else:
             for piece in pieces:
                 yield self._told(AIMessageChunk(content=piece), run_manager)

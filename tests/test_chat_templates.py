@@ -141,7 +141,8 @@ SYSTEM_FIRST = (  # as Llama 2's: a system turn is allowed at the beginning only
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 SYSTEM_LAST = (  # as Mistral's: the system text stands before the last user turn
-    "{% if messages[0].role == 'system' %}{% set said = messages[0].content %}{% set messages = messages[1:] %}{% endif %}"
+    "{% if messages[0].role == 'system' %}{% set said = messages[0].content %}"
+    "{% set messages = messages[1:] %}{% endif %}"
     "{% for m in messages %}[{{ m.role }}]{% if loop.last and said is defined %}{{ said }}|{% endif %}{{ m.content }}"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )

@@ -3,9 +3,10 @@
 import pytest
 
 from specrag.models import TransformersLM
+from specrag.models.tokenization import ConversationEncoder
 from specrag.rapid import Message, ToolCall
 from specrag.rapid.conversation import conversation
-from specrag.rapid.tools import check_tools, parse_tool_calls, without_thinking
+from specrag.rapid.tools import check_tools, opens_thought, parse_tool_calls, without_thinking
 from tests.rapid_parts import TOOL_TEMPLATE
 
 
@@ -40,6 +41,17 @@ CALL = '<tool_call>{"name": "delete", "arguments": {}}</tool_call>'
 def test_a_call_that_is_quoted_in_a_thought_is_not_made(reply):
     assert parse_tool_calls(reply) == (reply, [], [])
     assert without_thinking(reply) == "No."
+
+
+def test_a_thought_that_the_template_opened_and_that_was_cut_makes_no_call(tiny):
+    assert parse_tool_calls(f"I could say {CALL} or", thinking=True) == (f"I could say {CALL} or", [], [])
+    _, calls, _ = parse_tool_calls(f"I could.</think>{CALL}", thinking=True)
+    assert [call.name for call in calls] == ["delete"]
+    opening = ConversationEncoder(
+        tiny.tokenizer, "{{ messages[0].content }}{% if add_generation_prompt %}<think>\n{% endif %}"
+    )
+    assert opens_thought(opening) and not opens_thought(tiny.encoder)
+    assert not opens_thought(ConversationEncoder(tiny.tokenizer, None))
 
 
 def test_a_call_after_a_thought_is_made_and_the_thought_stays_text():

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, TypedDict
 
 from specrag.errors import InvalidInputError
@@ -22,6 +23,7 @@ from specrag.rapid.generator import RapidGenerator
 from specrag.rapid.prompt import Prompt, PromptTokens
 from specrag.rapid.session import LongContext, ReadPrefix, check_prompt
 from specrag.rapid.settings import RapidSettings
+from specrag.rapid.tools import opens_thought
 
 # A session is given up for another prompt when the two begin with at least so many equal tokens.
 _WORTH_SHARING = 64
@@ -151,6 +153,11 @@ class RapidChat:
     def sessions(self) -> list[LongContext]:
         """The sessions that are kept, latest last."""
         return self._sessions.all
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the target's chat template begins each reply with ``<think>``."""
+        return opens_thought(self.rapid.target.encoder)
 
     def clear(self) -> None:
         """Forget every session that is not in use."""

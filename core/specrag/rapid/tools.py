@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specrag.errors import InvalidInputError, kind_of
-from specrag.models.base import ToolCall
+from specrag.models.base import GenerationRequest, ToolCall, Turn
 from specrag.models.tokenization import ConversationEncoder
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)  # without an end, all that follows is thought
@@ -33,12 +33,26 @@ def check_tools(encoder: ConversationEncoder) -> None:
         )
 
 
-def parse_tool_calls(text: str) -> tuple[str, list[ToolCall], list[str]]:
+def opens_thought(encoder: ConversationEncoder) -> bool:
+    """Whether the chat template begins each reply with ``<think>``, which the reply then does not show."""
+    if encoder.template is None:
+        return False
+    return encoder.render_generation(GenerationRequest((Turn.of("user", "?"),))).rstrip().endswith("<think>")
+
+
+def parse_tool_calls(text: str, *, thinking: bool = False) -> tuple[str, list[ToolCall], list[str]]:
     """A reply as (its text, the calls in it, the blocks that look like a call and cannot be read).
 
     What a model thinks is not what it asks for: a call inside ``<think>`` stays text.
+
+    Args:
+        text: What the model wrote.
+        thinking: Whether the template wrote the opening tag (see ``opens_thought``). Without a closing one, the reply
+            was cut in the middle of the thought.
     """
     calls, broken, kept, at = [], [], [], _end_of_opened_thought(text)
+    if thinking and not at:
+        return text, [], []
     kept.append(text[:at])
     for match in _CALL_OR_THOUGHT.finditer(text, at):
         kept.append(text[at : match.start()])
