@@ -256,6 +256,20 @@ class SpeculativeRAGQueryEngine(RetrieverQueryEngine):
     See ``SpeculativeSynthesizer`` for what the response holds.
     """
 
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        response_synthesizer: BaseSynthesizer | None = None,
+        node_postprocessors: list[BaseNodePostprocessor] | None = None,
+        callback_manager: CallbackManager | None = None,
+        **settings: Any,
+    ) -> None:
+        # The base would ask `Settings` for an LLM, and answer without drafts.
+        if settings and response_synthesizer is not None:
+            raise InvalidInputError(f"give {', '.join(settings)} to the response_synthesizer, or to from_args()")
+        synthesizer = response_synthesizer or SpeculativeSynthesizer(callback_manager=callback_manager, **settings)
+        super().__init__(retriever, synthesizer, node_postprocessors, callback_manager)
+
     @classmethod
     def from_args(  # type: ignore[override]
         cls,

@@ -8,6 +8,7 @@ import math
 import time
 
 import pytest
+from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -19,13 +20,16 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.tools import QueryEngineTool
 from pydantic import Field
 
+from llamaindex_specrag import SpeculativeRAGQueryEngine, SpeculativeSynthesizer
 from llamaindex_specrag._awaiting import embedder_awaits, llm_awaits
 from llamaindex_specrag._convert import to_passage
+from specrag.errors import InvalidInputError
 from specrag.speculative.verification import Scoring
 from tests.fakes import HashEmbedder
-from tests.llamaindex_parts import engine_of, nodes
+from tests.llamaindex_parts import FixedRetriever, ScriptedAgentLLM, engine_of, nodes
 from tests.servers import serving
 
 REPLY = "Rationale: because\nAnswer: Curie"
@@ -248,3 +252,24 @@ def test_bare_texts_may_be_one():
     assert synthesizer.get_response("q", "one text") == synthesizer.get_response("q", ["one text"]) == "Curie"
     response = synthesizer.synthesize("q", nodes(1))
     assert len(response.metadata["drafts"]) == 1
+
+
+async def test_an_engine_without_a_synthesizer_drafts_and_asks_no_default_llm():
+    engine = SpeculativeRAGQueryEngine(FixedRetriever(nodes()), drafter=TwoDoors(), embedder=HashEmbedder())
+    assert str(engine.query("q")) == str(await engine.aquery("q")) == "Curie"
+    with pytest.raises(InvalidInputError, match="give drafts to the response_synthesizer"):
+        SpeculativeRAGQueryEngine(FixedRetriever([]), SpeculativeSynthesizer(TwoDoors()), drafts=3)
+
+
+@pytest.mark.parametrize("question", ["", "  "])
+async def test_a_function_agent_reads_why_its_question_was_refused(question):
+    class Asking(ScriptedAgentLLM):
+        def _reply(self, messages, tools):
+            reply = super()._reply(messages, tools)
+            for call in reply.message.additional_kwargs.get("calls", []):
+                call.tool_kwargs = {"input": question}
+            return reply
+
+    tool = QueryEngineTool.from_defaults(engine_of(TwoDoors()), name="ask", description="Asks.")
+    agent = FunctionAgent(name="asker", description="Asks.", tools=[tool], llm=Asking())
+    assert "question" in str(await agent.run("who?"))

@@ -144,6 +144,7 @@ def test_what_llamaindex_users_type_first_says_what_to_use_instead(name, instead
     for make in (
         lambda: llamaindex_specrag.SpeculativeRAGQueryEngine.from_args(LlamaIndexRetriever([]), **{name: LM}),
         lambda: llamaindex_specrag.SpeculativeSynthesizer(LM, **{name: LM}),
+        lambda: llamaindex_specrag.SpeculativeRAGQueryEngine(LlamaIndexRetriever([]), **{name: LM}),
     ):
         with pytest.raises(InvalidInputError, match=f"{name}: .*{instead}") as caught:
             make()
