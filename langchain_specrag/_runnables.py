@@ -7,7 +7,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableWithFallbacks
+from langchain_core.runnables import Runnable, RunnableSequence, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import DynamicRunnable
 
@@ -52,13 +52,21 @@ def known_options(runnable: Any) -> set[str]:
 
 
 def is_retriever(runnable: Any) -> bool:
-    """Whether ``runnable`` is a retriever, wrapped or not: it takes a question and gives documents."""
-    return isinstance(runnable, Runnable) and all(isinstance(each, BaseRetriever) for each in inner_runnables(runnable))
+    """Whether ``runnable`` is a retriever, wrapped or not, or a chain that begins with one: it takes a question."""
+    return isinstance(runnable, Runnable) and all(
+        isinstance(_first(r), BaseRetriever) for r in inner_runnables(runnable)
+    )
 
 
 def store_of(retriever: Any) -> Any:
     """The vector store of a retriever, wrapped or not; ``None`` where it has none."""
-    return getattr(inner_runnables(retriever)[0], "vectorstore", None)
+    return getattr(_first(retriever), "vectorstore", None)
+
+
+def _first(runnable: Any) -> Any:
+    """What gets the input first."""
+    inner = inner_runnables(runnable)[0]
+    return _first(inner.first) if isinstance(inner, RunnableSequence) else inner
 
 
 def name_of(runnable: Any) -> str:

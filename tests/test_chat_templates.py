@@ -191,6 +191,18 @@ def test_scored_pieces_keep_their_names_where_turns_are_joined(smollm2_tokenizer
     assert "".join(piece.text for piece in pieces) == "<user>S\n\nQ named"
 
 
+def test_calls_that_a_template_refuses_are_written_as_text(smollm2_tokenizer):
+    one_call_only = (  # as Llama 3.1's
+        "{% for m in messages %}{% if m.role == 'tool' or m.tool_calls %}"
+        "{% if m.tool_calls and m.tool_calls | length != 1 %}{{ raise_exception('only one call at once') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}{{ m.tool_calls | default('', true) | tojson }}"
+        "{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
+    )
+    encoder = ConversationEncoder(smollm2_tokenizer, one_call_only)
+    text = smollm2_tokenizer.decode(ids_of(encoder, CONVERSATIONS["two calls with text"]))
+    assert f"[assistant]Let me see.\n{PARIS.rendered()}\n{ZURICH.rendered()}[user]<tool_response>\nsunny" in text
+
+
 @pytest.mark.parametrize(
     ("template", "said", "reason"),
     [

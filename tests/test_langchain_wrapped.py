@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import FakeListChatModel
@@ -13,6 +14,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
+from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import ValidationError
 
@@ -115,6 +117,7 @@ WRAPPED_RETRIEVERS = {
     "with_fallbacks": lambda r: r.with_fallbacks([r]),
     "configurable_fields": lambda r: r.configurable_fields(tags=ConfigurableField(id="t")),
     "several": lambda r: r.with_retry().with_fallbacks([r]).with_config(tags=["x"]),
+    "a reranker behind it": lambda r: r.with_retry() | RunnableLambda(lambda found: found[::-1]),
 }
 
 
@@ -213,3 +216,22 @@ def test_a_model_without_awaited_methods_of_its_own_serves_its_drafts_side_by_si
     rag = SpeculativeRAGRunnable(drafter=RunnableLambda(slow), embedder=HashEmbedder(), drafts=4)
     rag.invoke({"input": "q", "context": documents()})
     assert max(most) == 4
+
+
+def test_langchains_own_history_keeps_a_chains_conversation():
+    histories: dict[str, InMemoryChatMessageHistory] = {}
+    chain = create_speculative_rag_chain(
+        FixedRetriever(documents=documents()), first_passage_lm(), embedder=HashEmbedder(),
+        condense=FakeListChatModel(responses=["When did Marie Curie discover radium?"]),
+    )  # fmt: skip
+    talking = RunnableWithMessageHistory(
+        chain, lambda session_id: histories.setdefault(session_id, InMemoryChatMessageHistory()),
+        input_messages_key="input", history_messages_key="chat_history", output_messages_key="answer",
+    )  # fmt: skip
+    config = {"configurable": {"session_id": "1"}}
+    assert (
+        talking.invoke({"input": "Who discovered radium?"}, config)["standalone_question"] == "Who discovered radium?"
+    )
+    second = talking.invoke({"input": "And when?"}, config)
+    assert second["standalone_question"] == "When did Marie Curie discover radium?"
+    assert [message.content for message in histories["1"].messages][::2] == ["Who discovered radium?", "And when?"]

@@ -83,7 +83,7 @@ class ChatTemplate:
         """
         source = self.with_tools if tools else self.default
         problem = ""
-        for arranged in arrangements([written_out(turn, source) for turn in turns]):
+        for arranged in arrangements([written_out(turn, source) for turn in turns], [written_out(t) for t in turns]):
             key = (tuple(map(_shape, arranged)), generate, json.dumps(list(tools)) if tools else "")
             if key not in self._frames:
                 try:
@@ -128,14 +128,15 @@ class ChatTemplate:
         return frame
 
 
-def arrangements(turns: Sequence[Turn]) -> Iterator[list[Turn]]:
-    """The same conversation in forms that more and more templates accept. The first is ``turns`` as they are."""
+def arrangements(*forms: Sequence[Turn]) -> Iterator[list[Turn]]:
+    """The same conversation in forms that more and more templates accept. The first is ``forms[0]`` as it is."""
     tried: list[list[Turn]] = []
-    for arrange in (list, _alternating, _one_system_turn, _no_system_turn):
-        arranged = arrange(turns)
-        if arranged not in tried:
-            tried.append(arranged)
-            yield arranged
+    for turns in forms:
+        for arrange in (list, _alternating, _one_system_turn, _no_system_turn):
+            arranged = arrange(turns)
+            if arranged not in tried:
+                tried.append(arranged)
+                yield arranged
 
 
 def _alternating(turns: Sequence[Turn]) -> list[Turn]:
