@@ -193,3 +193,20 @@ def test_one_command_trains_a_drafter_from_a_users_own_file(loaded, smollm2, tmp
     assert "licence of the data**: mine" in result.stdout and "held part" in result.stdout
     assert (tmp_path / "drafter" / "adapter_model.safetensors").exists()
     assert run(app, ["train", str(data), "--out", str(tmp_path / "x"), "--held", "30"]).exit_code == 1
+
+
+def test_the_target_of_an_index_is_checked_before_models_load(docs, tmp_path):
+    (tmp_path / "index.json").write_text('{"name": "a web project"}')
+    result = run(app, ["index", str(docs), "--to", str(tmp_path), "--models", "/nowhere"])
+    assert result.exit_code == 1 and "holds other files" in " ".join(result.output.split())
+    assert [file.name for file in tmp_path.iterdir()] == ["index.json"]
+
+
+def test_documents_beside_an_index_json_of_another_program_are_read(loaded, tmp_path, monkeypatch):
+    (tmp_path / "index.json").write_text('{"name": "a web project"}')
+    (tmp_path / "a.txt").write_text("Mount Alba is 3,120 metres high.")
+    asked = []
+    monkeypatch.setattr("specrag.retrieval.PassageIndex.search", lambda index, *a: asked.extend(index.passages) or [])
+    result = run(app, ["ask", "how high is it?", "--docs", str(tmp_path)])
+    assert result.exit_code == cli.ABSTAINED, result.output
+    assert [p.text for p in asked] == ["Mount Alba is 3,120 metres high."]

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import resource
 
@@ -138,22 +139,106 @@ def test_a_damaged_or_foreign_index_is_refused(tmp_path):
     with pytest.raises(NotFoundError, match="no index at") as error:
         PassageIndex.load(tmp_path / "none", HashEmbedder())
     assert type(error.value) is NotFoundError
-    lines = (where / "passages.jsonl").read_text().splitlines()
-    (where / "passages.jsonl").write_text(lines[0] + "\n")
+    marker, passages, vectors = (next(where.glob(name)) for name in ("*.json", "passages-*", "vectors-*"))
+    facts, whole = json.loads(marker.read_text()), vectors.read_bytes()
+    passages.write_text(passages.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InvalidInputError, match=rf"is damaged: {passages.name} has changed"):
+        PassageIndex.load(where, HashEmbedder())
+    files = facts["files"] | {passages.name: hashlib.sha256(passages.read_bytes()).hexdigest()}
+    marker.write_text(json.dumps(facts | {"files": files}))
     with pytest.raises(InvalidInputError, match="2 vectors for 1 passages"):
         PassageIndex.load(where, HashEmbedder())
-    (where / "vectors.faiss").write_bytes(b"junk")
-    with pytest.raises(InvalidInputError, match="is damaged"):
-        PassageIndex.load(where, HashEmbedder())
-    facts = json.loads((where / "index.json").read_text())
-    (where / "index.json").write_text(json.dumps(facts | {"version": 99}))
-    with pytest.raises(InvalidInputError, match="version 99"):
-        PassageIndex.load(where, HashEmbedder())
+    for damaged in (b"junk", b"", whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+        vectors.write_bytes(damaged)
+        with pytest.raises(InvalidInputError, match="is damaged"):
+            PassageIndex.load(where, HashEmbedder())
+    for content, message in [
+        (facts | {"version": 99}, "version 99"),
+        (facts | {"files": {"../secret": "0"}}, "is damaged"),
+        ({"format": facts["format"], "version": facts["version"]}, "is damaged"),
+        ([], "is damaged"),
+    ]:
+        marker.write_text(json.dumps(content))
+        with pytest.raises(InvalidInputError, match=message):
+            PassageIndex.load(where, HashEmbedder())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("x")
     with pytest.raises(InvalidInputError, match="holds other files"):
         index.save(tmp_path / "other")
     assert (tmp_path / "other" / "precious.txt").exists()
+
+
+def index_of(*texts, metadata=None):
+    index = PassageIndex(HashEmbedder())
+    index.add([Passage(text, metadata=metadata or {}) for text in texts])
+    return index
+
+
+@pytest.mark.parametrize("name", ["index.json", "specrag-index.json"])
+def test_a_folder_with_somebody_elses_file_of_an_indexs_name_is_left_alone(tmp_path, name):
+    theirs = {name: '{"name": "a web project", "version": 2}', "passages.jsonl": "{}", "vectors.faiss": "x"}
+    for file, text in theirs.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(InvalidInputError, match="holds other files, and no index of specrag: give a new folder"):
+        index_of("a").save(tmp_path)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == theirs
+    assert not PassageIndex.is_saved_at(tmp_path)
+
+
+def test_a_new_index_replaces_the_old_one_and_leaves_what_else_is_in_its_folder(tmp_path):
+    index_of("old").save(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "passages-of-mine.jsonl").write_text("mine too")
+    index_of("new").save(tmp_path)
+    assert [p.text for p in PassageIndex.load(tmp_path, HashEmbedder()).passages] == ["new"]
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert len(names) == 5 and names[0] == "notes.txt" and "passages-of-mine.jsonl" in names
+
+
+def test_an_index_is_not_saved_onto_a_file(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(InvalidInputError, match="is a file: give a folder"):
+        index_of("a").save(file)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, float("nan"), b"bytes", np.arange(2)], ids=["object", "set", "nan", "bytes", "array"]
+)
+def test_metadata_that_json_cannot_hold_is_refused_before_embedding(value):
+    index = PassageIndex(HashEmbedder())
+    good, bad = Passage("a", metadata={"page": 1}), Passage("b", id="b.txt#0", metadata={"tags": [value]})
+    with pytest.raises(InvalidInputError, match=r"passages\[1\] \(b.txt#0\): JSON cannot hold its metadata"):
+        index.add([good, bad])
+    assert len(index) == 0 and index.embedder.calls == 0
+
+
+def test_metadata_are_the_same_before_and_after_saving(tmp_path):
+    index = index_of("a", metadata={"box": (1, 2), 3: "three"})
+    index.save(tmp_path / "index")
+    loaded = PassageIndex.load(tmp_path / "index", HashEmbedder())
+    assert index.passages[0].metadata == loaded.passages[0].metadata == {"box": [1, 2], "3": "three"}
+
+
+def test_another_embedder_with_as_many_dimensions_is_noticed(tmp_path):
+    class Other(HashEmbedder):
+        name = "other"
+
+        def embed(self, texts):
+            return super().embed([text + "!" for text in texts])
+
+    index_of("a", "b").save(tmp_path / "index")
+    with pytest.raises(InvalidInputError, match="made by hash, and other gives other vectors: use the same embedder"):
+        PassageIndex.load(tmp_path / "index", Other())
+
+
+def test_anything_that_is_a_passage_is_indexed():
+    index = PassageIndex(HashEmbedder())
+    index.add(["a", {"text": "b", "title": "T"}])
+    assert [p.text for p in index.passages] == ["a", "b"]
+    with pytest.raises(InvalidInputError, match=r"passages\[0\]: a passage is a Passage, a string"):
+        index.add([3])
 
 
 def test_bad_searches_are_refused():

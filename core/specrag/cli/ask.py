@@ -87,7 +87,7 @@ def ask(
                 escalate_below=escalate_below,
             ).replace(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
             rag = with_statement(rag, statement)
-        if (docs / "index.json").exists():
+        if PassageIndex.is_saved_at(docs):
             index = PassageIndex.load(docs, used)
         else:
             with counting("indexing") as progress:

@@ -31,9 +31,10 @@ def index(
 ) -> None:
     """Index documents once, to ask many times."""
     with failures_reported():
-        from specrag.retrieval import index_documents
+        from specrag.retrieval import PassageIndex, index_documents
 
         check_there(docs)
+        PassageIndex.check_target(to)
         with working("loading the embedder"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
         with counting("indexing") as progress:

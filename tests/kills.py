@@ -1,0 +1,134 @@
+"""Processes that are killed while they write: what is lost, and what is left.
+
+    python -m tests.kills index --kills 200
+    python -m tests.kills session --kills 200
+    python -m tests.kills fetch --kills 40
+    python -m tests.kills training --kills 20
+
+Each child is killed with SIGKILL at a moment drawn from the time that its work takes. Then what was there before, or
+what was being written, must be there, whole. The next writer must not be refused, and must leave nothing of the killed
+one behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from specrag.errors import SpecRAGError
+from specrag.retrieval import PassageIndex
+from specrag.schema import Passage
+from tests.fakes import HashEmbedder
+
+
+@dataclass
+class Outcome:
+    """What came of the kills.
+
+    Attributes:
+        killed: How many children were killed at work; the others had finished.
+        lost: How often neither the old nor the new was there, whole.
+        refused: How often the next writer failed.
+        left: Names of files that the next writer did not remove.
+        dirty: After how many kills the killed process had left something, before the next writer came.
+    """
+
+    killed: int = 0
+    lost: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    dirty: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.killed} kills, {len(self.lost)} lost, {len(self.refused)} refused, {len(self.left)} left over "
+            f"(something was left by {self.dirty} kills, until the next writer)"
+        )
+
+    @contextlib.contextmanager
+    def counting(self, kind: str) -> Iterator[None]:
+        try:
+            yield
+        except (SpecRAGError, OSError, AssertionError) as error:
+            getattr(self, kind).append(f"{type(error).__name__}: {error}")
+
+
+def killed(work: Callable[[], None], seconds: float) -> bool:
+    """Whether ``work``, in a child, was killed after ``seconds``; otherwise it ended before."""
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+
+    def child() -> None:
+        started.set()
+        work()
+        os._exit(0)
+
+    process = context.Process(target=child)
+    process.start()
+    started.wait()
+    process.join(seconds)
+    if process.exitcode is None:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), f"the child failed with exit code {process.exitcode}"
+    return process.exitcode != 0
+
+
+def kill_index(folder: Path, kills: int, seed: int = 0) -> Outcome:
+    """Kill a process that saves one index after another into one folder."""
+    outcome, draw = Outcome(), np.random.default_rng(seed)
+    sizes = (1500, 2500, 3500)
+    indexes = [PassageIndex(HashEmbedder(64)) for _ in sizes]
+    for index, size in zip(indexes, sizes, strict=True):
+        index.add([Passage(f"{size} {i} " + "word " * 40) for i in range(size)])
+    expected = {size: [p.text for p in index.passages] for size, index in zip(sizes, indexes, strict=True)}
+    target = folder / "index"
+    start = time.perf_counter()
+    indexes[0].save(target)
+    duration = time.perf_counter() - start
+
+    def work() -> None:
+        while True:
+            for index in indexes:
+                index.save(target)
+
+    while outcome.killed < kills:
+        outcome.killed += killed(work, draw.uniform(0, 3 * duration))
+        with outcome.counting("lost"):
+            found = PassageIndex.load(target, HashEmbedder(64))
+            assert [p.text for p in found.passages] == expected.get(len(found)), "a mixture of two indexes"
+        outcome.dirty += len(os.listdir(target)) > 3
+        with outcome.counting("refused"):
+            indexes[int(draw.integers(3))].save(target)
+        outcome.left += sorted(os.listdir(target))[3:] + sorted(set(os.listdir(folder)) - {"index"})
+    return outcome
+
+
+KINDS: dict[str, Callable[[Path, int, int], Outcome]] = {"index": kill_index}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = KINDS[args.kind](Path(folder), args.kills, args.seed)
+    print(f"{args.kind}: {outcome}")
+    for line in (*outcome.lost, *outcome.refused, *outcome.left):
+        print(f"  {line}")
+
+
+if __name__ == "__main__":
+    main()
