@@ -10,30 +10,8 @@ from specrag.models.bundled import located
 from specrag.models.embedders import TransformersEmbedder
 from specrag.retrieval import Document, PassageIndex, index_documents, read_documents, split_passages
 from specrag.schema import Passage
+from tests.documents import make_pdf
 from tests.fakes import HashEmbedder
-
-
-def make_pdf(path, text):
-    """The smallest PDF with a page of text: pypdf reads, it does not write text."""
-    stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
-        b"/Resources << /Font << /F1 5 0 R >> >> >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    out, offsets = b"%PDF-1.4\n", []
-    for number, content in enumerate(objects, start=1):
-        offsets.append(len(out))
-        out += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    out += b"xref\n0 6\n0000000000 65535 f \n%strailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (
-        table,
-        len(out),
-    )
-    path.write_bytes(out)
 
 
 @pytest.fixture
@@ -52,7 +30,7 @@ def docs(tmp_path):
 
 
 def test_text_markdown_html_and_pdf_are_read(docs):
-    texts = {d.source.rsplit("/", 1)[-1]: d for d in read_documents(docs)}
+    texts = {d.source.rsplit("/", 1)[-1]: d for d in read_documents(docs, notes=[])}
     assert set(texts) == {"a.txt", "b.md", "c.html", "d.pdf", "old.txt"}
     assert "Röntgen" in texts["a.txt"].text
     assert texts["b.md"].title == "The heading"

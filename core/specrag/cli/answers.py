@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from specrag.cli.console import err, out, working
+from specrag.cli.console import out, show_notes, working
 
 if TYPE_CHECKING:
     from specrag.schema import Passage, SpeculativeAnswer, Verdict
@@ -77,8 +77,7 @@ def show(answer: SpeculativeAnswer, *, explain: bool) -> None:
         + (f"escalate {t.escalate:.2f} s, " if t.escalate else "")
         + f"total {t.total:.2f} s[/]"
     )
-    for note in answer.notes:
-        err.print(f"[yellow]note:[/] {escape(note)}")
+    show_notes(answer.notes)
 
 
 def _panel(answer: SpeculativeAnswer) -> Panel:

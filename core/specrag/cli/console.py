@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import typer
@@ -67,6 +67,12 @@ def training_shown() -> Iterator[Callable[[int, int, Mapping[str, Any]], None]]:
                 bar.console.print(f"step {step} of {steps}: {text}", highlight=False)
 
         yield report
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """Print what was not done as asked to stderr, one line each."""
+    for note in notes:
+        err.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

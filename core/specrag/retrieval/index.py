@@ -29,15 +29,28 @@ _SAME = 0.95
 Progress = Callable[[int, int], None]
 
 
-def read_passages(path: str | Path, words: int = 100, overlap: int = 0) -> list[Passage]:
+def read_passages(
+    path: str | Path,
+    words: int = 100,
+    overlap: int = 0,
+    *,
+    strict: bool = False,
+    hidden: bool = False,
+    notes: list[str] | None = None,
+) -> list[Passage]:
     """Everything readable at ``path``, split into passages.
+
+    Args:
+        path, strict, hidden, notes: See ``read_documents``.
+        words, overlap: See ``split_passages``.
 
     Raises:
         NotFoundError: There is nothing at ``path``.
         MissingExtraError: A PDF or HTML file is there, and the extra ``documents`` is not installed.
         InvalidInputError: Nothing readable is there, or it holds no text.
     """
-    passages = [p for document in read_documents(path) for p in split_passages(document, words, overlap)]
+    documents = read_documents(path, strict=strict, hidden=hidden, notes=notes)
+    passages = [p for document in documents for p in split_passages(document, words, overlap)]
     if not passages:
         raise InvalidInputError(f"{path} holds no text")
     return passages
@@ -211,13 +224,26 @@ def _storable(passage: Passage, position: int) -> Passage:
 
 
 def index_documents(
-    path: str | Path, embedder: Embedder, *, words: int = 100, overlap: int = 0, progress: Progress | None = None
+    path: str | Path,
+    embedder: Embedder,
+    *,
+    words: int = 100,
+    overlap: int = 0,
+    strict: bool = False,
+    hidden: bool = False,
+    notes: list[str] | None = None,
+    progress: Progress | None = None,
 ) -> PassageIndex:
     """Read, split, embed and index everything at ``path``.
+
+    Args:
+        path, strict, hidden, notes: See ``read_documents``.
+        words, overlap: See ``split_passages``.
+        progress: See ``PassageIndex.add``.
 
     Raises:
         NotFoundError, MissingExtraError, InvalidInputError: See ``read_passages``.
     """
     index = PassageIndex(embedder)
-    index.add(read_passages(path, words, overlap), progress)
+    index.add(read_passages(path, words, overlap, strict=strict, hidden=hidden, notes=notes), progress)
     return index
