@@ -79,6 +79,54 @@ def test_passages_end_at_sentences_where_they_can():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("今天天气很好。我们去公园玩！“真的下雨吗？”", ["今天天气很好。", "我们去公园玩！", "“真的下雨吗？”"]),
+        ("これはペンです。それは本です。", ["これはペンです。", "それは本です。"]),
+        ("圧力は２．５です．次の文。", ["圧力は２．５です．", "次の文。"]),
+        ("यह एक वाक्य है। यह दूसरा है।", ["यह एक वाक्य है।", "यह दूसरा है।"]),
+        ("هل هذا سؤال؟ نعم.", ["هل هذا سؤال؟", "نعم."]),
+        ("안녕하세요 세계. 오늘은 맑다.", ["안녕하세요 세계.", "오늘은 맑다."]),
+        ('He said "Fine." Then 3.14 came.', ['He said "Fine."', "Then 3.14 came."]),
+    ],
+)
+def test_sentences_of_any_script_end_passages(text, sentences):
+    longest = max(len(split_passages(Document(s, "T", "f"), 1)) for s in sentences)
+    assert [p.text for p in split_passages(Document(text, "T", "f"), longest)] == sentences
+
+
+@pytest.mark.parametrize(
+    ("sentence", "longest"),
+    [
+        ("今天天气很好我们去公园玩。", 120),
+        ("今天天气很好我们去公园玩", 100),  # no sentence ends
+        ("これはペンですそれは本です", 100),
+        ("สวัสดีชาวโลกวันนี้อากาศดีมาก", 600),
+        ("ຂ້ອຍຮັກເຈົ້າ", 600),
+        ("QUJDREVGR0hJSktM", 2000),  # encoded data
+        ("https://example.org/a/b", 2000),
+        ("👩‍👩‍👧‍👦", 700),
+    ],
+)
+def test_text_without_spaces_is_cut_and_nothing_of_it_is_lost(sentence, longest):
+    text = sentence * (7000 // len(sentence))
+    passages = split_passages(Document(text, "T", "f"))
+    assert len(passages) > 2 and max(len(p.text) for p in passages) <= longest
+    assert "".join(p.text for p in passages) == text
+
+
+def test_a_long_word_is_not_cut_where_it_fits_into_the_next_passage():
+    text = "one two three " + "Donaudampfschifffahrtsgesellschaftskapitän" + " four"
+    assert [p.text for p in split_passages(Document(text, "T", "f"), 4)] == [
+        "one two three",
+        "Donaudampfschifffahrtsgesellschaftskapitän four",
+    ]
+    overlapping = split_passages(Document(text * 3, "T", "f"), 4, overlap=3)
+    assert all(len(p.text.split()) <= 4 for p in overlapping)
+    assert sum("Donaudampfschifffahrtsgesellschaftskapitän" in p.text for p in overlapping) >= 3
+
+
 @pytest.mark.slow
 def test_a_real_index_finds_the_passage_that_answers(minilm, questions):
     index = PassageIndex(minilm)
