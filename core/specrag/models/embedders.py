@@ -12,6 +12,7 @@ import numpy as np
 
 from specrag import _blocking
 from specrag._extras import require
+from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError, ModelNotFoundError, ServerError
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class TransformersEmbedder(Embedder):
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         import torch
 
+        texts = [*map(well_formed, texts)]
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding in a batch
         for at in range(0, len(texts), self.batch_size):
@@ -220,7 +222,9 @@ class OpenAIEmbedder(Embedder):
     async def _batch(self, texts: Sequence[str]) -> np.ndarray:  # [texts, dim], float32
         from specrag.models._replies import read_embeddings
 
-        reply = await self._pool.post("embeddings", {"input": list(texts), "dimensions": self.dimensions})
+        reply = await self._pool.post(
+            "embeddings", {"input": [*map(well_formed, texts)], "dimensions": self.dimensions}
+        )
         try:
             return read_embeddings(reply, len(texts))
         except ServerError as error:

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from specrag._unicode import well_formed
 from specrag.engine.lora import merge_lora
 from specrag.engine.onednn import multiplies_bfloat16
 from specrag.errors import InvalidInputError, ModelNotFoundError
@@ -240,6 +241,8 @@ class SpanReader(Reader):
     def _windows(self, question: str, texts: Sequence[str]) -> list[_Window]:
         if not question.strip():
             raise InvalidInputError("the question is empty")
+        question = well_formed(question)
+        texts = [well_formed(text, keep_length=True) for text in texts]
         asked = self.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         if len(asked) > _QUESTION_TOKENS:
             question = question[: asked[_QUESTION_TOKENS - 1][1]]

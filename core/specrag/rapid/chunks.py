@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from specrag._unicode import well_formed
 from specrag.models.embedders import Embedder
 
 CHUNK_TOKENS = 512
@@ -52,7 +53,7 @@ class Chunks:
         """At most ``budget`` tokens of the chunks that are similar to ``question``. See ``select``."""
         if self.vectors is None:
             self.vectors = self._embedded(embedder)
-        asked = embedder.embed([question])[0]
+        asked = embedder.embed([well_formed(question)])[0]
         similarities = (self.vectors @ asked).reshape(-1, _PIECES).max(axis=1)
         return select(similarities, len(self.tokens), budget)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from specrag._encodings import decode
 from specrag._extras import require
+from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError, NotFoundError
 
 SUFFIXES = (".txt", ".md", ".markdown", ".html", ".htm", ".pdf")
@@ -30,6 +31,10 @@ class Document:
     title: str
     source: str
     page: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("text", "title", "source"):
+            object.__setattr__(self, name, well_formed(getattr(self, name)))
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from specrag._files import whole
+from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError
 from specrag.models.embedders import Embedder
 from specrag.retrieval import _folder
@@ -120,6 +121,7 @@ class PassageIndex:
         Raises:
             InvalidInputError: The question is empty, or ``count`` is below 1.
         """
+        question = well_formed(question)
         if not question.strip():
             raise InvalidInputError("the question is empty")
         if count < 1:
