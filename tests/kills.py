@@ -1,5 +1,6 @@
 """Processes that are killed while they write: what is lost, and what is left.
 
+    export OMP_NUM_THREADS=1  # a child of a process with OpenMP threads may wait for them for ever
     python -m tests.kills index --kills 200
     python -m tests.kills session --kills 200
     python -m tests.kills fetch --kills 40
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +116,50 @@ def kill_index(folder: Path, kills: int, seed: int = 0) -> Outcome:
     return outcome
 
 
-KINDS: dict[str, Callable[[Path, int, int], Outcome]] = {"index": kill_index}
+def kill_session(folder: Path, kills: int, seed: int = 0, lm: Any = None) -> Outcome:
+    """Kill a process that saves one session after another over one file."""
+    from specrag.rapid import LongContext
+    from tests.rapid_parts import DOCUMENT, generator
+
+    outcome, draw = Outcome(), np.random.default_rng(seed)
+    rapid = generator(lm or _tiny())
+    sessions = [LongContext(DOCUMENT * repeated, rapid) for repeated in (4, 6, 8)]
+    expected = {session.prompt.ids for session in sessions}
+    target = folder / "session"
+    start = time.perf_counter()
+    sessions[0].save(target)
+    duration = time.perf_counter() - start
+
+    def work() -> None:
+        while True:
+            for session in sessions:
+                session.save(target)
+
+    while outcome.killed < kills:
+        outcome.killed += killed(work, draw.uniform(0, 3 * duration))
+        with outcome.counting("lost"):
+            assert LongContext.load(target, rapid).prompt.ids in expected, "another prompt"
+        outcome.dirty += len(os.listdir(folder)) > 1
+        with outcome.counting("refused"):
+            sessions[int(draw.integers(3))].save(target)
+        outcome.left += sorted(set(os.listdir(folder)) - {"session"})
+    return outcome
+
+
+def _tiny() -> Any:
+    """A model of random weights with the tokenizer of SmolLM2."""
+    from transformers import AutoTokenizer
+
+    from specrag.models import TransformersLM
+    from specrag.models.bundled import located
+    from tests.conftest import tiny_llama
+
+    tokenizer = AutoTokenizer.from_pretrained(located("smollm2"))
+    size = {"max_position_embeddings": 8192, "initializer_range": 0.02}
+    return TransformersLM(tiny_llama(len(tokenizer), **size), tokenizer)
+
+
+KINDS: dict[str, Callable[..., Outcome]] = {"index": kill_index, "session": kill_session}
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ _BLOCK = 1 << 20  # bytes
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path to write a new ``target`` to, a file or a folder.
+    """A path to write a new ``target`` to, a file or a folder. It lies in a scratch folder beside the target.
 
     When the block ends without an error, the new one takes the place of the old in one rename. Otherwise the old one
     stays, and nothing else does. Two writers take turns; the last one wins.
@@ -35,19 +35,29 @@ def replacing(target: Path) -> Iterator[Path]:
         SpecRAGError: It cannot be written: the disk is full, or writing is not allowed.
     """
     target = whole(target)
-    with writing(target), turn_of(target):
-        part = aside(target)
-        remove(part)
-        try:
-            yield part
-            if part.is_file() and target.is_dir():
-                raise InvalidInputError(f"{target} is a folder: give the path of a file")
-            if target.is_dir():
-                target.rmdir()  # a folder with something in it is not replaced
-            put(part, target)
-        except BaseException:
-            remove(part)
-            raise
+    with writing(target), turn_of(target), scratch(target) as folder:
+        part = folder / target.name
+        yield part
+        if part.is_file() and target.is_dir():
+            raise InvalidInputError(f"{target} is a folder: give the path of a file")
+        if target.is_dir():
+            target.rmdir()  # a folder with something in it is not replaced
+        put(part, target)
+
+
+@contextlib.contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` for what is not finished. Needs the right to write ``target``.
+
+    It is removed at the end; what a killed process left in it, at the beginning.
+    """
+    folder = target.with_name(f".{target.name}.part")
+    remove(folder)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 @contextlib.contextmanager
@@ -107,11 +117,6 @@ def _refused_by_disk(error: Exception) -> str | None:
 def whole(path: str | Path) -> Path:
     """``path`` without links and ``~``, so that it has a name and a parent, and what a link leads to is written."""
     return Path(path).expanduser().resolve()
-
-
-def aside(target: Path) -> Path:
-    """Where ``replacing`` writes before it renames."""
-    return target.with_name(f".{target.name}.part")
 
 
 def put(part: Path, target: Path) -> None:

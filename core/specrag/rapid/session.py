@@ -260,10 +260,16 @@ class LongContext:
     # --- on disk ----------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the session to a safetensors file, which appears whole or not at all."""
+        """Write the session to a safetensors file, which appears whole or stays as it was.
+
+        Raises:
+            InvalidInputError: ``path`` is a folder.
+            SpecRAGError: The disk is full, or writing is not allowed.
+        """
         self.model.rollback_to(self.tokens)
         self.read_tokens = self.prompt.ids
-        session_file.write_session(session_file.SavedSession(self.prompt, self.model, self.chunks.vectors), path)
+        saved = session_file.SavedSession(self.prompt, self.model, self.chunks.vectors, self.chunks.embedder)
+        session_file.write_session(saved, path)
 
     @classmethod
     def load(cls, path: str | Path, rapid: RapidModels) -> LongContext:
@@ -274,5 +280,5 @@ class LongContext:
             InvalidInputError: The file is damaged, of another version, or of another target model.
         """
         saved = session_file.read_session(path, rapid.target, rapid.vocabulary, _SPARE_TOKENS)
-        chunks = Chunks(saved.prompt.context, rapid.target.tokenizer, saved.vectors)
+        chunks = Chunks(saved.prompt.context, rapid.target.tokenizer, saved.vectors, saved.embedder)
         return cls(saved.prompt, rapid, prefix=ReadPrefix(saved.model, saved.prompt.ids, chunks))
