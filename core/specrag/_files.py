@@ -119,6 +119,11 @@ def whole(path: str | Path) -> Path:
     return Path(path).expanduser().resolve()
 
 
+def left_by_a_killed_writer(target: Path) -> bool:
+    """Whether something of a writer of ``target`` is there: of a killed one, or of one at work."""
+    return any(target.with_name(f".{target.name}.{suffix}").exists() for suffix in ("part", "lock"))
+
+
 def put(part: Path, target: Path) -> None:
     """Rename ``part`` to ``target``, both on one disk, once all of it is on the disk."""
     sync(part)
