@@ -175,6 +175,51 @@ def kill_fetch(folder: Path, kills: int, seed: int = 0, name: str = "minilm") ->
     return outcome
 
 
+def kill_training(folder: Path, kills: int, seed: int = 0) -> Outcome:
+    """Kill a training again and again until it ends, then the next one; each must end like one that was not killed."""
+    from specrag.engine import tensor_files
+    from specrag.training import TrainingSettings, train
+    from tests.towers import made
+
+    outcome, draw = Outcome(), np.random.default_rng(seed)
+    examples = made(24, variants=2)
+    settings = TrainingSettings(
+        rank=4, alpha=8, batch_size=4, micro_batch_size=2, checkpoint_steps=2, precision="float32"
+    )
+
+    def work(output: Path) -> None:
+        train(_tiny(), examples, output, settings=settings)
+
+    start = time.perf_counter()
+    assert not killed(lambda: work(folder / "whole"), 600)
+    duration = time.perf_counter() - start
+    weights = "adapter_model.safetensors"
+    names = set(os.listdir(folder / "whole"))
+
+    def trained(output: Path) -> str:  # safetensors writes the texts of its header in any order
+        return tensor_files.digest(tensor_files.load_checked(output / weights)[0], {})
+
+    expected = trained(folder / "whole")
+    while outcome.killed < kills:
+        output, done = folder / f"killed-{outcome.killed}", 0
+        while killed(lambda output=output: work(output), draw.uniform(0.1, 1.0) * duration):
+            outcome.killed += 1
+            steps = {int(seal.parent.name.split("-")[1]) for seal in output.glob("checkpoints/*/complete.json")}
+            with outcome.counting("lost"):
+                assert max(steps, default=0) >= done, f"the checkpoint of step {done}"
+                if (output / weights).exists():
+                    assert trained(output) == expected, "half an adapter"
+            done = max(steps, default=0)
+            outcome.dirty += any(path.name.startswith(".") for path in output.rglob("*"))
+        with outcome.counting("lost"):
+            assert trained(output) == expected, "another adapter"
+        unsealed = [path for path in output.glob("checkpoints/*/") if not (path / "complete.json").exists()]
+        outcome.left += [str(path) for path in unsealed]
+        outcome.left += sorted(set(os.listdir(output)) - names)
+        shutil.rmtree(output)
+    return outcome
+
+
 def contents(folder: Path) -> dict[str, dict[str, str]]:
     """The digests of the files in each folder of ``folder``."""
     return {
@@ -197,7 +242,12 @@ def _tiny() -> Any:
     return TransformersLM(tiny_llama(len(tokenizer), **size), tokenizer)
 
 
-KINDS: dict[str, Callable[..., Outcome]] = {"index": kill_index, "session": kill_session, "fetch": kill_fetch}
+KINDS: dict[str, Callable[..., Outcome]] = {
+    "index": kill_index,
+    "session": kill_session,
+    "fetch": kill_fetch,
+    "training": kill_training,
+}
 
 
 def main() -> None:

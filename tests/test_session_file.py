@@ -99,7 +99,7 @@ def test_numbers_that_changed_on_the_disk_are_noticed(tiny, tmp_path, change):
     ids=["heads", "size", "dtype", "tokens", "matrix", "missing"],
 )
 def test_a_session_of_another_shape_is_refused_though_its_checksum_is_right(tiny, tmp_path, change, monkeypatch):
-    monkeypatch.setattr("specrag.rapid.session_file._digest", lambda tensors, facts: "the same")
+    monkeypatch.setattr("specrag.engine.tensor_files.digest", lambda tensors, facts: "the same")
     LongContext(DOCUMENT, generator(tiny)).save(tmp_path / "s")
     changed(tmp_path / "s", change)
     with pytest.raises(InvalidInputError, match="not a saved session, or damaged"):

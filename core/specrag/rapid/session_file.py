@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from specrag._files import replacing
+from specrag.engine.tensor_files import load_checked, save_checked
 from specrag.errors import InvalidInputError, NotFoundError
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.cached_model import CachedModel
@@ -57,9 +56,8 @@ def write_session(session: SavedSession, path: str | Path) -> None:
         "name": lm.name,
         "embedder": session.embedder or "",
     }
-    facts["digest"] = _digest(tensors, facts)
     with replacing(Path(path)) as part:
-        save_file(tensors, part, metadata=facts)
+        save_checked(tensors, part, facts)
 
 
 def read_session(path: str | Path, lm: TransformersLM, vocabulary: int, spare_tokens: int) -> SavedSession:
@@ -80,11 +78,8 @@ def read_session(path: str | Path, lm: TransformersLM, vocabulary: int, spare_to
         raise NotFoundError(f"no saved session at {file}")
     try:
         with safe_open(file, "pt", device="cpu") as data:
-            facts = data.metadata() or {}
-            _check_origin(file, facts, lm)
-            tensors = {name: data.get_tensor(name) for name in data.keys()}  # noqa: SIM118 - it is no mapping
-        if facts.pop("digest", None) != _digest(tensors, facts):
-            raise ValueError("its content has changed")
+            _check_origin(file, data.metadata() or {}, lm)  # before all of it is read
+        tensors, facts = load_checked(file)
         return _session(facts, tensors, lm, vocabulary, spare_tokens)
     except (SafetensorError, KeyError, OSError, ValueError, TypeError) as error:
         if isinstance(error, InvalidInputError):
@@ -121,15 +116,6 @@ def _shape(lm: TransformersLM, tokens: int) -> tuple[int, int, int, int]:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return 1, int(heads), tokens, int(size)
-
-
-def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """A checksum of all that a file holds: a flipped bit in a key would make another answer in silence."""
-    digest = hashlib.sha256(repr(sorted(facts.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _check_origin(file: Path, facts: Mapping[str, str], lm: TransformersLM) -> None:

@@ -26,7 +26,7 @@ from specrag.engine.onednn import multiplies_bfloat16
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.models.bundled import READER_SETTINGS
 from specrag.models.reader import ADAPTER_FILE, grouped_logsumexp, shared_log_normalizer, span_scores
-from specrag.training.checkpoints import claim_checkpoints
+from specrag.training.checkpoints import SealCheckpoints, claimed, results
 from specrag.training.reader_batches import ReaderCollator, in_order
 from specrag.training.reader_examples import ReaderExample
 
@@ -136,27 +136,28 @@ def train_reader(
     content = json.dumps(
         [dataclasses.asdict(settings), [[e.question, [p.text for p in e.passages]] for b in batches for e in b]]
     )
-    resumed = claim_checkpoints(checkpoints, content.encode())
-    torch.manual_seed(settings.seed)
-    trained = with_lora(model, settings) if settings.method == "lora" else model
-    if settings.method == "full" and not settings.train_embeddings:
-        for parameter in model.base_model.embeddings.parameters():
-            parameter.requires_grad_(False)
-    trained.train()
-    average = _Average(trained, settings.averaging, resumed)
-    trainer = _ReaderTrainer(
-        longest=settings.longest,
-        model=trained,
-        args=_arguments(checkpoints, settings, model.device),
-        train_dataset=_Batches(batches),  # type: ignore[arg-type]
-        data_collator=ReaderCollator(tokenizer, settings.max_tokens, settings.longest),
-        callbacks=[average, _Report(average, progress, evaluate, evaluation_steps)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resumed)
-    average.into(trained)
-    trained.eval()
-    save_reader(trained, output, settings, base or str(model.name_or_path))
+    with claimed(checkpoints, content.encode()) as resumed:
+        torch.manual_seed(settings.seed)
+        trained = with_lora(model, settings) if settings.method == "lora" else model
+        if settings.method == "full" and not settings.train_embeddings:
+            for parameter in model.base_model.embeddings.parameters():
+                parameter.requires_grad_(False)
+        trained.train()
+        average = _Average(trained, settings.averaging, resumed)
+        trainer = _ReaderTrainer(
+            longest=settings.longest,
+            model=trained,
+            args=_arguments(checkpoints, settings, model.device),
+            train_dataset=_Batches(batches),  # type: ignore[arg-type]
+            data_collator=ReaderCollator(tokenizer, settings.max_tokens, settings.longest),
+            callbacks=[average, _Report(average, progress, evaluate, evaluation_steps), SealCheckpoints()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=resumed)
+        average.into(trained)
+        trained.eval()
+        with results(output, last=ADAPTER_FILE) as folder:
+            save_reader(trained, folder, settings, base or str(model.name_or_path))
     return output
 
 
