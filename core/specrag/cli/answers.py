@@ -59,7 +59,13 @@ def follow(rag: SpeculativeRAG, question: str, passages: Sequence[Passage]) -> S
 
 def show_json(answer: SpeculativeAnswer) -> None:
     """Print the whole result as JSON, for a program."""
-    sys.stdout.write(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2) + "\n")
+    made = answer.to_dict()
+    text = json.dumps(made, ensure_ascii=False, indent=2) + "\n"
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeError:  # JSON has its own way to write what the terminal lacks
+        text = json.dumps(made, indent=2) + "\n"
+    sys.stdout.write(text)
 
 
 def show(answer: SpeculativeAnswer, *, explain: bool) -> None:

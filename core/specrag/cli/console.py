@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +33,13 @@ TRAINING_LOG = {
 
 out = Console()
 err = Console(stderr=True)
+
+
+def print_what_can_be_printed() -> None:
+    """Have both streams print a "?" for what the terminal's encoding (cp1252, ASCII) lacks, in place of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # there is none without a terminal, and tests have their own
+            stream.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager
@@ -77,9 +86,17 @@ def show_notes(notes: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def failures_reported() -> Iterator[None]:
-    """Turn an error that specrag raises on purpose into one line on stderr and exit code 1."""
+    """Turn an error that specrag raises on purpose, or the operating system, into one line on stderr and exit code 1."""
     try:
         yield
-    except SpecRAGError as error:
-        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (SpecRAGError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # who read the output has gone: typer ends in silence
+            raise
+        err.print(f"[red]error:[/] {escape(_said(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, SpecRAGError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
