@@ -13,7 +13,7 @@ import numpy as np
 from specrag import _blocking
 from specrag._extras import require
 from specrag._unicode import well_formed
-from specrag.errors import InvalidInputError, ModelNotFoundError, ServerError
+from specrag.errors import InvalidInputError, ServerError
 
 if TYPE_CHECKING:
     import torch
@@ -86,18 +86,15 @@ class TransformersEmbedder(Embedder):
         require("torch", "local", "TransformersEmbedder", otherwise=WITHOUT_LOCAL_EMBEDDER)
         import torch
 
-        from specrag.models._loading import load_tokenizer, quiet_transformers, source_of
+        from specrag.models._loading import load_tokenizer, loading, quiet_transformers, source_of
 
         if pooling not in ("mean", "first"):
             raise InvalidInputError(f"pooling must be 'mean' or 'first', got {pooling!r}")
         _check_at_least_one(batch_size=batch_size, max_tokens=max_tokens)
         where, options = source_of(path, "embedder")
         self._tokenizer: Any = load_tokenizer(path)
-        with quiet_transformers() as transformers:
-            try:
-                model = transformers.AutoModel.from_pretrained(where, dtype=dtype or torch.float32, **options)
-            except (OSError, ValueError) as error:
-                raise ModelNotFoundError(f"{path} could not be loaded as an embedder: {error}") from error
+        with quiet_transformers() as transformers, loading(path, "an embedder"):
+            model = transformers.AutoModel.from_pretrained(where, dtype=dtype or torch.float32, **options)
         self._model: Any = model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.name = str(path)
         self.template = template or self.template

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from specrag.engine.onednn import multiplies_bfloat16
+from specrag.engine.tensor_files import save_checked
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.models.bundled import READER_SETTINGS
 from specrag.models.reader import ADAPTER_FILE, grouped_logsumexp, shared_log_normalizer, span_scores
@@ -192,7 +193,7 @@ def save_reader(model: Any, output: Path, settings: ReaderSettings, base: str) -
         model.save_pretrained(output)
         (output / "README.md").unlink(missing_ok=True)  # peft's template
         trained = {name.removeprefix("base_model.model."): p for name, p in trained.items() if "lora_" not in name}
-    save_file({name: p.half().contiguous() for name, p in trained.items()}, output / ADAPTER_FILE)
+    save_checked({name: p.half().contiguous() for name, p in trained.items()}, output / ADAPTER_FILE)
     facts = {"base": base, "longest": settings.longest}
     (output / READER_SETTINGS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
