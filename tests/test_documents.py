@@ -1,4 +1,4 @@
-"""Files as people have them: other encodings, web pages, damaged and encrypted PDFs, folders with more than documents."""
+"""Files as people have them: other encodings, web pages, damaged or encrypted PDFs, folders with other things."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Half an emoji (a lone surrogate) in what comes from outside is mended where it comes in, and breaks nothing behind."""
+"""Half an emoji (a lone surrogate) in what comes from outside is mended where it comes in."""
 
 from __future__ import annotations
 

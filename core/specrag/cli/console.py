@@ -86,7 +86,7 @@ def show_notes(notes: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def failures_reported() -> Iterator[None]:
-    """Turn an error that specrag raises on purpose, or the operating system, into one line on stderr and exit code 1."""
+    """Turn an error that specrag raises on purpose, or the operating system, into a line on stderr and exit code 1."""
     try:
         yield
     except (SpecRAGError, OSError) as error:

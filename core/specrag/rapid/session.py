@@ -260,7 +260,7 @@ class LongContext:
     # --- on disk ----------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the session to a safetensors file, which appears whole or stays as it was. Raises as ``write_session``."""
+        """Write the session to a safetensors file, whole or not at all. Raises what ``write_session`` raises."""
         self.model.rollback_to(self.tokens)
         self.read_tokens = self.prompt.ids
         write_session(SavedSession(self.prompt, self.model, self.chunks.vectors, self.chunks.embedder), path)

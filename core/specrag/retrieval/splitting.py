@@ -1,8 +1,8 @@
 """Documents cut into passages at sentence ends, in any script.
 
-Length is counted in words. Where a script puts no spaces between words, an ideograph or kana counts as a word, and so do
-four letters of Thai, Lao, Khmer or Burmese: about what tokenizers make of them. A run of letters that is longer than a
-word ever is, such as a link or encoded data, counts once for every twenty. So no passage is without an end.
+Length is counted in words. Where a script puts no spaces between words, an ideograph or kana counts as a word, and so
+do four letters of Thai, Lao, Khmer or Burmese: about what tokenizers make of them. A run of letters that is longer than
+a word ever is, such as a link or encoded data, counts once for every twenty. So no passage is without an end.
 """
 
 from __future__ import annotations

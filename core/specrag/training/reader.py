@@ -139,11 +139,7 @@ def train_reader(
     )
     with claimed(checkpoints, content.encode()) as resumed:
         torch.manual_seed(settings.seed)
-        trained = with_lora(model, settings) if settings.method == "lora" else model
-        if settings.method == "full" and not settings.train_embeddings:
-            for parameter in model.base_model.embeddings.parameters():
-                parameter.requires_grad_(False)
-        trained.train()
+        trained = _trainable(model, settings).train()
         average = _Average(trained, settings.averaging, resumed)
         trainer = _ReaderTrainer(
             longest=settings.longest,
@@ -160,6 +156,16 @@ def train_reader(
         with results(output, last=ADAPTER_FILE) as folder:
             save_reader(trained, folder, settings, base or str(model.name_or_path))
     return output
+
+
+def _trainable(model: Any, settings: ReaderSettings) -> Any:
+    """``model`` with all weights that are trained, and no others, asking for gradients."""
+    if settings.method == "lora":
+        return with_lora(model, settings)
+    if not settings.train_embeddings:
+        for parameter in model.base_model.embeddings.parameters():
+            parameter.requires_grad_(False)
+    return model
 
 
 def with_lora(model: Any, settings: ReaderSettings) -> Any:
