@@ -38,11 +38,24 @@ def replacing(target: Path) -> Iterator[Path]:
     with writing(target), turn_of(target), scratch(target) as folder:
         part = folder / target.name
         yield part
-        if part.is_file() and target.is_dir():
-            raise InvalidInputError(f"{target} is a folder: give the path of a file")
+        if part.is_file():
+            check_file_target(target)
         if target.is_dir():
             target.rmdir()  # a folder with something in it is not replaced
         put(part, target)
+
+
+def check_file_target(target: Path) -> None:
+    """Check that a file may be written to ``target``, before hours of work go into what shall be in it.
+
+    Raises:
+        InvalidInputError: It is a folder, or a file is where its folder should be.
+    """
+    target = whole(target)
+    if target.is_dir():
+        raise InvalidInputError(f"{target} is a folder: give the path of a file")
+    if (blocking := next((above for above in target.parents if above.exists()), None)) and not blocking.is_dir():
+        raise InvalidInputError(f"{blocking} is a file: {target} cannot be in it")
 
 
 @contextlib.contextmanager

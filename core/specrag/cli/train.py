@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specrag._files import check_file_target
 from specrag.cli.console import counting, failures_reported, out, show_notes, training_shown, working
 from specrag.cli.loading import load_model
 from specrag.cli.options import ApiKeyOption, ModelsOption, ServerOption, WordsOption, check_there
@@ -201,6 +202,7 @@ def questions(
         from specrag.training import synthesize_questions
 
         check_there(docs)
+        check_file_target(to)
         passages = _passages(docs, words)[:count]
         with working("loading models"):
             lm, embedder = load_model(model, server, api_key), bundled("minilm", folder=models)

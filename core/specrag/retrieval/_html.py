@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 from specrag._encodings import Decoded, decode
 
@@ -30,6 +32,7 @@ _BLOCKS = (
 _CELLS = ("td", "th", "button", "input", "img", "select", "textarea")
 # Not shown, or shown small above the text (the reading aids of Chinese and Japanese).
 _HIDDEN = ("script", "style", "noscript", "template", "rt", "rp", "datalist")
+_BETWEEN = {"br": "\n", **dict.fromkeys(_BLOCKS, "\n\n"), **dict.fromkeys(_CELLS, " ")}
 _KEPT_AS_IS = ("pre", "textarea", "listing", "xmp")
 
 
@@ -42,19 +45,27 @@ def read_html(raw: bytes) -> tuple[str | None, Decoded]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it looks like XML, or like the name of a file
         soup = BeautifulSoup(decoded.text, "html.parser")
-    for hidden in soup(_HIDDEN):
-        hidden.decompose()
-    title = None
-    if soup.title is not None:
-        title = " ".join(soup.title.get_text().split()) or None
-        soup.title.decompose()
-    for piece in soup.find_all(string=True):
-        if type(piece).__name__ == "NavigableString" and piece.find_parent(_KEPT_AS_IS) is None:
-            piece.replace_with(re.sub(r"\s+", " ", piece))
-    for tag, between in [*((block, "\n\n") for block in soup(_BLOCKS)), *((cell, " ") for cell in soup(_CELLS))]:
-        tag.insert_before(between)
-        tag.insert_after(between)
-    for broken in soup("br"):
-        broken.replace_with("\n")
-    text = re.sub(r" ?\n ?", "\n", re.sub(r"[^\S\n]+", " ", soup.get_text()))
-    return title, Decoded(re.sub(r"\n{3,}", "\n\n", text).strip(), decoded.note)
+    title = soup.title
+    named = " ".join(title.get_text().split()) if title is not None else ""
+    text = re.sub(r" ?\n ?", "\n", re.sub(r"[^\S\n]+", " ", "".join(_pieces(soup, title))))
+    return named or None, Decoded(re.sub(r"\n{3,}", "\n\n", text).strip(), decoded.note)
+
+
+def _pieces(soup: Any, title: Any) -> Iterator[str]:
+    """The texts in ``soup`` in order, with what stands between them. A stack, since pages nest without a limit."""
+    from bs4.element import CData, NavigableString, Tag
+
+    open_nodes: list[tuple[Any, bool]] = [(soup, False)]  # a node and whether its line breaks are kept, or a separator
+    while open_nodes:
+        node, kept = open_nodes.pop()
+        if isinstance(node, Tag):
+            if node is title or node.name in _HIDDEN:
+                continue
+            between = _BETWEEN.get(node.name, "")
+            kept = kept or node.name in _KEPT_AS_IS
+            yield between
+            if node.name != "br":
+                open_nodes.append((between, True))
+            open_nodes += [(child, kept) for child in reversed(node.contents)]
+        elif type(node) in (NavigableString, CData, str):  # others are comments and declarations
+            yield str(node) if kept else re.sub(r"\s+", " ", node)
