@@ -22,7 +22,7 @@ CORE, ADAPTERS = "specrag", ("langchain_specrag", "llamaindex_specrag")
 # "specrag" is the package's own __init__, which names what users import from `specrag` itself.
 LAYERS = (
     ("_blocking", "errors"),
-    ("_extras", "_stages"),
+    ("_encodings", "_extras", "_fields", "_files", "_stages", "_unicode"),
     ("schema",),
     ("text",),
     ("engine",),

@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from specrag._fields import a, mapping_of, number_of, passage_fields, text_of, vector_of
 from specrag._stages import ReadingDone as ReadingDone
 from specrag._stages import StageBegan as StageBegan
+from specrag._unicode import well_formed_values
 from specrag.errors import InvalidInputError
 
 EmbeddingSource = Literal["passages", "embedder", "none"]
@@ -37,7 +39,10 @@ class Passage:
         metadata: Anything else that the citations shall carry.
 
     Raises:
-        InvalidInputError: The text is not a string, or the embedding is not one vector of numbers.
+        InvalidInputError: The text is not a string, or another field has another type.
+
+    Half characters (lone surrogates) in its texts become U+FFFD. A title or score that is missing in the way of tables,
+    such as NaN, is ``None``.
     """
 
     text: str
@@ -50,14 +55,16 @@ class Passage:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise InvalidInputError(f"Passage.text must be a string, got {type(self.text).__name__}")
-        if self.embedding is not None:
-            try:
-                vector = np.asarray(self.embedding, dtype=np.float32)
-            except (TypeError, ValueError) as error:
-                raise InvalidInputError(f"Passage.embedding must be a vector of numbers: {error}") from error
-            if vector.ndim != 1:
-                raise InvalidInputError(f"Passage.embedding must have one dimension, got shape {vector.shape}")
-            object.__setattr__(self, "embedding", vector)
+        read = {
+            "text": self.text,
+            "title": text_of(self.title, "Passage.title"),
+            "id": text_of(self.id, "Passage.id"),
+            "score": number_of(self.score, "Passage.score"),
+            "embedding": vector_of(self.embedding, "Passage.embedding"),
+            "metadata": mapping_of(self.metadata),
+        }
+        for name, value in read.items():
+            object.__setattr__(self, name, well_formed_values(value))
 
     @classmethod
     def of(cls, value: Any) -> Passage:
@@ -83,48 +90,9 @@ class Passage:
         else:
             raise InvalidInputError(
                 "a passage is a Passage, a string, a mapping with 'text', or a document with page_content and "
-                f"metadata; got {_a(type(value).__name__)}"
+                f"metadata; got {a(value)}"
             )
-        return cls(**_passage_fields(given))
-
-
-#: The keys under which retrievers leave a similarity in a document's metadata; the first that is there counts.
-_SCORE_KEYS = ("score", "similarity", "similarity_score", "relevance_score")
-_PASSAGE_KEYS = ("text", "page_content", "title", "id", "score", "embedding", "metadata")
-
-
-def _passage_fields(given: dict[str, Any]) -> dict[str, Any]:
-    """``Passage``'s fields out of a mapping's items."""
-    if "page_content" in given:
-        given.setdefault("text", given.pop("page_content"))
-        given.pop("type", None)  # of a Document that was written as a mapping
-    if unknown := [str(key) for key in given if key not in _PASSAGE_KEYS]:
-        raise InvalidInputError(
-            f"unknown key {', '.join(unknown)}: a passage has {', '.join(_PASSAGE_KEYS)}; "
-            "what else the citations shall carry goes into 'metadata'"
-        )
-    if "text" not in given:
-        raise InvalidInputError(f"no 'text' in a mapping with {', '.join(map(str, given)) or 'no keys'}")
-    metadata = given.get("metadata") or {}
-    if not isinstance(metadata, Mapping):
-        raise InvalidInputError(f"metadata must be a mapping, got {_a(type(metadata).__name__)}")
-    title, key, score = given.get("title") or metadata.get("title"), given.get("id"), given.get("score")
-    if score is None:
-        found = next((metadata[name] for name in _SCORE_KEYS if name in metadata), None)
-        score = found if isinstance(found, int | float | np.number) else None
-    elif not isinstance(score, int | float | np.number):
-        raise InvalidInputError(f"score must be a number, got {_a(type(score).__name__)}")
-    embedding, found = given.get("embedding"), metadata.get("embedding")
-    if embedding is None and isinstance(found, list | tuple | np.ndarray):
-        embedding = found
-    return {
-        "text": given["text"],
-        "title": str(title) if title else None,
-        "id": None if key is None else str(key),
-        "score": None if score is None else float(score),
-        "embedding": embedding,
-        "metadata": metadata,
-    }
+        return cls(**passage_fields(given))
 
 
 def passages_of(values: Iterable[Any], name: str = "passages") -> list[Passage]:
@@ -134,7 +102,7 @@ def passages_of(values: Iterable[Any], name: str = "passages") -> list[Passage]:
         InvalidInputError: ``values`` is not a list of passages. The message names the position and the type.
     """
     if isinstance(values, str | bytes | Mapping | Passage) or not isinstance(values, Iterable):
-        raise InvalidInputError(f"{name} must be a list of passages, got {_a(type(values).__name__)}")
+        raise InvalidInputError(f"{name} must be a list of passages, got {a(values)}")
     passages = []
     for position, value in enumerate(values):
         try:
@@ -142,10 +110,6 @@ def passages_of(values: Iterable[Any], name: str = "passages") -> list[Passage]:
         except InvalidInputError as error:
             raise InvalidInputError(f"{name}[{position}]: {error}") from error
     return passages
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
 
 
 @dataclass(frozen=True)

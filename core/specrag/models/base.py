@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError
 from specrag.schema import Usage
 
@@ -26,6 +27,9 @@ class Segment:
 
     text: str
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", well_formed(self.text))
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,9 @@ class GeneratedText:
     token_ends: tuple[int, ...] | None = None
     finish: Literal["stop", "length"] = "stop"
     top_log_probs: tuple[Mapping[str, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", well_formed(self.text, keep_length=True))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError
 from specrag.models.base import GenerationRequest, Segment, Turn
 
@@ -57,7 +58,7 @@ class ConversationEncoder:
 
     def sanitize(self, text: str) -> str:
         """``text`` with a space inside each control token, so that no passage can open or close a turn."""
-        text = text.replace(_OPEN, "").replace(_CLOSE, "")
+        text = well_formed(text).replace(_OPEN, "").replace(_CLOSE, "")
         for special in self._specials:
             if special in text:
                 text = text.replace(special, f"{special[0]} {special[1:]}")
@@ -65,7 +66,7 @@ class ConversationEncoder:
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a bare piece of text, without special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(well_formed(text), add_special_tokens=False))
 
     def render_generation(self, request: GenerationRequest, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The prompt, including the first stage's header; ``tools`` (JSON schemas) go to the chat template."""
@@ -77,7 +78,7 @@ class ConversationEncoder:
 
     def encode_rendered(self, text: str) -> list[int]:
         """The ids of a rendered prompt; special tokens are added only where no template wrote them."""
-        return list(self.tokenizer.encode(text, add_special_tokens=self.template is None))
+        return list(self.tokenizer.encode(well_formed(text), add_special_tokens=self.template is None))
 
     def pieces(self, turns: Sequence[Turn]) -> list[Segment]:
         """The conversation to score, as pieces of text in order; it ends with the last named one.
