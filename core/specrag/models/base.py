@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, ModelError
 from specrag.schema import Usage
 
 Role = Literal["system", "user", "assistant"]
+
+#: Log-probabilities are at most 0; so much above it is rounding.
+MOST_LOG_PROB = 1e-3
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,9 @@ class GeneratedText:
         token_ends: The index in ``text`` at which each token ends.
         finish: ``"length"``: the text ended at ``max_tokens``.
         top_log_probs: Per position, the texts of the likeliest tokens with their log-probabilities.
+
+    Raises:
+        ModelError: A log-probability is above 0.
     """
 
     text: str
@@ -142,6 +148,9 @@ class GeneratedText:
     finish: Literal["stop", "length"] = "stop"
     top_log_probs: tuple[Mapping[str, float], ...] | None = None
 
+    def __post_init__(self) -> None:
+        _check_log_probs(self.log_probs or ())
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -150,11 +159,13 @@ class Completion:
     Attributes:
         staged: False where the backend could not prefill the headers (a hosted chat API). Then there is one part, the
             whole reply, and the caller looks for the headers in it.
+        notes: What was not done as asked.
     """
 
     parts: tuple[GeneratedText, ...]
     usage: Usage = Usage()
     staged: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -164,10 +175,28 @@ class Completion:
 
 @dataclass(frozen=True)
 class Score:
-    """Log-probabilities of the named segments of one conversation, token by token, in nats."""
+    """Log-probabilities of the named segments of one conversation, token by token, in nats.
+
+    Attributes:
+        log_probs: By name. A segment whose log-probabilities are missing is left out.
+        notes: Why some are missing.
+
+    Raises:
+        ModelError: A log-probability is above 0.
+    """
 
     log_probs: Mapping[str, tuple[float, ...]]
     usage: Usage = Usage()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for values in self.log_probs.values():
+            _check_log_probs(values)
+
+
+def _check_log_probs(values: Sequence[float]) -> None:
+    if values and max(values) > MOST_LOG_PROB:
+        raise ModelError(f"a log-probability is above 0: {max(values)}; expected natural logarithms of probabilities")
 
 
 @dataclass(frozen=True)
@@ -289,6 +318,9 @@ class LanguageModel(ABC):
             LogProbsUnavailableError: The backend cannot score given text.
             ModelError: It failed.
         """
+
+    async def prepare(self) -> None:  # noqa: B027 - most models have nothing to find out
+        """Find out what should be known before the first call: the window, what a server can do. It never fails."""
 
     async def agenerate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling = Sampling(), *, top_log_probs: int = 0

@@ -220,11 +220,11 @@ class OpenAIEmbedder(Embedder):
     async def _batch(self, texts: Sequence[str]) -> np.ndarray:  # [texts, dim], float32
         from specrag.models._replies import read_embeddings
 
-        reply = await self._pool.post("embeddings", {"input": list(texts), "dimensions": self.dimensions})
-        try:
-            return read_embeddings(reply, len(texts))
-        except ServerError as error:
-            raise ServerError(f"{self._pool}: {error}") from error
+        body = {"input": list(texts), "dimensions": self.dimensions}
+        vectors: np.ndarray = await self._pool.post(
+            "embeddings", body, lambda reply: read_embeddings(reply, len(texts))
+        )
+        return vectors
 
 
 def _check_at_least_one(**settings: int | None) -> None:
