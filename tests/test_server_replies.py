@@ -10,6 +10,7 @@ from specrag.errors import ModelError
 from specrag.models import Completion, GenerationRequest, OpenAILM, Score, Segment, Stage, Turn
 from specrag.models.base import GeneratedText
 from specrag.models.chat import ChatLM, ChatReply, answer_start
+from specrag.models.tokenization import ConversationEncoder
 from specrag.schema import Draft, Usage
 from specrag.speculative.drafting import Assignment, Drafter, split_reply, total
 from specrag.speculative.prompts import Prompts
@@ -200,8 +201,7 @@ def test_damaged_token_texts_shift_no_segment():
 
 
 def test_damaged_token_texts_are_placed_by_the_local_tokenizer(smollm2):
-    lm = OpenAILM("m", "http://127.0.0.1:9/v1", tokenizer=smollm2.tokenizer, retries=0)
-    encoded = lm._encoder.encode_scored(CONVERSATION)
+    encoded = ConversationEncoder(smollm2.tokenizer).encode_scored(CONVERSATION)
     texts = [smollm2.tokenizer.decode([token]) for token in encoded.ids]
     assert "\ufffd" in "".join(texts)
     pieces = [(text, None if i == 0 else -float(i)) for i, text in enumerate(texts)]
