@@ -1,36 +1,26 @@
-"""The last problem of a piece of work that is still under way.
-
-Who waits for a model, and gives up at a deadline, can so say what the model was waiting for.
-"""
+"""Problems of work that is still under way: who gives up waiting for it can say what it was waiting for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-
-class LastProblem:
-    """What went wrong last; "" where nothing did."""
-
-    text = ""
-
-
-_watched: ContextVar[LastProblem | None] = ContextVar("specrag_last_problem", default=None)
+_heard_by: ContextVar[Callable[[str], None] | None] = ContextVar("specrag_heard_by", default=None)
 
 
 @contextmanager
-def watching(problem: LastProblem) -> Iterator[None]:
-    """Problems of what is awaited in the ``with`` block, and of the tasks that it starts, are kept in ``problem``."""
-    token = _watched.set(problem)
+def heard_by(hear: Callable[[str], None]) -> Iterator[None]:
+    """Tasks that are started in the ``with`` block, and those that they start, tell ``hear`` of their problems."""
+    token = _heard_by.set(hear)
     try:
         yield
     finally:
-        _watched.reset(token)
+        _heard_by.reset(token)
 
 
 def note_problem(text: str) -> None:
-    """Something went wrong that will be tried again."""
-    watched = _watched.get()
-    if watched is not None:
-        watched.text = text
+    """Something went wrong and will be tried again."""
+    hear = _heard_by.get()
+    if hear is not None:
+        hear(text)
