@@ -2,8 +2,10 @@
 
 import json
 import logging
+import types
 
 import pytest
+from langchain_core.documents import Document
 from pydantic import SecretStr
 
 from specrag import Passage, SpeculativeRAG
@@ -53,15 +55,26 @@ def test_the_key_of_another_librarys_model_is_in_no_failure():
         async def reply(self, request):
             raise RuntimeError("401: Incorrect API key provided: topsecret99. Also sk-proj-0123456789abcdef")
 
-    model = type("Model", (), {})()
-    model.openai_api_key = SecretStr("topsecret99")
-    lm = HostedLM("hosted", secrets_of(model))
+    lm = HostedLM("hosted")
+    lm.model = types.SimpleNamespace(bound=types.SimpleNamespace(openai_api_key=SecretStr("topsecret99")))
     with pytest.raises(ModelError, match="Incorrect API key") as error:
         lm.generate([ASK])
     with pytest.raises(DraftingError) as lost:
         SpeculativeRAG(drafter=lm, embedder=HashEmbedder()).answer("q", [Passage("x"), Passage("y")])
     for shown in (error, lost):
         assert "topsecret99" not in str(shown.value) and "0123456789abcdef" not in str(shown.value)
+
+
+def test_a_real_clients_key_is_in_no_failure():
+    langchain_openai = pytest.importorskip("langchain_openai")
+    from langchain_specrag import SpeculativeRAGRunnable
+
+    with serving(echoing) as url:
+        model = langchain_openai.ChatOpenAI(model="m", api_key="topsecret99", base_url=url, max_retries=0)
+        chain = SpeculativeRAGRunnable(drafter=model, embedder=HashEmbedder())
+        with pytest.raises(DraftingError, match="401") as error:
+            chain.invoke({"input": "q", "context": [Document("x"), Document("y")]})
+    assert "topsecret99" not in str(error.value)
 
 
 def test_secrets_are_found_by_type_and_by_name():

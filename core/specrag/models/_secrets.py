@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -14,7 +15,9 @@ _KEYS = re.compile(r"\b(?:sk|pk|rk|gsk|hf|xai|pplx|nvapi|AIza)[-_]?[A-Za-z0-9*][
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=\-]{8,}")
 _IN_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.\-]*://)[^\s/@]+@")
 # Names of settings that hold a secret.
-_SECRET_NAMES = re.compile(r"(?i)key|token|secret|password|authorization|credential|cookie")
+_SECRET_NAMES = re.compile(
+    r"(?i)api.?key|(^|_)key$|secret|password|authorization|credential|cookie|^token$|(access|auth|api|bearer|refresh).?token"
+)
 
 
 def redacted(text: str, secrets: Iterable[str] = ()) -> str:
@@ -26,19 +29,22 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
     return _KEYS.sub(HIDDEN, text)
 
 
-def secrets_of(settings: Any) -> tuple[str, ...]:
-    """The secrets among the attributes of an object, or the values of a mapping: by type, or by their name."""
-    values = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
-    found = []
-    for name, value in values.items():
+def secrets_of(settings: Any, depth: int = 0) -> tuple[str, ...]:
+    """The secrets among the values of a mapping or the attributes of an object: by their type, or by their name.
+
+    ``depth``: So far, the attributes of attributes are looked at too.
+    """
+    values = settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {})
+    found: list[str] = []
+    for name, value in list(values.items()):
         reveal = getattr(value, "get_secret_value", None)
         if callable(reveal):
             found.append(str(reveal()))
-        elif isinstance(value, str) and _SECRET_NAMES.search(str(name)):
-            found.append(value)
-        elif isinstance(value, dict) and "header" in str(name).lower():
-            found += secrets_of(value)
-    return tuple(found)
+        elif isinstance(value, str):
+            found += [value] * bool(_SECRET_NAMES.search(str(name)))
+        elif isinstance(value, Mapping) or (depth > 0 and not callable(value) and not isinstance(value, ModuleType)):
+            found += secrets_of(value, depth - 1) if depth > 0 or "header" in str(name).lower() else ()
+    return tuple(dict.fromkeys(found))
 
 
 def _forms(secret: str) -> tuple[str, ...]:

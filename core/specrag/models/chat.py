@@ -17,7 +17,7 @@ from specrag import _blocking
 from specrag.errors import LogProbsUnavailableError, ModelError, SpecRAGError
 from specrag.models._logprobs import all_listed, ends_in, listed_tokens
 from specrag.models._options import names_log_probs, refused_option
-from specrag.models._secrets import redacted
+from specrag.models._secrets import redacted, secrets_of
 from specrag.models.base import (
     Capabilities,
     Completion,
@@ -140,14 +140,11 @@ def read_chat(reply: ChatReply, request: GenerationRequest, top_log_probs: int) 
 class ChatLM(LanguageModel):
     """A chat model of another library as a drafter or verifier. A subclass implements ``reply``.
 
-    Args:
-        name: For messages and results.
-        secrets: What must not stand in an error: the model's keys.
+    Keys that its attributes hold stand in no error.
     """
 
-    def __init__(self, name: str, secrets: Sequence[str] = ()) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self._secrets = tuple(secrets)
         self._learned: dict[str, bool] = {}  # what the model can do; copies share it
         self._refused: set[str] = set()  # options that it refuses; copies share them too
 
@@ -183,7 +180,7 @@ class ChatLM(LanguageModel):
                 raise
             except Exception as error:
                 if not self._drops(error, asked):
-                    shown = redacted(f"{self.name}: {type(error).__name__}: {error}", self._secrets)
+                    shown = redacted(f"{self.name}: {type(error).__name__}: {error}", secrets_of(self, depth=3))
                     raise ModelError(shown) from None
                 continue
             if reply.content is not None:
