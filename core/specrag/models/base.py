@@ -7,13 +7,13 @@ Backends render, tokenise and batch. They know nothing of drafts or verdicts.
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from specrag._abandoned import in_thread
 from specrag.errors import InvalidInputError, ModelError
 from specrag.schema import Usage
 
@@ -266,13 +266,13 @@ class Reader(ABC):
 
     async def aread(self, question: str, texts: Sequence[str], *, spans_per_passage: int = 8) -> Reading:
         """``read`` without blocking the event loop."""
-        return await asyncio.to_thread(self.read, question, texts, spans_per_passage=spans_per_passage)
+        return await in_thread(self.read, question, texts, spans_per_passage=spans_per_passage)
 
     async def ascore(
         self, question: str, texts: Sequence[str], spans: Sequence[tuple[int, int, int]]
     ) -> list[float | None]:
         """``score`` without blocking the event loop."""
-        return await asyncio.to_thread(self.score, question, texts, spans)
+        return await in_thread(self.score, question, texts, spans)
 
 
 class LanguageModel(ABC):
@@ -326,11 +326,11 @@ class LanguageModel(ABC):
         self, requests: Sequence[GenerationRequest], sampling: Sampling = Sampling(), *, top_log_probs: int = 0
     ) -> list[Completion]:
         """``generate`` without blocking the event loop."""
-        return await asyncio.to_thread(self.generate, requests, sampling, top_log_probs=top_log_probs)
+        return await in_thread(self.generate, requests, sampling, top_log_probs=top_log_probs)
 
     async def ascore(self, requests: Sequence[Sequence[Turn]]) -> list[Score]:
         """``score`` without blocking the event loop."""
-        return await asyncio.to_thread(self.score, requests)
+        return await in_thread(self.score, requests)
 
     def count_tokens(self, text: str) -> int:
         """How many tokens ``text`` has; an upper estimate where the backend has no tokenizer here."""
