@@ -63,7 +63,8 @@ def replaying(recording: Path = RECORDING) -> Iterator[str]:
     def answer(method, path, body, headers):
         found = known.get(key(method, path, body))
         if found is None:
-            message = f"not recorded: {key(method, path, body)[:300]}; run the script in tests/ that recorded {recording.name}"
+            asked = key(method, path, body)[:300]
+            message = f"not recorded: {asked}; run the script in tests/ that recorded {recording.name}"
             return 418, json.dumps({"error": {"message": message}}).encode(), {}
         return found["status"], json.dumps(found["body"]).encode(), {}
 

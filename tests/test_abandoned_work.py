@@ -1,6 +1,9 @@
 """What nobody waits for any more ends soon: between tokens, before the next layer, before it has begun."""
 
 import asyncio
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -121,6 +124,41 @@ def test_an_interrupt_reaches_the_thread():
     with pytest.raises(BaseException):  # noqa: B017 - as the interrupt ends it
         _blocking.run(interrupted())
     assert ended.wait(2)
+
+
+INTERRUPTED = """
+import sys
+
+from specrag import _blocking
+from specrag.models import GenerationRequest, Stage, TransformersLM, Turn
+
+lm = TransformersLM(sys.argv[1])
+turns = [(Turn.of("user", f"{i} " + "word " * 1500),) for i in range(4)]
+print("begins", flush=True)
+_blocking.run(lm.agenerate([GenerationRequest(t, (Stage(max_tokens=400),)) for t in turns]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+def test_an_interrupt_ends_the_process_and_does_not_abort_it(smollm2_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(smollm2_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert process.stdout.readline() == "begins\n"
+        time.sleep(2)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert "KeyboardInterrupt" in shown and "terminate called" not in shown
+    assert process.returncode != -signal.SIGABRT and time.monotonic() - start < 15
 
 
 async def test_work_that_is_waited_for_is_not_stopped():

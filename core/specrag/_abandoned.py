@@ -7,15 +7,19 @@ tokens, between groups of conversations and before each of its layers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import signal
 import threading
-from collections.abc import Callable
-from functools import partial
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _given_up: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("specrag_given_up", default=None)
+
+_running: set[threading.Event] = set()  # the flags of the threads that work
 
 
 class AbandonedError(Exception):
@@ -34,10 +38,46 @@ async def in_thread(function: Callable[..., T], *args: Any, **options: Any) -> T
     flag = threading.Event()
     context = contextvars.copy_context()
     context.run(_given_up.set, flag)
+
+    def work() -> T:
+        _running.add(flag)
+        try:
+            return context.run(function, *args, **options)
+        finally:
+            _running.discard(flag)
+
     try:
-        return await asyncio.get_running_loop().run_in_executor(
-            None, partial(context.run, partial(function, *args, **options))
-        )
+        return await asyncio.get_running_loop().run_in_executor(None, work)
     except asyncio.CancelledError:
         flag.set()
         raise
+
+
+def wait_for_abandoned(told: threading.Event, seconds: float) -> None:
+    """Wait until the threads that were told to stop have stopped, ``seconds`` at most, through further interrupts.
+
+    An interpreter that ends while a thread is inside torch is aborted.
+
+    Args:
+        told: Set when all threads that shall stop have been told.
+        seconds: The longest wait.
+    """
+    with _deaf():
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if told.wait(0.02) and not any(flag.is_set() for flag in list(_running)):
+                return
+            time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Interrupts are ignored; they come to the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 # How an error says that an option is not there. Without it, only a value was wrong.
 _REFUSES = re.compile(
-    r"(?i)\b(un|not |n't )support|unexpected|unrecogni[sz]ed|\bunknown\b|\bextra (fields|inputs)|not (allowed|permitted)"
-    r"|not available|no such|use '?max_completion_tokens|does(n't| not) (accept|allow)|invalid (field|parameter|argument)"
+    r"(?i)\b(un|not |n't )support|unexpected|unrecogni[sz]ed|\bunknown\b|\bextra (fields|inputs)"
+    r"|not (allowed|permitted|available)|no such|use '?max_completion_tokens|does(n't| not) (accept|allow)"
+    r"|invalid (field|parameter|argument)"
 )
 
 

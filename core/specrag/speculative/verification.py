@@ -296,8 +296,8 @@ def _raw(score: Score, counts: bool) -> RawScores:
 def yes_log_probability(top: object, affirmation: str = "Yes") -> float | None:
     """Log of the summed probability of ``affirmation``'s spellings ("Yes", " Yes", "yes").
 
-    ``top`` maps the text of each listed token to its log-probability in nats. Where none of the spellings is listed, the lowest
-    listed log-probability stands in, which is an upper bound. ``None`` where nothing is listed.
+    ``top`` maps the text of each listed token to its log-probability in nats. Where none of the spellings is listed,
+    the lowest listed log-probability stands in, which is an upper bound. ``None`` where nothing is listed.
     """
     if not isinstance(top, dict) or not top:
         return None
