@@ -214,6 +214,7 @@ class LangChainLM(ChatLM):
         if request.log_probs and "top_logprobs" in known:
             wanted["logprobs"] = True
             wanted["top_logprobs"] = request.top_log_probs or None
+        wanted = {name: value for name, value in wanted.items() if name not in request.without}
         options = {name: value for name, value in wanted.items() if name in known and value is not None}
         return options | ({"stop": list(request.stop)} if request.stop else {})
 

@@ -147,7 +147,7 @@ class LlamaIndexLM(ChatLM):
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
         """The options that the LLM has fields for; the others stay as the user configured them."""
-        known = getattr(type(self._llm), "model_fields", {})
+        known = set(getattr(type(self._llm), "model_fields", {})) - request.without
         wanted: dict[str, Any] = {
             "max_tokens": request.max_tokens,
             "temperature": request.sampling.temperature,

@@ -8,9 +8,12 @@ import time
 
 import pytest
 
+from langchain_specrag._convert import LangChainLM
+from specrag import Passage, SpeculativeRAG
 from specrag.errors import InvalidInputError, LogProbsUnavailableError, ModelError, ServerError
 from specrag.models import GenerationRequest, OpenAILM, Sampling, Segment, Stage, Turn, _http
 from specrag.models.chat import ChatLM, ChatReply
+from tests.fakes import HashEmbedder
 from tests.servers import serving
 
 ASK = GenerationRequest((Turn.of("user", "hi"),), (Stage("Answer:", 16),))
@@ -227,6 +230,35 @@ def test_a_failure_of_a_model_of_another_library_is_not_taken_for_a_refusal():
     with pytest.raises(ModelError, match="BusyError"):
         lm.generate([ASK])
     assert len(lm.asked) == 1
+
+
+def test_a_real_chat_model_is_asked_without_what_its_server_refuses():
+    """As newer hosted models do: no log-probabilities, no temperature but their own."""
+    langchain_openai = pytest.importorskip("langchain_openai")
+    refused = {
+        "logprobs": "logprobs is not supported with this model",
+        "temperature": "Unsupported value: 'temperature' does not support 0 with this model.",
+    }
+
+    def answer(path, body):
+        for name, message in refused.items():
+            if body.get(name) is not None:
+                return 400, refusal(message)
+        message = {"role": "assistant", "content": "Rationale: It is.\nAnswer: 42"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        reply = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+        return 200, json.dumps(reply).encode()
+
+    server = Server(answer)
+    with serving(server) as url:
+        model = langchain_openai.ChatOpenAI(model="m", api_key="sk-0123456789abcdef", base_url=url, max_retries=0)
+        lm = LangChainLM(model)
+        rag = SpeculativeRAG(drafter=lm, embedder=HashEmbedder(), drafts=3)
+        first = rag.answer("q", [Passage(f"passage {i}") for i in range(6)])
+        asked = len(server.bodies)
+        rag.answer("q", [Passage(f"passage {i}") for i in range(6)])
+    assert first.text == "42" and not first.failures and any("temperature" in note for note in first.notes)
+    assert all(not set(refused) & {k for k, v in body.items() if v is not None} for body in server.bodies[asked:])
 
 
 # --- endpoints, addresses, accounts ----------------------------------------------------------------------------
