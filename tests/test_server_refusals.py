@@ -261,6 +261,20 @@ def test_a_real_chat_model_is_asked_without_what_its_server_refuses():
     assert all(not set(refused) & {k for k, v in body.items() if v is not None} for body in server.bodies[asked:])
 
 
+@pytest.mark.parametrize(
+    ("own", "sampling", "sent"),
+    [(None, Sampling(), 0.0), (0.7, Sampling(), 0.7), (0.7, Sampling(temperature=0.3), 0.3)],
+)
+def test_a_temperature_that_the_user_set_on_the_model_is_respected(own, sampling, sent):
+    langchain_openai = pytest.importorskip("langchain_openai")
+    server = Server(lambda path, body: (400, refusal("seen")))
+    with serving(server) as url:
+        model = langchain_openai.ChatOpenAI(model="m", api_key="k", base_url=url, temperature=own, max_retries=0)
+        with pytest.raises(ModelError, match="seen"):
+            LangChainLM(model).generate([ASK], sampling)
+    assert server.bodies[0]["temperature"] == sent
+
+
 # --- endpoints, addresses, accounts ----------------------------------------------------------------------------
 
 

@@ -86,6 +86,17 @@ def chat_request(request: GenerationRequest, sampling: Sampling, top_log_probs: 
     )
 
 
+def own_options(model: Any, sampling: Sampling) -> frozenset[str]:
+    """Options that the user set on a library's model itself and that ``sampling`` does not change.
+
+    A temperature on the model counts, unless the pipeline samples with one of its own.
+    """
+    field = getattr(type(model), "model_fields", {}).get("temperature")
+    value = getattr(model, "temperature", None)
+    own = field is not None and value is not None and value != field.default
+    return frozenset({"temperature"} if own and sampling.greedy else ())
+
+
 def is_plain(request: GenerationRequest) -> bool:
     """Whether one part without a header is asked for."""
     return len(request.stages) == 1 and not request.stages[0].header
