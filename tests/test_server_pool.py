@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from specrag import Passage, SpeculativeRAG
 from specrag.errors import ServerError
 from specrag.models import GenerationRequest, OpenAIEmbedder, OpenAILM, Stage, Turn, _circuit, _dispatch
 from tests.servers import serving
@@ -162,6 +163,22 @@ def test_each_server_is_asked_once_what_it_is_whoever_waits():
         lm.generate([ASK] * 8)
         lm.generate([ASK] * 8)
     assert [member.listed for member in members] == [1, 1]
+
+
+def test_the_first_question_is_cut_to_the_servers_window():
+    longest = 0
+
+    def answer(method, path, body, headers):
+        nonlocal longest
+        if method == "GET":
+            return 200, b'{"data": [{"id": "m", "meta": {"n_ctx": 1024}}]}', {}
+        longest = max(longest, len(body))
+        return (200, GOOD, {}) if len(body) < 2500 else (400, b'{"error": {"message": "exceeds the context"}}', {})
+
+    with serving(answer) as url:
+        rag = SpeculativeRAG(drafter=OpenAILM("m", url, prompt_log_probs="never"), drafts=2, subsets="random")
+        made = rag.answer("q", [Passage("word " * 3000), Passage("other " * 3000)])
+    assert not made.failures and "window of 1024 tokens" in " ".join(made.notes) and longest > 1000
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@
 import json
 import math
 from dataclasses import replace
+from random import Random
 
+import numpy as np
 import pytest
 
-from specrag.errors import ModelError
-from specrag.models import Completion, GenerationRequest, OpenAILM, Score, Segment, Stage, Turn
+from specrag.errors import ModelError, SpecRAGError
+from specrag.models import Completion, GenerationRequest, OpenAIEmbedder, OpenAILM, Score, Segment, Stage, Turn
 from specrag.models.base import GeneratedText
 from specrag.models.chat import ChatLM, ChatReply, answer_start
 from specrag.models.tokenization import ConversationEncoder
@@ -294,3 +296,76 @@ async def test_notes_of_a_completion_reach_the_draft():
     completion = Completion((part("because"), part("42")), notes=("something is missing",))
     drafts = Drafter(ScriptedLM(lambda _: completion)).drafts("q", [Assignment(0, (0,), ())])
     assert [draft.notes async for draft in drafts] == [("something is missing",)]
+
+
+# --- anything at all -----------------------------------------------------------------------------------
+
+ODD = [None, True, -1, 0.5, 1e400, float("nan"), "", "\ud800", "x", [], {}, [None], [[]], {"a": None}, 10**400, "日本"]
+
+
+def mutated(value, random):
+    """``value`` with one of its parts replaced or left out."""
+    if isinstance(value, dict) and value and random.random() < 0.85:
+        name = random.choice(list(value))
+        if random.random() < 0.15:
+            return {k: v for k, v in value.items() if k != name}
+        return {**value, name: mutated(value[name], random)}
+    if isinstance(value, list) and value and random.random() < 0.85:
+        at = random.randrange(len(value))
+        if random.random() < 0.15:
+            return value[:at] + value[at + 1 :]
+        return [*value[:at], mutated(value[at], random), *value[at + 1 :]]
+    return random.choice(ODD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["content", "parallel", "chat", "echo", "models", "embeddings"])
+def test_a_damaged_reply_ends_in_one_clear_error_or_in_numbers_that_can_be(kind):
+    random = Random(kind)
+    top = [{"token": "Yes", "logprob": -0.5, "bytes": [89, 101, 115]}]
+    items = [
+        {"token": t, "logprob": v, "id": 5, "bytes": list(t.encode()), "top_logprobs": top}
+        for t, v in [(" 4", -0.5), ("2", -0.25)]
+    ]
+    parallel = {"tokens": [" 4", "2"], "token_logprobs": [-0.5, -0.25], "top_logprobs": [{"4": -0.5}, {"2": -0.2}]}
+    whole = {
+        "content": completion(" 42", {"content": items}, token_ids=[5, 6], stop_reason="x"),
+        "parallel": completion(" 42", parallel),
+        "chat": {
+            "choices": [
+                {
+                    "message": {"content": " 42", "reasoning": "x"},
+                    "logprobs": {"content": items},
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+        },
+        "echo": echo([("Answer: ", None), ("日本 😀 wins", -1.0), ("\n\nTrue?\n\n", -1.0), ("Yes", -0.5)]),
+        "models": {"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 900, "meta": {"n_ctx": 800}}]},
+        "embeddings": {"data": [{"index": 0, "embedding": [0.5, 1.0]}, {"index": 1, "embedding": [1.0, 0.5]}]},
+    }[kind]
+    answers = iter([])
+
+    def respond(method, path, body, headers):
+        if method == "GET":
+            return 200, json.dumps(next(answers) if kind == "models" else {"data": []}).encode(), {}
+        return 200, json.dumps(next(answers) if kind != "models" else completion(" 42", None)).encode(), {}
+
+    with serving(respond) as url:
+        for _ in range(40):
+            damaged = mutated(whole, random)
+            answers = iter([damaged] * 20)
+            lm = OpenAILM("m", url, api="chat" if kind == "chat" else "completions", retries=0)
+            try:
+                if kind == "embeddings":
+                    assert np.isfinite(OpenAIEmbedder(url, "m", retries=0).embed(["a", "b"])).all()
+                elif kind == "echo":
+                    values = [v for score in lm.score([CONVERSATION]) for at in score.log_probs.values() for v in at]
+                    assert all(v <= 1e-3 or math.isnan(v) for v in values)
+                else:
+                    made = lm.generate([ASK], top_log_probs=2)[0].parts[0]
+                    assert isinstance(made.text, str) and made.log_probs != ()
+                    assert lm.context_window is None or lm.context_window > 0
+            except SpecRAGError as error:
+                assert str(error)
