@@ -18,7 +18,7 @@ from llamaindex_specrag.embeddings import SpecRAGEmbedding
 from specrag.errors import InvalidInputError
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.bundled import DRAFTING, drafting_model
-from specrag.models.chat import ChatLM, ChatReply, ChatRequest
+from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage
 from specrag.speculative.confidence import Calibration
@@ -147,7 +147,11 @@ class LlamaIndexLM(ChatLM):
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
         """The options that the LLM has fields for; the others stay as the user configured them."""
-        known = getattr(type(self._llm), "model_fields", {})
+        known = (
+            set(getattr(type(self._llm), "model_fields", {}))
+            - request.without
+            - own_options(self._llm, request.sampling)
+        )
         wanted: dict[str, Any] = {
             "max_tokens": request.max_tokens,
             "temperature": request.sampling.temperature,

@@ -256,7 +256,8 @@ class SpeculativeAnswer:
         escalated: ``"passages"`` or ``"standard"`` where the verifier answered itself, from the best drafts'
             passages or from all; then ``text`` and ``passages`` are not those of the first verdict.
         reason: Why the pipeline abstained; ``None`` when it answered.
-        failures: Drafts that were lost.
+        failures: Drafts that were lost, and those that were late because something went wrong.
+        unverified: Drafts that were made and not verified: the deadline passed, or the verifier failed.
         drafter_usage, verifier_usage: Tokens that each model read and wrote.
         notes: What was not done as asked: substitutes, cut passages, a missed deadline.
         read: Positions of the passages that the verifier read when it answered itself.
@@ -279,6 +280,7 @@ class SpeculativeAnswer:
     verifier_usage: Usage = Usage()
     notes: tuple[str, ...] = ()
     read: tuple[int, ...] | None = None
+    unverified: tuple[Draft, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain JSON values, without embeddings."""
@@ -286,7 +288,7 @@ class SpeculativeAnswer:
 
     def details(self) -> dict[str, Any]:
         """How the answer was made, as plain JSON values: all but the answer itself, its passages and its drafts."""
-        left_out = ("question", "text", "rationale", "passages", "abstained", "reason", "verdicts")
+        left_out = ("question", "text", "rationale", "passages", "abstained", "reason", "verdicts", "unverified")
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from specrag import _blocking
+from specrag._abandoned import in_thread
 from specrag._extras import require
 from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError, ServerError
@@ -42,7 +42,7 @@ class Embedder(ABC):
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:  # [texts, dim], float32, unit length
         """``embed`` without blocking the event loop."""
-        return await asyncio.to_thread(self.embed, texts)
+        return await in_thread(self.embed, texts)
 
     def given_question(self, question: str, passages: Sequence[str]) -> list[str]:
         """The texts whose embedding is emb(d | Q) (Speculative RAG, arXiv 2407.08223, section 3.1)."""
@@ -219,13 +219,11 @@ class OpenAIEmbedder(Embedder):
     async def _batch(self, texts: Sequence[str]) -> np.ndarray:  # [texts, dim], float32
         from specrag.models._replies import read_embeddings
 
-        reply = await self._pool.post(
-            "embeddings", {"input": [*map(well_formed, texts)], "dimensions": self.dimensions}
+        body = {"input": [*map(well_formed, texts)], "dimensions": self.dimensions}
+        vectors: np.ndarray = await self._pool.post(
+            "embeddings", body, lambda reply: read_embeddings(reply, len(texts))
         )
-        try:
-            return read_embeddings(reply, len(texts))
-        except ServerError as error:
-            raise ServerError(f"{self._pool}: {error}") from error
+        return vectors
 
 
 def _check_at_least_one(**settings: int | None) -> None:
