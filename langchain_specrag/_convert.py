@@ -22,7 +22,7 @@ from specrag import _blocking
 from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.bundled import DRAFTING, drafting_model
-from specrag.models.chat import ChatLM, ChatReply, ChatRequest
+from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict, passages_of
 from specrag.speculative.confidence import Calibration
@@ -221,6 +221,8 @@ class LangChainLM(ChatLM):
         if request.log_probs and "top_logprobs" in known:
             wanted["logprobs"] = True
             wanted["top_logprobs"] = request.top_log_probs or None
+        left_out = request.without | own_options(self._model, request.sampling)
+        wanted = {name: value for name, value in wanted.items() if name not in left_out}
         options = {name: value for name, value in wanted.items() if name in known and value is not None}
         return options | ({"stop": list(request.stop)} if request.stop and "stop" in known else {})
 

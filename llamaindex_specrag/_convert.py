@@ -18,11 +18,11 @@ from llama_index_instrumentation.span import active_span_id
 from llamaindex_specrag._awaiting import embedder_awaits, llm_awaits
 from llamaindex_specrag.embeddings import SpecRAGEmbedding
 from specrag import _blocking
-from specrag._metadata import title_of, vector_of
+from specrag._fields import embedding_in, title_in
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.bundled import DRAFTING, drafting_model
-from specrag.models.chat import ChatLM, ChatReply, ChatRequest
+from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage
 from specrag.speculative.confidence import Calibration
@@ -39,15 +39,15 @@ def to_passage(node: NodeWithScore) -> Passage:
     metadata = getattr(inner, "metadata", None) or {}
     excluded = list(getattr(inner, "excluded_llm_metadata_keys", None) or [])
     title = None
-    if "title" in metadata and "title" not in excluded:
-        title = title_of(metadata["title"])
+    if "title" in metadata and "title" not in excluded and type(metadata["title"]) is not int:
+        title = title_in(metadata)
         inner = inner.model_copy(update={"excluded_llm_metadata_keys": [*excluded, "title"]})
     return Passage(
         inner.get_content(metadata_mode=MetadataMode.LLM),
         title=title,
         id=node.node_id,
         score=node.score,
-        embedding=vector_of(inner.embedding),
+        embedding=embedding_in({"embedding": inner.embedding}),
         metadata=metadata,
     )
 
@@ -173,7 +173,11 @@ class LlamaIndexLM(ChatLM):
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
         """The options that the LLM has fields for; the others stay as the user configured them."""
-        known = getattr(type(self._llm), "model_fields", {})
+        known = (
+            set(getattr(type(self._llm), "model_fields", {}))
+            - request.without
+            - own_options(self._llm, request.sampling)
+        )
         wanted: dict[str, Any] = {
             "max_tokens": request.max_tokens,
             "temperature": request.sampling.temperature,

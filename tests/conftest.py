@@ -52,6 +52,7 @@ SLOW = {
 
 def pytest_addoption(parser):
     parser.addoption("--vllm-url", help="run the recorded server tests against this live vLLM instead")
+    parser.addoption("--llamacpp-url", help="run the recorded llama.cpp tests against this live server instead")
 
 
 def pytest_collection_modifyitems(items):

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import sys
 
+import httpx
 import pytest
 
-from tests.servers import recording_proxy
+from tests.servers import RECORDING, recording_proxy
 
 
 def main() -> int:
-    with recording_proxy(sys.argv[1]) as url:
+    version = httpx.get(sys.argv[1].removesuffix("/v1") + "/version").json()
+    facts = {"server": "vLLM", **version, "model": "bundled SmolLM2-135M-Instruct, float32"}
+    with recording_proxy(sys.argv[1], RECORDING, facts) as url:
         return int(
             pytest.main(["-q", "tests/test_openai_lm.py", "tests/test_docs.py", "-k", "vllm", "--vllm-url", url])
         )

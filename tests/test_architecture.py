@@ -21,8 +21,9 @@ CORE, ADAPTERS = "specrag", ("langchain_specrag", "llamaindex_specrag")
 # the row.
 # "specrag" is the package's own __init__, which names what users import from `specrag` itself.
 LAYERS = (
-    ("_blocking", "_metadata", "errors"),
-    ("_extras", "_stages"),
+    ("_abandoned", "errors"),
+    ("_blocking",),
+    ("_encodings", "_extras", "_fields", "_files", "_stages", "_unicode"),
     ("schema",),
     ("text",),
     ("engine",),

@@ -193,3 +193,47 @@ def test_one_command_trains_a_drafter_from_a_users_own_file(loaded, smollm2, tmp
     assert "licence of the data**: mine" in result.stdout and "held part" in result.stdout
     assert (tmp_path / "drafter" / "adapter_model.safetensors").exists()
     assert run(app, ["train", str(data), "--out", str(tmp_path / "x"), "--held", "30"]).exit_code == 1
+
+
+def test_the_target_of_an_index_is_checked_before_models_load(docs, tmp_path):
+    (tmp_path / "index.json").write_text('{"name": "a web project"}')
+    result = run(app, ["index", str(docs), "--to", str(tmp_path), "--models", "/nowhere"])
+    assert result.exit_code == 1 and "holds other files" in " ".join(result.output.split())
+    assert [file.name for file in tmp_path.iterdir()] == ["index.json"]
+
+
+def test_documents_beside_an_index_json_of_another_program_are_read(loaded, tmp_path, monkeypatch):
+    (tmp_path / "index.json").write_text('{"name": "a web project"}')
+    (tmp_path / "a.txt").write_text("Mount Alba is 3,120 metres high.")
+    asked = []
+    monkeypatch.setattr("specrag.retrieval.PassageIndex.search", lambda index, *a: asked.extend(index.passages) or [])
+    result = run(app, ["ask", "how high is it?", "--docs", str(tmp_path)])
+    assert result.exit_code == cli.ABSTAINED, result.output
+    assert [p.text for p in asked] == ["Mount Alba is 3,120 metres high."]
+
+
+def test_files_that_cannot_be_read_are_named_after_the_index_is_made_and_strict_stops(loaded, tmp_path):
+    docs = tmp_path / "docs"
+    (docs / ".git").mkdir(parents=True)
+    (docs / "a.txt").write_text("Mount Alba is 3,120 metres high.")
+    (docs / "b.txt").write_bytes(bytes(range(256)) * 4)
+    (docs / ".git" / "c.txt").write_text("not meant to be read")
+    made = run(app, ["index", str(docs), "--to", str(tmp_path / "index")])
+    assert made.exit_code == 0 and "1 passages indexed" in made.stdout
+    assert made.stderr.strip() == f"note: left out: {docs / 'b.txt'} is no text, but binary data"
+    made = run(app, ["index", str(docs), "--to", str(tmp_path / "index"), "--hidden"])
+    assert made.exit_code == 0 and "2 passages indexed" in made.stdout
+    stopped = run(app, ["index", str(docs), "--to", str(tmp_path / "other"), "--strict"])
+    assert stopped.exit_code == 1 and "1 of 2 files could not be read" in stopped.stderr
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("command", ["questions", "calibrate"])
+def test_a_folder_in_the_place_of_a_result_is_said_before_models_load(docs, tmp_path, command):
+    arguments = [command, str(docs), "--out", str(tmp_path), "--models", "/nowhere"]
+    result = run(app, [*arguments, "--model", "x"] if command == "questions" else arguments)
+    assert result.exit_code == 1 and "is a folder: give the path of a file" in " ".join(result.output.split())
+    (tmp_path / "file").write_text("x")
+    arguments[3] = str(tmp_path / "file" / "result.json")
+    result = run(app, [*arguments, "--model", "x"] if command == "questions" else arguments)
+    assert result.exit_code == 1 and "is a file" in " ".join(result.output.split())

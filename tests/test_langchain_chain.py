@@ -218,9 +218,9 @@ def test_metadata_of_any_kind_is_no_error_and_no_title(metadata):
     assert {passage.title for passage in passages} == {passage.score for passage in passages} == {None}
 
 
-def test_a_number_and_a_text_are_titles():
-    found = [Document("x", metadata={"title": title}) for title in (1984, " Radium ", "")]
-    assert [passage.title for passage in to_passages(found)] == ["1984", "Radium", None]
+def test_a_text_is_a_title():
+    found = [Document("x", metadata={"title": title}) for title in (1984, "Radium", " ")]
+    assert [passage.title for passage in to_passages(found)] == [None, "Radium", None]
 
 
 # --- conversations --------------------------------------------------------------------------------------

@@ -240,10 +240,15 @@ def test_a_title_that_is_none_is_no_title(title):
     assert passage.title is None and passage.text == "page: 3\n\nx"
 
 
+def test_a_number_as_title_stays_in_the_content():
+    passage = to_passage(NodeWithScore(node=TextNode(text="x", metadata={"title": 7})))
+    assert (passage.title, passage.text) == (None, "title: 7\n\nx")
+
+
 def test_titles_and_vectors_are_read_where_they_are_some():
-    node = TextNode(text="x", metadata={"title": 1984}, embedding=[1.0, 2.0])
+    node = TextNode(text="x", metadata={"title": "Radium"}, embedding=[1.0, 2.0])
     passage = to_passage(NodeWithScore(node=node, score=math.nan))
-    assert (passage.title, passage.score) == ("1984", None) and passage.embedding.tolist() == [1.0, 2.0]
+    assert (passage.title, passage.score) == ("Radium", None) and passage.embedding.tolist() == [1.0, 2.0]
     assert to_passage(NodeWithScore(node=TextNode(text="x", embedding=[math.nan, 1.0]))).embedding is None
 
 

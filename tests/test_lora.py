@@ -45,6 +45,58 @@ def adapter(folder: Path, factors: dict[str, torch.Tensor], prompts: Prompts | N
     return folder
 
 
+FACTORS = {"A": torch.ones(2, 64), "B": torch.ones(128, 2)}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        [],
+        "text",
+        {"r": 2},
+        {"r": 0, "lora_alpha": 4},
+        {"r": "2", "lora_alpha": 4},
+        {"r": 2, "lora_alpha": float("nan")},
+    ],
+    ids=str,
+)
+def test_a_damaged_config_is_one_clear_error(tmp_path, config):
+    folder = adapter(tmp_path / "a", FACTORS)
+    (folder / "adapter_config.json").write_text(
+        json.dumps(config | {"peft_type": "LORA"} if type(config) is dict else config)
+    )
+    with pytest.raises(InvalidInputError, match="is damaged: adapter_config.json needs r and lora_alpha"):
+        read_lora(tiny_llama(64), folder)
+    for content in (b"", b"{", b"\xff\xfe\x00"):
+        (folder / "adapter_config.json").write_bytes(content)
+        with pytest.raises(ModelNotFoundError, match="no LoRA adapter could be read from"):
+            read_lora(tiny_llama(64), folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_and_change_nothing(tmp_path, value):
+    damaged = {name: tensor.clone() for name, tensor in FACTORS.items()}
+    damaged["B"][3, 1] = value
+    with pytest.raises(InvalidInputError, match=r"is damaged: .*lora_B.* holds numbers that are not finite"):
+        read_lora(tiny_llama(64), adapter(tmp_path / "a", damaged))
+
+
+def test_factors_that_do_not_fit_each_other_are_refused(tmp_path):
+    for i, damaged in enumerate(({"B": torch.ones(128, 3)}, {"A": torch.ones(64)})):
+        with pytest.raises(InvalidInputError, match="differ in rank|was made for another model"):
+            read_lora(tiny_llama(64), adapter(tmp_path / str(i), FACTORS | damaged))
+
+
+def test_a_weight_that_changed_on_the_disk_is_noticed_by_the_checksum(tmp_path):
+    parts = [adapter(tmp_path / str(i), FACTORS) for i in range(2)]
+    mean = average_adapters(parts, tmp_path / "mean")  # written by this package: with a checksum
+    file = mean / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # half of 2: a number like any other
+    with pytest.raises(ModelNotFoundError, match="its content has changed since it was written"):
+        read_lora(tiny_llama(64), mean)
+
+
 def test_the_mean_of_adapters_is_an_adapter(tmp_path):
     model = tiny_llama(64)
     size = tuple(model.model.layers[0].mlp.up_proj.weight.shape)

@@ -16,7 +16,7 @@ import pytest
 
 from specrag import Passage, SpeculativeRAG
 from specrag.errors import InvalidInputError, LogProbsUnavailableError, ServerError
-from specrag.models import GenerationRequest, OpenAILM, Sampling, Segment, Stage, TransformersLM, Turn, _servers
+from specrag.models import GenerationRequest, OpenAILM, Sampling, Segment, Stage, TransformersLM, Turn, _circuit
 from specrag.speculative.verification import Scoring
 from tests.fakes import HashEmbedder
 from tests.servers import replaying, serving
@@ -295,8 +295,8 @@ def test_a_dead_member_costs_no_waiting_and_is_asked_again_when_it_is_back(monke
         assert time.monotonic() - start < 30  # no retry of the dead one was waited for
         assert len(server.asked) == 4
         with serving(back, port=int(dead.split(":")[2].removesuffix("/v1"))):
-            later = types.SimpleNamespace(monotonic=lambda: time.monotonic() + _servers.PASSED_OVER)
-            monkeypatch.setattr(_servers, "time", later)
+            later = types.SimpleNamespace(monotonic=lambda: time.monotonic() + _circuit.PASSED_OVER)
+            monkeypatch.setattr(_circuit, "time", later)
             lm.generate(ASK * 4)
     assert len(server.asked) >= 4 and len(back.asked) >= 1
 

@@ -46,6 +46,56 @@ def test_a_mappings_own_fields_come_before_its_metadata():
     assert (made.title, made.score) == ("own", 1.0)
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("nothing", [None, NAN, np.float32("nan"), type("NAType", (), {})(), ""])
+def test_what_a_table_writes_for_nothing_is_missing(nothing):
+    made = Passage.of({"text": "x", "title": nothing, "id": nothing, "metadata": {"title": nothing}})
+    assert (made.title, made.id) == (None, None)
+    if nothing != "":
+        made = Passage.of({"text": "x", "score": nothing, "embedding": nothing, "metadata": nothing})
+        assert (made.score, made.embedding, made.metadata) == (None, None, {})
+    assert Passage("x", title=nothing) == Passage("x")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"title": np.array(["a", "b"]), "score": np.array([1.0, 2.0]), "embedding": "all-MiniLM-L6-v2"},
+        {"title": ["a"], "score": "high", "embedding": ["a", "b"]},
+        {"title": NAN, "score": NAN, "embedding": [1.0, NAN]},
+        {"title": {"en": "a"}, "score": True, "embedding": np.eye(2)},
+        {"title": None, "score": None, "embedding": []},
+        {"title": 7, "score": object(), "embedding": {"model": "x"}},
+        {"embedding": 0.5},
+    ],
+    ids=["arrays", "lists", "nan", "others", "empty", "objects", "number"],
+)
+def test_metadata_that_merely_have_our_names_stay_metadata(metadata):
+    for form in (Document("x", metadata=metadata), {"text": "x", "metadata": metadata}):
+        made = Passage.of(form)
+        assert (made.title, made.score, made.embedding) == (None, None, None)
+        assert made.metadata is metadata or set(made.metadata) == set(metadata)
+
+
+def test_the_first_similarity_that_is_a_number_counts():
+    assert (
+        Passage.of({"text": "x", "metadata": {"score": NAN, "similarity": "0.9", "relevance_score": 0.5}}).score == 0.5
+    )
+
+
+def test_titles_and_ids_that_are_numbers_become_texts():
+    made = Passage.of({"text": "x", "title": 1984, "id": np.int64(7)})
+    assert (made.title, made.id) == ("1984", "7")
+
+
+def test_passages_may_come_from_a_generator_and_its_faults_are_named():
+    assert passages_of(str(i) for i in range(2)) == [Passage("0"), Passage("1")]
+    with pytest.raises(InvalidInputError, match=r"passages\[1\]: .*must be a string, got NoneType"):
+        passages_of({"text": text} for text in ("a", None))
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -58,6 +108,10 @@ def test_a_mappings_own_fields_come_before_its_metadata():
         ({"text": "x", "score": "high"}, "score must be a number, got a str"),
         ({"text": "x", "metadata": "page 3"}, "metadata must be a mapping, got a str"),
         ({"text": "x", "embedding": "vector"}, "must be a vector of numbers"),
+        ({"text": "x", "title": np.array(["a", "b"])}, "title must be a text, got a ndarray"),
+        ({"text": "x", "id": ["a"]}, "id must be a text, got a list"),
+        ({"text": "x", "score": True}, "score must be a number, got a bool"),
+        ({"text": "x", "metadata": np.zeros(2)}, "metadata must be a mapping, got a ndarray"),
         ({"text": "x", "embedding": [[1.0], [2.0]]}, r"one dimension, got shape \(2, 1\)"),
     ],
 )

@@ -85,6 +85,13 @@ def test_a_line_separator_inside_a_text_ends_no_line(tmp_path):
     assert load(file)[0].question == "a\u2028b"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding):
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"question": "Frage über", "answers": ["ä"]}\n' * 2, encoding=encoding)
+    assert [q.answers for q in load(file)] == [("ä",), ("ä",)]
+
+
 def test_a_byte_order_mark_is_ignored(tmp_path):
     file = tmp_path / "q.jsonl"
     file.write_text('{"question": "q", "answers": ["c"]}\n', encoding="utf-8-sig")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import resource
 
@@ -9,30 +10,8 @@ from specrag.models.bundled import located
 from specrag.models.embedders import TransformersEmbedder
 from specrag.retrieval import Document, PassageIndex, index_documents, read_documents, split_passages
 from specrag.schema import Passage
+from tests.documents import make_pdf
 from tests.fakes import HashEmbedder
-
-
-def make_pdf(path, text):
-    """The smallest PDF with a page of text: pypdf reads, it does not write text."""
-    stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
-        b"/Resources << /Font << /F1 5 0 R >> >> >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    out, offsets = b"%PDF-1.4\n", []
-    for number, content in enumerate(objects, start=1):
-        offsets.append(len(out))
-        out += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    out += b"xref\n0 6\n0000000000 65535 f \n%strailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (
-        table,
-        len(out),
-    )
-    path.write_bytes(out)
 
 
 @pytest.fixture
@@ -51,7 +30,7 @@ def docs(tmp_path):
 
 
 def test_text_markdown_html_and_pdf_are_read(docs):
-    texts = {d.source.rsplit("/", 1)[-1]: d for d in read_documents(docs)}
+    texts = {d.source.rsplit("/", 1)[-1]: d for d in read_documents(docs, notes=[])}
     assert set(texts) == {"a.txt", "b.md", "c.html", "d.pdf", "old.txt"}
     assert "Röntgen" in texts["a.txt"].text
     assert texts["b.md"].title == "The heading"
@@ -100,6 +79,54 @@ def test_passages_end_at_sentences_where_they_can():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("今天天气很好。我们去公园玩！“真的下雨吗？”", ["今天天气很好。", "我们去公园玩！", "“真的下雨吗？”"]),
+        ("これはペンです。それは本です。", ["これはペンです。", "それは本です。"]),
+        ("圧力は２．５です．次の文。", ["圧力は２．５です．", "次の文。"]),
+        ("यह एक वाक्य है। यह दूसरा है।", ["यह एक वाक्य है।", "यह दूसरा है।"]),
+        ("هل هذا سؤال؟ نعم.", ["هل هذا سؤال؟", "نعم."]),
+        ("안녕하세요 세계. 오늘은 맑다.", ["안녕하세요 세계.", "오늘은 맑다."]),
+        ('He said "Fine." Then 3.14 came.', ['He said "Fine."', "Then 3.14 came."]),
+    ],
+)
+def test_sentences_of_any_script_end_passages(text, sentences):
+    longest = max(len(split_passages(Document(s, "T", "f"), 1)) for s in sentences)
+    assert [p.text for p in split_passages(Document(text, "T", "f"), longest)] == sentences
+
+
+@pytest.mark.parametrize(
+    ("sentence", "longest"),
+    [
+        ("今天天气很好我们去公园玩。", 120),
+        ("今天天气很好我们去公园玩", 100),  # no sentence ends
+        ("これはペンですそれは本です", 100),
+        ("สวัสดีชาวโลกวันนี้อากาศดีมาก", 600),
+        ("ຂ້ອຍຮັກເຈົ້າ", 600),
+        ("QUJDREVGR0hJSktM", 2000),  # encoded data
+        ("https://example.org/a/b", 2000),
+        ("👩‍👩‍👧‍👦", 700),
+    ],
+)
+def test_text_without_spaces_is_cut_and_nothing_of_it_is_lost(sentence, longest):
+    text = sentence * (7000 // len(sentence))
+    passages = split_passages(Document(text, "T", "f"))
+    assert len(passages) > 2 and max(len(p.text) for p in passages) <= longest
+    assert "".join(p.text for p in passages) == text
+
+
+def test_a_long_word_is_not_cut_where_it_fits_into_the_next_passage():
+    text = "one two three " + "Donaudampfschifffahrtsgesellschaftskapitän" + " four"
+    assert [p.text for p in split_passages(Document(text, "T", "f"), 4)] == [
+        "one two three",
+        "Donaudampfschifffahrtsgesellschaftskapitän four",
+    ]
+    overlapping = split_passages(Document(text * 3, "T", "f"), 4, overlap=3)
+    assert all(len(p.text.split()) <= 4 for p in overlapping)
+    assert sum("Donaudampfschifffahrtsgesellschaftskapitän" in p.text for p in overlapping) >= 3
+
+
 @pytest.mark.slow
 def test_a_real_index_finds_the_passage_that_answers(minilm, questions):
     index = PassageIndex(minilm)
@@ -138,22 +165,106 @@ def test_a_damaged_or_foreign_index_is_refused(tmp_path):
     with pytest.raises(NotFoundError, match="no index at") as error:
         PassageIndex.load(tmp_path / "none", HashEmbedder())
     assert type(error.value) is NotFoundError
-    lines = (where / "passages.jsonl").read_text().splitlines()
-    (where / "passages.jsonl").write_text(lines[0] + "\n")
+    marker, passages, vectors = (next(where.glob(name)) for name in ("*.json", "passages-*", "vectors-*"))
+    facts, whole = json.loads(marker.read_text()), vectors.read_bytes()
+    passages.write_text(passages.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InvalidInputError, match=rf"is damaged: {passages.name} has changed"):
+        PassageIndex.load(where, HashEmbedder())
+    files = facts["files"] | {passages.name: hashlib.sha256(passages.read_bytes()).hexdigest()}
+    marker.write_text(json.dumps(facts | {"files": files}))
     with pytest.raises(InvalidInputError, match="2 vectors for 1 passages"):
         PassageIndex.load(where, HashEmbedder())
-    (where / "vectors.faiss").write_bytes(b"junk")
-    with pytest.raises(InvalidInputError, match="is damaged"):
-        PassageIndex.load(where, HashEmbedder())
-    facts = json.loads((where / "index.json").read_text())
-    (where / "index.json").write_text(json.dumps(facts | {"version": 99}))
-    with pytest.raises(InvalidInputError, match="version 99"):
-        PassageIndex.load(where, HashEmbedder())
+    for damaged in (b"junk", b"", whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+        vectors.write_bytes(damaged)
+        with pytest.raises(InvalidInputError, match="is damaged"):
+            PassageIndex.load(where, HashEmbedder())
+    for content, message in [
+        (facts | {"version": 99}, "version 99"),
+        (facts | {"files": {"../secret": "0"}}, "is damaged"),
+        ({"format": facts["format"], "version": facts["version"]}, "is damaged"),
+        ([], "is damaged"),
+    ]:
+        marker.write_text(json.dumps(content))
+        with pytest.raises(InvalidInputError, match=message):
+            PassageIndex.load(where, HashEmbedder())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("x")
     with pytest.raises(InvalidInputError, match="holds other files"):
         index.save(tmp_path / "other")
     assert (tmp_path / "other" / "precious.txt").exists()
+
+
+def index_of(*texts, metadata=None):
+    index = PassageIndex(HashEmbedder())
+    index.add([Passage(text, metadata=metadata or {}) for text in texts])
+    return index
+
+
+@pytest.mark.parametrize("name", ["index.json", "specrag-index.json"])
+def test_a_folder_with_somebody_elses_file_of_an_indexs_name_is_left_alone(tmp_path, name):
+    theirs = {name: '{"name": "a web project", "version": 2}', "passages.jsonl": "{}", "vectors.faiss": "x"}
+    for file, text in theirs.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(InvalidInputError, match="holds other files, and no index of specrag: give a new folder"):
+        index_of("a").save(tmp_path)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == theirs
+    assert not PassageIndex.is_saved_at(tmp_path)
+
+
+def test_a_new_index_replaces_the_old_one_and_leaves_what_else_is_in_its_folder(tmp_path):
+    index_of("old").save(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "passages-of-mine.jsonl").write_text("mine too")
+    index_of("new").save(tmp_path)
+    assert [p.text for p in PassageIndex.load(tmp_path, HashEmbedder()).passages] == ["new"]
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert len(names) == 5 and names[0] == "notes.txt" and "passages-of-mine.jsonl" in names
+
+
+def test_an_index_is_not_saved_onto_a_file(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(InvalidInputError, match="is a file: give a folder"):
+        index_of("a").save(file)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, float("nan"), b"bytes", np.arange(2)], ids=["object", "set", "nan", "bytes", "array"]
+)
+def test_metadata_that_json_cannot_hold_is_refused_before_embedding(value):
+    index = PassageIndex(HashEmbedder())
+    good, bad = Passage("a", metadata={"page": 1}), Passage("b", id="b.txt#0", metadata={"tags": [value]})
+    with pytest.raises(InvalidInputError, match=r"passages\[1\] \(b.txt#0\): JSON cannot hold its metadata"):
+        index.add([good, bad])
+    assert len(index) == 0 and index.embedder.calls == 0
+
+
+def test_metadata_are_the_same_before_and_after_saving(tmp_path):
+    index = index_of("a", metadata={"box": (1, 2), 3: "three"})
+    index.save(tmp_path / "index")
+    loaded = PassageIndex.load(tmp_path / "index", HashEmbedder())
+    assert index.passages[0].metadata == loaded.passages[0].metadata == {"box": [1, 2], "3": "three"}
+
+
+def test_another_embedder_with_as_many_dimensions_is_noticed(tmp_path):
+    class Other(HashEmbedder):
+        name = "other"
+
+        def embed(self, texts):
+            return super().embed([text + "!" for text in texts])
+
+    index_of("a", "b").save(tmp_path / "index")
+    with pytest.raises(InvalidInputError, match="made by hash, and other gives other vectors: use the same embedder"):
+        PassageIndex.load(tmp_path / "index", Other())
+
+
+def test_anything_that_is_a_passage_is_indexed():
+    index = PassageIndex(HashEmbedder())
+    index.add(["a", {"text": "b", "title": "T"}])
+    assert [p.text for p in index.passages] == ["a", "b"]
+    with pytest.raises(InvalidInputError, match=r"passages\[0\]: a passage is a Passage, a string"):
+        index.add([3])
 
 
 def test_bad_searches_are_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from specrag import Passage
-from specrag.errors import InvalidInputError, ModelError
+from specrag.errors import InvalidInputError, ModelError, SpecRAGError
 from specrag.evaluation.data import load_questions, save_questions
 from specrag.models import Completion
 from specrag.models.base import GeneratedText
@@ -100,3 +100,23 @@ def test_a_model_writes_a_question_then_its_answer_line_by_line(smollm2, minilm,
     synthesize_questions([passage], Watched(lambda prompt: None), minilm, tmp_path / "replies.jsonl", per_passage=2)
     assert len(texts) == 4 and all(text.strip() and "\n" not in text.strip() for text in texts)
     assert not any("Answer:" in text or "Question:" in text for text in texts)
+
+
+def test_a_damaged_cache_of_replies_is_asked_again_and_a_folder_in_its_place_is_said(tmp_path):
+    asked = []
+
+    def reply(prompt):
+        asked.append(prompt)
+        return Completion((GeneratedText("Because the tower says so.", None, 5),))
+
+    lm, cache = ScriptedLM(reply), tmp_path / "rationales.jsonl"
+    expected = synthesize_rationales(records(4), lm, cache)
+    good = cache.read_bytes()
+    assert synthesize_rationales(records(4), lm, cache) == expected and len(asked) == 4
+    for damaged in (b"[]\n", b"null\n", b'{"key": [], "reply": "x"}\n', b"\xff\xfe\n", good[: len(good) // 2]):
+        cache.write_bytes(damaged)
+        assert synthesize_rationales(records(4), lm, cache) == expected
+    cache.unlink()
+    cache.mkdir()
+    with pytest.raises(SpecRAGError, match="could not be written: Is a directory"):
+        synthesize_rationales(records(4), lm, cache)

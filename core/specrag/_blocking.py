@@ -17,7 +17,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
+from specrag._abandoned import wait_for_abandoned
+
 T = TypeVar("T")
+
+# Seconds that an interrupt waits for threads to stop.
+_LONGEST_FAREWELL = 3.0
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -33,15 +38,18 @@ def _background_loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
-def _submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+def _submit(coroutine: Coroutine[Any, Any, T]) -> tuple[Future[T], threading.Event]:
+    """The outcome of ``coroutine``, and an event that is set when it has ended, also where nobody waited for it."""
     loop = _background_loop()
     outcome: Future[T] = Future()
+    ended = threading.Event()
 
     def start() -> None:
         task = loop.create_task(coroutine)
         outcome.add_done_callback(lambda done: loop.call_soon_threadsafe(task.cancel) if done.cancelled() else None)
 
         def finish(done: asyncio.Task[T]) -> None:
+            ended.set()
             with contextlib.suppress(InvalidStateError):  # the waiting side gave up first
                 if done.cancelled():
                     outcome.cancel()
@@ -53,7 +61,7 @@ def _submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         task.add_done_callback(finish)
 
     loop.call_soon_threadsafe(start, context=contextvars.copy_context())
-    return outcome
+    return outcome, ended
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -63,11 +71,13 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         RuntimeError: When called from a coroutine that this module itself runs: it would wait for itself.
     """
     _refuse_own_thread(coroutine)
-    outcome = _submit(coroutine)
+    outcome, ended = _submit(coroutine)
     try:
         return outcome.result()
-    except BaseException:
+    except BaseException as error:
         outcome.cancel()
+        if isinstance(error, KeyboardInterrupt):
+            wait_for_abandoned(ended, _LONGEST_FAREWELL)
         raise
 
 
@@ -91,7 +101,7 @@ def iterate(stream: AsyncIterator[T]) -> Iterator[T]:
 
     coroutine = pump()
     _refuse_own_thread(coroutine)
-    outcome = _submit(coroutine)
+    outcome, ended = _submit(coroutine)
     try:
         while True:
             more, item = items.get()
@@ -101,6 +111,10 @@ def iterate(stream: AsyncIterator[T]) -> Iterator[T]:
                 raise item
             else:
                 return
+    except KeyboardInterrupt:
+        outcome.cancel()
+        wait_for_abandoned(ended, _LONGEST_FAREWELL)
+        raise
     finally:
         outcome.cancel()
 

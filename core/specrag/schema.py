@@ -6,7 +6,6 @@ Log-probabilities are natural logarithms (nats) of the models' own distributions
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -14,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from specrag._metadata import title_of, vector_of
+from specrag._fields import a, mapping_of, number_of, passage_fields, text_of, vector_of
 from specrag._stages import ReadingDone as ReadingDone
 from specrag._stages import StageBegan as StageBegan
+from specrag._unicode import well_formed_values
 from specrag.errors import InvalidInputError, kind_of
 
 EmbeddingSource = Literal["passages", "embedder", "none"]
@@ -39,7 +39,10 @@ class Passage:
         metadata: Anything else that the citations shall carry.
 
     Raises:
-        InvalidInputError: The text is not a string, or the embedding is not one vector of numbers.
+        InvalidInputError: The text is not a string, or another field has another type.
+
+    Half characters (lone surrogates) in its texts become U+FFFD. A title or score that is missing in the way of tables,
+    such as NaN, is ``None``.
     """
 
     text: str
@@ -52,16 +55,16 @@ class Passage:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise InvalidInputError(f"Passage.text must be a string, got {kind_of(self.text)}")
-        if self.embedding is not None:
-            try:
-                vector = np.asarray(self.embedding, dtype=np.float32)
-            except (TypeError, ValueError) as error:
-                raise InvalidInputError(f"Passage.embedding must be a vector of numbers: {error}") from error
-            if vector.ndim != 1:
-                raise InvalidInputError(f"Passage.embedding must have one dimension, got shape {vector.shape}")
-            object.__setattr__(self, "embedding", vector)
-        if self.score is not None and math.isnan(self.score):  # as in a table's empty cell
-            object.__setattr__(self, "score", None)
+        read = {
+            "text": self.text,
+            "title": text_of(self.title, "Passage.title"),
+            "id": text_of(self.id, "Passage.id"),
+            "score": number_of(self.score, "Passage.score"),
+            "embedding": vector_of(self.embedding, "Passage.embedding"),
+            "metadata": mapping_of(self.metadata),
+        }
+        for name, value in read.items():
+            object.__setattr__(self, name, well_formed_values(value))
 
     @classmethod
     def of(cls, value: Any) -> Passage:
@@ -87,46 +90,9 @@ class Passage:
         else:
             raise InvalidInputError(
                 "a passage is a Passage, a string, a mapping with 'text', or a document with page_content and "
-                f"metadata; got {_a(kind_of(value))}"
+                f"metadata; got {a(value)}"
             )
-        return cls(**_passage_fields(given))
-
-
-#: The keys under which retrievers leave a similarity in a document's metadata; the first that is there counts.
-_SCORE_KEYS = ("score", "similarity", "similarity_score", "relevance_score")
-_PASSAGE_KEYS = ("text", "page_content", "title", "id", "score", "embedding", "metadata")
-
-
-def _passage_fields(given: dict[str, Any]) -> dict[str, Any]:
-    """``Passage``'s fields out of a mapping's items."""
-    if "page_content" in given:
-        given.setdefault("text", given.pop("page_content"))
-        given.pop("type", None)  # of a Document that was written as a mapping
-    if unknown := [str(key) for key in given if key not in _PASSAGE_KEYS]:
-        raise InvalidInputError(
-            f"unknown key {', '.join(unknown)}: a passage has {', '.join(_PASSAGE_KEYS)}; "
-            "what else the citations shall carry goes into 'metadata'"
-        )
-    if "text" not in given:
-        raise InvalidInputError(f"no 'text' in a mapping with {', '.join(map(str, given)) or 'no keys'}")
-    metadata = given.get("metadata") or {}
-    if not isinstance(metadata, Mapping):
-        raise InvalidInputError(f"metadata must be a mapping, got {_a(kind_of(metadata))}")
-    key, score = given.get("id"), given.get("score")
-    if score is None:
-        found = next((metadata[name] for name in _SCORE_KEYS if name in metadata), None)
-        score = found if isinstance(found, int | float | np.number) else None
-    elif not isinstance(score, int | float | np.number):
-        raise InvalidInputError(f"score must be a number, got {_a(kind_of(score))}")
-    embedding = given.get("embedding")
-    return {
-        "text": given["text"],
-        "title": title_of(given.get("title")) or title_of(metadata.get("title")),
-        "id": None if key is None else str(key),
-        "score": None if score is None else float(score),
-        "embedding": vector_of(metadata.get("embedding")) if embedding is None else embedding,
-        "metadata": metadata,
-    }
+        return cls(**passage_fields(given))
 
 
 def passages_of(values: Iterable[Any], name: str = "passages") -> list[Passage]:
@@ -136,7 +102,7 @@ def passages_of(values: Iterable[Any], name: str = "passages") -> list[Passage]:
         InvalidInputError: ``values`` is not a list of passages. The message names the position and the type.
     """
     if isinstance(values, str | bytes | Mapping | Passage) or not isinstance(values, Iterable):
-        raise InvalidInputError(f"{name} must be a list of passages, got {_a(kind_of(values))}")
+        raise InvalidInputError(f"{name} must be a list of passages, got {a(values)}")
     passages = []
     for position, value in enumerate(values):
         try:
@@ -144,10 +110,6 @@ def passages_of(values: Iterable[Any], name: str = "passages") -> list[Passage]:
         except InvalidInputError as error:
             raise InvalidInputError(f"{name}[{position}]: {error}") from error
     return passages
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
 
 
 @dataclass(frozen=True)
@@ -294,7 +256,8 @@ class SpeculativeAnswer:
         escalated: ``"passages"`` or ``"standard"`` where the verifier answered itself, from the best drafts'
             passages or from all; then ``text`` and ``passages`` are not those of the first verdict.
         reason: Why the pipeline abstained; ``None`` when it answered.
-        failures: Drafts that were lost.
+        failures: Drafts that were lost, and those that were late because something went wrong.
+        unverified: Drafts that were made and not verified: the deadline passed, or the verifier failed.
         drafter_usage, verifier_usage: Tokens that each model read and wrote.
         notes: What was not done as asked: substitutes, cut passages, a missed deadline.
         read: Positions of the passages that the verifier read when it answered itself.
@@ -317,6 +280,7 @@ class SpeculativeAnswer:
     verifier_usage: Usage = Usage()
     notes: tuple[str, ...] = ()
     read: tuple[int, ...] | None = None
+    unverified: tuple[Draft, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain JSON values, without embeddings."""
@@ -324,7 +288,7 @@ class SpeculativeAnswer:
 
     def details(self) -> dict[str, Any]:
         """How the answer was made, as plain JSON values: all but the answer itself, its passages and its drafts."""
-        left_out = ("question", "text", "rationale", "passages", "abstained", "reason", "verdicts")
+        left_out = ("question", "text", "rationale", "passages", "abstained", "reason", "verdicts", "unverified")
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
 
     @property

@@ -15,7 +15,7 @@ import typer
 
 from specrag.cli import ask, calibrate, index, models, train
 from specrag.cli.ask import ABSTAINED
-from specrag.cli.console import out
+from specrag.cli.console import out, print_what_can_be_printed
 
 __all__ = ["ABSTAINED", "app", "main"]
 
@@ -53,4 +53,5 @@ def _options(
 
 def main() -> None:
     """Entry point of the ``specrag`` command."""
+    print_what_can_be_printed()
     app()

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from specrag.cli.console import err, out, working
+from specrag.cli.console import out, show_notes, working
 
 if TYPE_CHECKING:
     from specrag.schema import Passage, SpeculativeAnswer, Verdict
@@ -59,7 +59,13 @@ def follow(rag: SpeculativeRAG, question: str, passages: Sequence[Passage]) -> S
 
 def show_json(answer: SpeculativeAnswer) -> None:
     """Print the whole result as JSON, for a program."""
-    sys.stdout.write(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2) + "\n")
+    made = answer.to_dict()
+    text = json.dumps(made, ensure_ascii=False, indent=2) + "\n"
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeError:  # JSON has its own way to write what the terminal lacks
+        text = json.dumps(made, indent=2) + "\n"
+    sys.stdout.write(text)
 
 
 def show(answer: SpeculativeAnswer, *, explain: bool) -> None:
@@ -77,8 +83,7 @@ def show(answer: SpeculativeAnswer, *, explain: bool) -> None:
         + (f"escalate {t.escalate:.2f} s, " if t.escalate else "")
         + f"total {t.total:.2f} s[/]"
     )
-    for note in answer.notes:
-        err.print(f"[yellow]note:[/] {escape(note)}")
+    show_notes(answer.notes)
 
 
 def _panel(answer: SpeculativeAnswer) -> Panel:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from specrag.cli.answers import follow, show, show_json
-from specrag.cli.console import counting, failures_reported, out, working
+from specrag.cli.console import counting, failures_reported, out, show_notes, working
 from specrag.cli.loading import load_embedder, load_pipeline, with_statement
 from specrag.cli.options import (
     ApiKeyOption,
@@ -87,11 +87,13 @@ def ask(
                 escalate_below=escalate_below,
             ).replace(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
             rag = with_statement(rag, statement)
-        if (docs / "index.json").exists():
+        if PassageIndex.is_saved_at(docs):
             index = PassageIndex.load(docs, used)
         else:
+            notes: list[str] = []
             with counting("indexing") as progress:
-                index = index_documents(docs, used, progress=progress)
+                index = index_documents(docs, used, notes=notes, progress=progress)
+            show_notes(notes)
         answer = follow(rag, question, index.search(question, top))
         if as_json:
             show_json(answer)

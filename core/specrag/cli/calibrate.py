@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from specrag._files import check_file_target
 from specrag.cli.console import counting, failures_reported, out, working
 from specrag.cli.loading import load_embedder, load_pipeline
 from specrag.cli.options import (
@@ -46,6 +47,7 @@ def calibrate(
         from specrag.speculative.confidence import LEAST_QUESTIONS
 
         check_there(data)
+        check_file_target(output)
         if not output.absolute().parent.is_dir():
             raise InvalidInputError(f"no folder {output.absolute().parent} to write {output.name} to")
         records = load_questions(data)[:count]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import typer
@@ -31,6 +33,13 @@ TRAINING_LOG = {
 
 out = Console()
 err = Console(stderr=True)
+
+
+def print_what_can_be_printed() -> None:
+    """Have both streams print a "?" for what the terminal's encoding (cp1252, ASCII) lacks, in place of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # there is none without a terminal, and tests have their own
+            stream.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager
@@ -69,11 +78,25 @@ def training_shown() -> Iterator[Callable[[int, int, Mapping[str, Any]], None]]:
         yield report
 
 
+def show_notes(notes: Iterable[str]) -> None:
+    """Print what was not done as asked to stderr, one line each."""
+    for note in notes:
+        err.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+
+
 @contextlib.contextmanager
 def failures_reported() -> Iterator[None]:
-    """Turn an error that specrag raises on purpose into one line on stderr and exit code 1."""
+    """Turn an error that specrag raises on purpose, or the operating system, into a line on stderr and exit code 1."""
     try:
         yield
-    except SpecRAGError as error:
-        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (SpecRAGError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # who read the output has gone: typer ends in silence
+            raise
+        err.print(f"[red]error:[/] {escape(_said(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, SpecRAGError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from specrag.cli.console import counting, failures_reported, out, working
+from specrag.cli.console import counting, failures_reported, out, show_notes, working
 from specrag.cli.loading import load_embedder
 from specrag.cli.options import (
     ApiKeyOption,
@@ -24,6 +24,8 @@ def index(
     to: Annotated[Path, typer.Option(help="The folder to write the index to.")],
     words: WordsOption = 100,
     overlap: Annotated[int, typer.Option(min=0, help="Words that a passage repeats of the one before.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop when a file of the folder cannot be read.")] = False,
+    hidden: Annotated[bool, typer.Option("--hidden", help="Index hidden folders and node_modules too.")] = False,
     embedder: EmbedderOption = None,
     embedder_server: EmbedderServerOption = None,
     api_key: ApiKeyOption = None,
@@ -31,12 +33,17 @@ def index(
 ) -> None:
     """Index documents once, to ask many times."""
     with failures_reported():
-        from specrag.retrieval import index_documents
+        from specrag.retrieval import PassageIndex, index_documents
 
         check_there(docs)
+        PassageIndex.check_target(to)
         with working("loading the embedder"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
+        notes: list[str] = []
         with counting("indexing") as progress:
-            made = index_documents(docs, used, words=words, overlap=overlap, progress=progress)
+            made = index_documents(
+                docs, used, words=words, overlap=overlap, strict=strict, hidden=hidden, notes=notes, progress=progress
+            )
         made.save(to)
+        show_notes(notes)
         out.print(f"{len(made)} passages indexed in {to}")

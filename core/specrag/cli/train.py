@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specrag.cli.console import counting, failures_reported, out, training_shown, working
+from specrag._files import check_file_target
+from specrag.cli.console import counting, failures_reported, out, show_notes, training_shown, working
 from specrag.cli.loading import load_model
 from specrag.cli.options import ApiKeyOption, ModelsOption, ServerOption, WordsOption, check_there
 from specrag.cli.train_reader import ReaderTraining
@@ -201,6 +202,7 @@ def questions(
         from specrag.training import synthesize_questions
 
         check_there(docs)
+        check_file_target(to)
         passages = _passages(docs, words)[:count]
         with working("loading models"):
             lm, embedder = load_model(model, server, api_key), bundled("minilm", folder=models)
@@ -223,4 +225,7 @@ def _passages(docs: Path, words: int) -> list[Passage]:
 
     if docs.suffix == ".jsonl":
         return [record.passages[i] for record in load_questions(docs) for i in record.gold]
-    return read_passages(docs, words)
+    notes: list[str] = []
+    passages = read_passages(docs, words, notes=notes)
+    show_notes(notes)
+    return passages

@@ -6,15 +6,16 @@ The format is peft's (``adapter_config.json``, ``adapter_model.safetensors``); p
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from specrag.engine.tensor_files import load_checked
 from specrag.errors import InvalidInputError, ModelNotFoundError
 
 _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight$")
@@ -32,13 +33,24 @@ def adapter_files(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.T
 
     Raises:
         ModelNotFoundError: There is no adapter, or it cannot be read.
+        InvalidInputError: Its config is no mapping, or its weights hold numbers that are not finite.
     """
     folder = Path(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return config, load_file(folder / "adapter_model.safetensors")
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        tensors, _ = load_checked(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelNotFoundError(f"no LoRA adapter could be read from {folder}: {error}") from error
+    if not isinstance(config, dict):
+        raise InvalidInputError(f"the adapter in {folder} is damaged: adapter_config.json needs r and lora_alpha")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InvalidInputError(f"the adapter in {folder} is damaged: {name} holds numbers that are not finite")
+    return config, tensors
+
+
+def _positive(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
 
 
 def read_lora(model: nn.Module, folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -46,7 +58,7 @@ def read_lora(model: nn.Module, folder: str | Path) -> list[tuple[torch.Tensor, 
 
     Raises:
         ModelNotFoundError: There is no adapter, or it cannot be read.
-        InvalidInputError: It was made for another model, or is more than a plain LoRA.
+        InvalidInputError: It is damaged, was made for another model, or is more than a plain LoRA.
     """
     config, tensors = adapter_files(folder)
     unsupported = [
@@ -57,7 +69,11 @@ def read_lora(model: nn.Module, folder: str | Path) -> list[tuple[torch.Tensor, 
             f"the adapter in {folder} is no plain LoRA ({', '.join(unsupported) or config.get('peft_type')}): "
             "merge it with peft and give the merged model"
         )
-    rank, alpha = config["r"], config["lora_alpha"]
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not _positive(rank) or not _positive(alpha):
+        raise InvalidInputError(
+            f"the adapter in {folder} is damaged: adapter_config.json needs r and lora_alpha, numbers above 0"
+        )
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     factors: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -69,7 +85,7 @@ def read_lora(model: nn.Module, folder: str | Path) -> list[tuple[torch.Tensor, 
     updates: list[tuple[torch.Tensor, torch.Tensor]] = []
     for name, pair in factors.items():
         weight = getattr(modules.get(name), "weight", None)
-        if weight is None or set(pair) != {"A", "B"}:
+        if weight is None or set(pair) != {"A", "B"} or not pair["A"].ndim == pair["B"].ndim == 2:
             raise InvalidInputError(f"the adapter in {folder} was made for another model: it changes {name}")
         expected = (pair["B"].shape[0], pair["A"].shape[1])
         if config.get("fan_in_fan_out"):
@@ -79,6 +95,8 @@ def read_lora(model: nn.Module, folder: str | Path) -> list[tuple[torch.Tensor, 
                 f"the adapter in {folder} was made for another model: {name} is {tuple(weight.shape)} here, "
                 f"{expected} in the adapter"
             )
+        if pair["B"].shape[1] != pair["A"].shape[0]:
+            raise InvalidInputError(f"the adapter in {folder} is damaged: the two factors of {name} differ in rank")
         delta = scale * pair["B"].float() @ pair["A"].float()
         updates.append((weight, delta.T if config.get("fan_in_fan_out") else delta))
     return updates

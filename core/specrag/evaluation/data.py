@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from specrag._files import write_text
 from specrag.evaluation.formats import FORMATS, formats, load
 from specrag.evaluation.formats.own import to_row
 from specrag.evaluation.records import Question, Turn, require
@@ -49,9 +50,14 @@ def load_questions(path: str | Path) -> list[Question]:
 
 
 def save_questions(questions: Sequence[Question], path: str | Path) -> None:
-    """Write what ``load`` reads as the format "specrag"."""
+    """Write what ``load`` reads as the format "specrag". The file appears whole or stays as it was.
+
+    Raises:
+        InvalidInputError: ``path`` is a folder.
+        SpecRAGError: The disk is full, or writing is not allowed.
+    """
     lines = (json.dumps(to_row(question), ensure_ascii=False) + "\n" for question in questions)
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_text(Path(path), "".join(lines))
 
 
 def with_distractors(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from specrag._unicode import well_formed_values
 from specrag.errors import InvalidInputError
 from specrag.schema import Passage
 
@@ -23,6 +24,10 @@ class Turn:
     question: str
     reply: str = ""
     answers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("question", "reply", "answers"):
+            object.__setattr__(self, name, well_formed_values(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Question:
         for name, value in (("question", self.question), ("context", self.context)):
             if not isinstance(value, str):
                 raise InvalidInputError(f"question {self.id!r}: {name} must be a text, got {type(value).__name__}")
+        for name in ("id", "question", "context", "answers", "choices", "source", "metadata"):
+            object.__setattr__(self, name, well_formed_values(getattr(self, name)))
         if not self.question.strip():
             raise InvalidInputError(f"question {self.id!r}: the question is empty")
         for name, texts in (("answers", self.answers), ("choices", self.choices)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from specrag._abandoned import stop_if_abandoned
 from specrag.engine import forward
 from specrag.engine.kv_cache import RollbackCache, rollback_cache
 from specrag.engine.sampling import draw, to_probabilities
 from specrag.errors import InvalidInputError
 from specrag.models._scoring import probe_rows
+from specrag.models._stopping import stoppable
 from specrag.models.base import Completion, GeneratedText, GenerationRequest, Sampling
 from specrag.models.tokenization import ConversationEncoder, IncrementalDecoder, StopStrings, shared_beginning
 from specrag.schema import Usage
@@ -49,6 +52,7 @@ def generate(model: Any, rows: Sequence[Row], sampling: Sampling, layout: Layout
     batch = Batch(model, prompts, new_tokens, share=share)
     active = list(rows)
     while True:
+        stop_if_abandoned()
         inputs = _next_inputs(active, batch.logits(), sampling)
         going = {i: token for i, token in enumerate(inputs) if token is not None}
         if not going:
@@ -83,7 +87,8 @@ class Batch:
         self._light = isinstance(self._cache, RollbackCache) and forward.supports(model)
         if shared:
             beginning = torch.tensor([prompts[0][:shared]], device=model.device)
-            model(input_ids=beginning, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            with stoppable(model):
+                model(input_ids=beginning, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
             self._cache.batch_repeat_interleave(len(prompts))
             self._mask = torch.cat([self._mask.new_ones(len(prompts), shared), self._mask], dim=-1)
 
@@ -93,14 +98,15 @@ class Batch:
             hidden = torch.zeros(self._mask.shape).masked_fill_(self._mask == 0, float("-inf"))[:, None, None]
             attend = partial(forward.one_query_attention, hidden=hidden)
             return forward.decoder_forward(self._model, self._ids, self._positions, self._cache, attend)[:, -1]
-        return self._model(
-            input_ids=self._ids,
-            attention_mask=self._mask,
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        with stoppable(self._model) if self._ids.shape[1] > 1 else nullcontext():
+            return self._model(
+                input_ids=self._ids,
+                attention_mask=self._mask,
+                position_ids=self._positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with ``rows`` alone."""

@@ -7,16 +7,43 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specrag._extras import require
-from specrag.errors import ModelNotFoundError
+from specrag.errors import ModelNotFoundError, SpecRAGError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@contextlib.contextmanager
+def loading(source: object, kind: str) -> Iterator[None]:
+    """Whatever a damaged folder or file makes the libraries raise, as one error that names it.
+
+    Args:
+        source: What is loaded.
+        kind: As what, with its article.
+
+    Raises:
+        ModelNotFoundError: In place of such an error. That a package is missing or memory ran out is raised as it is.
+    """
+    try:
+        yield
+    except (SpecRAGError, ImportError, MemoryError):
+        raise
+    except (
+        Exception
+    ) as error:  # damaged weights, configs and tokenizers raise types of Rust, torch, json and plain ones
+        if "torch" in sys.modules:
+            from specrag.engine.memory import out_of_memory  # imports torch, which a client of servers does not have
+
+            if out_of_memory(error):
+                raise
+        raise ModelNotFoundError(f"{source} could not be loaded as {kind}: {error or type(error).__name__}") from error
 
 
 @contextlib.contextmanager
@@ -75,11 +102,8 @@ def load_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTo
     if not isinstance(source, str | Path):
         return source
     where, options = source_of(source, "tokenizer")
-    with quiet_transformers() as transformers:
-        try:
-            return transformers.AutoTokenizer.from_pretrained(where, **options)
-        except (OSError, ValueError) as error:
-            raise ModelNotFoundError(f"{source} could not be loaded as a tokenizer: {error}") from error
+    with quiet_transformers() as transformers, loading(source, "a tokenizer"):
+        return transformers.AutoTokenizer.from_pretrained(where, **options)
 
 
 def load_causal_lm(source: str | Path, dtype: torch.dtype, *, device_map: Any = None) -> PreTrainedModel:
@@ -96,8 +120,5 @@ def load_causal_lm(source: str | Path, dtype: torch.dtype, *, device_map: Any = 
     if options or device_map is not None:
         require("accelerate", "local", f"reading {local.name}" if options else "device_map")
     place = {} if device_map is None else {"device_map": device_map}
-    with quiet_transformers() as transformers:
-        try:
-            return transformers.AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options, **place)
-        except (OSError, ValueError) as error:
-            raise ModelNotFoundError(f"{source} could not be loaded as a causal language model: {error}") from error
+    with quiet_transformers() as transformers, loading(source, "a causal language model"):
+        return transformers.AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options, **place)

@@ -5,16 +5,17 @@ Pure functions on the decoded JSON. A reply that cannot be used is a ``ServerErr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from specrag.errors import ServerError
-from specrag.models.base import GeneratedText, Segment
-from specrag.models.chat import ChatReply, ends_of_bytes
-from specrag.models.tokenization import ConversationEncoder, EncodedConversation, IncrementalDecoder, assign_tokens
+from specrag.models._logprobs import ends_in, listed_tokens
+from specrag.models.base import Segment
+from specrag.models.chat import ChatReply, content_text
+from specrag.models.tokenization import EncodedConversation, assign_tokens
 from specrag.schema import Usage
 
 Reply = Mapping[str, Any]
@@ -26,59 +27,113 @@ def choice_of(reply: Reply) -> Mapping[str, Any]:
     """The first choice of a completion.
 
     Raises:
-        ServerError: There is none.
+        ServerError: There is none, or the server says that it failed.
     """
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
         raise ServerError(f"the server's reply has no choices; its keys: {', '.join(reply)}")
-    return choices[0]
+    choice: Mapping[str, Any] = choices[0]
+    if choice.get("finish_reason") == "error" or reply.get("error"):
+        raise ServerError(f"the server failed while it wrote: {str(reply.get('error') or choice.get('error'))[:200]}")
+    return choice
+
+
+def checked_completion(reply: dict[str, Any]) -> dict[str, Any]:
+    """``reply`` of ``/completions``. Raises ``ServerError`` where it has no text."""
+    text = choice_of(reply).get("text")
+    if not isinstance(text, str):
+        raise ServerError(f"the text of the server's reply is {_kind(text)}, expected a string")
+    return reply
+
+
+def checked_chat(reply: dict[str, Any]) -> dict[str, Any]:
+    """``reply`` of ``/chat/completions``. Raises ``ServerError`` where it has no message."""
+    message = choice_of(reply).get("message")
+    if not isinstance(message, Mapping) or not isinstance(message.get("content"), str | list | None):
+        raise ServerError(f"the message of the server's reply is {_kind(message)}, expected an object with a content")
+    return reply
+
+
+def _kind(value: Any) -> str:
+    return "missing" if value is None else f"a JSON {type(value).__name__}"
 
 
 def usage_of(reply: Reply) -> Usage:
     """The tokens that the server counted; 0 where it does not say."""
-    used = reply.get("usage") or {}
-    return Usage(int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0))
+    used = reply.get("usage")
+    counts = used if isinstance(used, Mapping) else {}
+    return Usage(_count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens")))
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def read_chat_reply(reply: Reply) -> ChatReply:
     """The reply of ``/chat/completions``."""
     choice = choice_of(reply)
+    message = choice.get("message") or {}
+    listed = choice.get("logprobs")
+    content = listed.get("content") if isinstance(listed, Mapping) else None
     return ChatReply(
-        text=str((choice.get("message") or {}).get("content") or ""),
-        content=(choice.get("logprobs") or {}).get("content") or None,
+        text=content_text(message.get("content")),
+        content=content if isinstance(content, list) and content else None,
         usage=usage_of(reply),
         cut=choice.get("finish_reason") == "length",
+        thought=bool(message.get("reasoning_content") or message.get("reasoning")),
     )
 
 
-def read_echo(reply: Reply, pieces: Sequence[Segment]) -> Named | None:
+@dataclass(frozen=True)
+class Echoed:
+    """What an echoed prompt says of its named pieces: a piece whose log-probabilities are missing is left out."""
+
+    named: Named
+    notes: tuple[str, ...] = ()
+
+
+def read_echo(reply: Reply, pieces: Sequence[Segment], encoded: EncodedConversation | None = None) -> Echoed | None:
     """The log-probabilities, in nats, of each named piece of a prompt that was sent as text.
 
-    ``None`` where the reply does not hold the whole prompt with its log-probabilities.
+    ``None`` where the server does not echo the prompt with its log-probabilities.
+
+    Args:
+        encoded: The same conversation, tokenised here. It places the tokens where their texts do not: a token that is
+            part of a character may be listed as U+FFFD.
     """
-    echoed = choice_of(reply).get("logprobs") or {}
-    values = echoed.get("token_logprobs") or []
-    tokens = [str(token) for token in echoed.get("tokens") or ()]
-    text, whole = "".join(piece.text for piece in pieces), "".join(tokens)
-    if not values or len(whole.encode()) < len(text.encode()):
+    tokens = listed_tokens(choice_of(reply).get("logprobs"))
+    if tokens is None or len(tokens) <= max(1, usage_of(reply).completion_tokens):
         return None
-    ends = ends_of_bytes([list(token.encode()) for token in tokens])
-    shift = max(0, whole.find(text))  # an echoed beginning-of-sequence token
-    return _named(assign_tokens(pieces, *_spans([end - shift for end in ends])), values)
+    values = [token.log_prob for token in tokens]
+    text = "".join(piece.text for piece in pieces)
+    ends = ends_in(text, tokens)
+    if ends is not None:
+        ends, starts = _spans(ends)
+        echoed = sum(1 for start in starts if start < len(text))  # what follows was written by the server
+        return _named(assign_tokens(pieces, ends[:echoed], starts[:echoed]), values)
+    written = usage_of(reply).completion_tokens or 1
+    if encoded is not None and len(encoded.ids) == len(tokens) - written:
+        return _named(encoded.segments, values)
+    return Echoed({}, ("left out: the tokens that the server echoes do not add up to what it was sent",))
 
 
-def read_echoed_ids(reply: Reply, encoded: EncodedConversation) -> Named | None:
+def read_echoed_ids(reply: Reply, encoded: EncodedConversation) -> Echoed | None:
     """The same for a prompt that was sent as token ids."""
-    values = (choice_of(reply).get("logprobs") or {}).get("token_logprobs") or []
-    return None if len(values) < len(encoded.ids) else _named(encoded.segments, values)
+    tokens = listed_tokens(choice_of(reply).get("logprobs")) or []
+    return None if len(tokens) < len(encoded.ids) else _named(encoded.segments, [token.log_prob for token in tokens])
 
 
-def _named(segments: Mapping[str, Sequence[int]], values: Sequence[Any]) -> Named:
-    return {name: tuple(_log_prob(values[p]) for p in at) for name, at in segments.items()}
-
-
-def _log_prob(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def _named(segments: Mapping[str, Sequence[int]], values: Sequence[float | None]) -> Echoed:
+    named: Named = {}
+    for name, at in segments.items():
+        found = [values[position] for position in at]
+        known = [value for value in found if value is not None]
+        if known and len(known) == len(found):
+            named[name] = tuple(known)
+    missing = ", ".join(name for name in segments if name not in named)
+    return Echoed(
+        named, (f"left out: the server gives no log-probabilities of some tokens ({missing})",) * bool(missing)
+    )
 
 
 def _spans(ends: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -90,69 +145,6 @@ def _spans(ends: Sequence[int]) -> tuple[list[int], list[int]]:
         if full[i] == starts[i]:
             full[i] = full[i + 1]
     return full, starts
-
-
-class WrittenPart:
-    """The tokens of one part, collected over one request, or several that continue each other."""
-
-    def __init__(self, encoder: ConversationEncoder | None) -> None:
-        self._encoder = encoder
-        self.ids: list[int] = []
-        self.log_probs: list[float] = []
-        self.log_probs_known = False
-        self.text = ""  # without the last stop string
-        self.text_with_stop = ""
-        self._texts: list[str] = []
-        self._top: list[Mapping[str, float]] = []
-
-    def add(self, choice: Mapping[str, Any]) -> str | None:
-        """Take the choice of the next reply; the stop string that ended it, where the server names one."""
-        stopped = choice.get("stop_reason") if isinstance(choice.get("stop_reason"), str) else None
-        listed = choice.get("logprobs") or {}
-        self.log_probs_known = bool(listed)
-        self.ids += choice.get("token_ids") or []
-        self._texts += [str(token) for token in listed.get("tokens") or ()]
-        self.log_probs += [_log_prob(value) for value in listed.get("token_logprobs") or ()]
-        self._top += [dict(top or {}) for top in listed.get("top_logprobs") or ()]
-        self.text = self.text_with_stop + str(choice.get("text") or "")
-        self.text_with_stop = self.text + (stopped or "")
-        return stopped
-
-    def part(self, *, cut: bool, with_top: bool) -> GeneratedText:
-        """The part as it was written; ``cut``: it ended at the limit of its tokens."""
-        ends, kept = self._kept()
-        return GeneratedText(
-            text=self.text,
-            log_probs=tuple(self.log_probs[:kept]) if self.log_probs_known else None,
-            tokens=kept,
-            token_ends=tuple(ends[:kept]) if self.log_probs_known else None,
-            finish="length" if cut else "stop",
-            top_log_probs=tuple(self._top) if with_top and self._top else None,
-        )
-
-    def split(self) -> tuple[list[int], str]:
-        """The ids whose characters all belong to the text, and the rest of the text after them."""
-        ends, kept = self._kept()
-        if len(ends) != len(self.ids):
-            kept = 0  # the server did not say which tokens it wrote: the whole text is tokenised anew
-        return self.ids[:kept], self.text[ends[kept - 1] if kept else 0 :]
-
-    def _ends(self) -> list[int]:
-        if self.ids and self._encoder is not None and len(self.ids) == len(self.log_probs):
-            decoder = IncrementalDecoder(self._encoder.tokenizer)
-            for token in self.ids:
-                decoder.add(token)
-            decoder.flush()
-            return decoder.ends
-        return ends_of_bytes([list(text.encode()) for text in self._texts])
-
-    def _kept(self) -> tuple[list[int], int]:
-        """The ends of all tokens, and how many are of the text: not of the stop string, no end of sequence."""
-        ends, last = self._ends(), len(self.text)
-        kept = sum(1 for end in ends if end <= last)
-        while kept and (ends[kept - 2] if kept > 1 else 0) == ends[kept - 1] == last:
-            kept -= 1  # no characters: an end of sequence
-        return ends, kept
 
 
 def read_embeddings(reply: Reply, count: int) -> np.ndarray:  # [count, dim], float32

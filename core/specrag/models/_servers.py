@@ -1,86 +1,39 @@
-"""Requests to OpenAI-compatible servers: a pool of base URLs, retries, and what each server says about itself.
+"""A pool of OpenAI-compatible servers that serve the same model: which one gets a request, and what if it fails.
+
+A request goes from one server to the next until one gives a usable answer (``_dispatch``), and again after a pause
+where the failures may pass. It is lost only when every server of the pool has failed it.
 
 A pool knows no conversation: it sends JSON objects and returns JSON objects. What a request means is the caller's.
 
-    ``ServerPool._choose``   which server gets a request
-    ``ServerPool._send``     one request to one server
-    ``ServerPool._request``  which failures are repeated, and after how long
+    ``ServerPool._request``   what is repeated, and after how long
+    ``ServerPool.discover``   what each server says about itself
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import weakref
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-import httpx
-
 from specrag.errors import InvalidInputError, ServerError
+from specrag.models._circuit import PASSED_OVER, Server
+from specrag.models._connections import Connection, Connections, client
+from specrag.models._dispatch import Ask, Dispatcher, Failures, Json
+from specrag.models._http import NoSuchEndpointError, RefusedError, UnavailableError, fetch, server_at
+from specrag.models._problems import note_problem
+from specrag.models._secrets import secrets_of
+
+__all__ = ["NoSuchEndpointError", "RefusedError", "ServerPool", "UnavailableError", "all_or_none"]
 
 # Servers whose /completions take token ids and return them.
-TAKES_TOKEN_IDS = ("vllm",)
-# HTTP statuses after which a request is repeated.
-RETRIED = (408, 409, 429, 500, 502, 503, 504)
+TAKES_TOKEN_IDS = ("vllm", "llamacpp")
 # Seconds: the longest pause before a repetition, whatever the server asks for.
 LONGEST_WAIT = 30.0
-# Seconds for which a server that could not be reached gets no requests while others of the pool do.
-PASSED_OVER = 15.0
+# Seconds that a server has to say what it is, and that the others of the pool have after the first one.
+DISCOVERY, DISCOVERY_REST = 5.0, 0.3
 
 T = TypeVar("T")
-
-
-class AnsweredError(ServerError):
-    """The server is there and answered with an error."""
-
-
-class RefusedError(AnsweredError):
-    """The server refused the request; to repeat it would not help."""
-
-
-class NoSuchEndpointError(RefusedError):
-    """The server has no such path."""
-
-
-@dataclass
-class Server:
-    """One base URL: what it is, and its state. Times are monotonic seconds.
-
-    Attributes:
-        url: Without a slash at the end.
-        vendor: Who made it, as it says; "" where it does not say, ``None`` before it was asked.
-        window: Tokens that prompt and completion may have together; ``None`` where it does not say.
-        in_flight: Requests under way.
-        away_until: It could not be reached; until then, others of the pool are asked first.
-    """
-
-    url: str
-    vendor: str | None = None
-    window: int | None = None
-    in_flight: int = 0
-    away_until: float = 0.0
-
-    @property
-    def away(self) -> bool:
-        """Whether it could not be reached a moment ago."""
-        return self.away_until > time.monotonic()
-
-    def __str__(self) -> str:
-        """Its URL, without the credentials that may be in it."""
-        scheme, found, rest = self.url.partition("://")
-        host, slash, path = rest.partition("/")
-        return f"{scheme}{found}{host.rpartition('@')[2]}{slash}{path}"
-
-
-@dataclass
-class _Connection:
-    """What belongs to one event loop: the client's connections and the limit on concurrent requests."""
-
-    client: httpx.AsyncClient
-    limit: asyncio.Semaphore
-    discovery: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class ServerPool:
@@ -90,9 +43,11 @@ class ServerPool:
         base_url: Up to and including ``/v1``. With several URLs, each request goes to the least busy server.
         model: The name under which the servers know the model.
         api_key: Sent as a bearer token. It appears in no repr, log or error.
-        max_concurrency: Requests under way at once, over all URLs, per event loop.
+        headers: Sent with every request. Their values appear in no error.
+        max_concurrency: Requests under way at once, per URL and event loop.
         timeout: Seconds for one request.
-        retries: How often a request is repeated after 408, 409, 429, 5xx or a connection error.
+        retries: How often a request is repeated that no server answered: after 408, 409, 425, 429, 5xx, a connection
+            error, or a reply that cannot be used.
         backoff: Seconds before the first repetition, doubled for each further one. ``Retry-After`` is obeyed.
 
     Raises:
@@ -105,6 +60,7 @@ class ServerPool:
         model: str,
         *,
         api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         max_concurrency: int = 16,
         timeout: float = 120.0,
         retries: int = 4,
@@ -113,10 +69,7 @@ class ServerPool:
         urls = [base_url] if isinstance(base_url, str) else list(base_url)
         if not urls:
             raise InvalidInputError("base_url is empty: give at least one, like http://127.0.0.1:8000/v1")
-        self.servers = [Server(url.rstrip("/")) for url in urls]
-        for server in self.servers:
-            if not server.url.startswith(("http://", "https://")):
-                raise InvalidInputError(f"base_url must begin with http:// or https://, got {str(server)!r}")
+        self.servers = [server_at(url) for url in urls]
         for name, value, least in (
             ("max_concurrency", max_concurrency, 1),
             ("retries", retries, 0),
@@ -126,13 +79,13 @@ class ServerPool:
                 raise InvalidInputError(f"{name} must be at least {least}, got {value}")
         if not timeout > 0:
             raise InvalidInputError(f"timeout must be a positive number of seconds, got {timeout}")
+        sent = _checked_headers(headers, api_key)
         self.model = model
-        self._api_key = api_key
-        self._max_concurrency, self._timeout = max_concurrency, timeout
-        self._retries, self._backoff = retries, backoff
-        self._connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Connection] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._secrets = (*((api_key,) if api_key else ()), *(dict(headers or {}).values()), *secrets_of(sent))
+        self._timeout, self._retries, self._backoff = timeout, retries, backoff
+        self._given_up = 0.0  # until then, a request is not repeated: another one was, in vain
+        self._dispatcher = Dispatcher(timeout, self._secrets)
+        self._connections = Connections(lambda: Connection(client(sent), self.servers, max_concurrency))
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.servers))
@@ -154,119 +107,110 @@ class ServerPool:
         return [server for server in self.servers if server.vendor is not None]
 
     async def discover(self) -> None:
-        """Ask each server once what it is. One of several that is away is asked when it is back.
+        """Ask the servers what they are; each once, whoever waits for it, and one that is away after some seconds.
 
-        Raises:
-            ServerError: None of them could be reached.
+        Returns when all have answered or failed, or soon after the first one is known.
         """
-        if all(server.vendor is not None or server.away for server in self.servers) and self._known:
+        now = time.monotonic()
+        if all(server.vendor is not None or now < server.ask_again for server in self.servers):
             return
-        async with self._connection().discovery:
-            problem: ServerError | None = None
-            for server in [server for server in self.servers if server.vendor is None]:
-                try:
-                    self._learn(server, await self._request("GET", "models", only=server))
-                except AnsweredError:  # it is there, and cannot list its models
-                    server.vendor = ""
-                except ServerError as error:
-                    problem = error
-            if problem is not None and not self._known:
-                raise problem
+        connection = await self._connections.current()
+        for server in self.servers:
+            if server.vendor is None and now >= server.ask_again and server not in connection.probes:
+                connection.probes[server] = asyncio.ensure_future(self._probe(connection, server))
+        end = None if not self._known else now + DISCOVERY_REST
+        while connection.probes and (end is None or time.monotonic() < end):
+            rest = None if end is None else max(0.0, end - time.monotonic())
+            await asyncio.wait(list(connection.probes.values()), timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+            if end is None and self._known:
+                end = time.monotonic() + DISCOVERY_REST
 
-    def _learn(self, server: Server, listing: Mapping[str, Any]) -> None:
-        entries = [entry for entry in listing.get("data") or () if isinstance(entry, Mapping)]
-        mine = next((entry for entry in entries if entry.get("id") == self.model), entries[0] if entries else {})
-        window = mine.get("max_model_len")
-        server.window = window if isinstance(window, int) else None
-        server.vendor = str(mine.get("owned_by") or "")
+    async def _probe(self, connection: Connection, server: Server) -> None:
+        """What ``server`` says about itself. One that cannot list its models may do its work all the same."""
+        timeout = min(self._timeout, DISCOVERY)
+        try:
+            server.learn(
+                await fetch(connection.client, server, "GET", "models", None, timeout=timeout, secrets=self._secrets),
+                self.model,
+            )
+        except UnavailableError as error:
+            note_problem(f"{server}: {error}")
+            server.ask_again = time.monotonic() + PASSED_OVER
+            if error.reached:
+                server.vendor = ""
+            else:
+                server.failed()
+        except ServerError:
+            server.vendor = ""
+        finally:
+            connection.probes.pop(server, None)
 
     # --- requests -----------------------------------------------------------------------------------
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def post(self, path: str, body: Mapping[str, Any], read: Callable[[Json], T] | None = None) -> Any:
         """The reply to a request for ``model``; entries of ``body`` that are ``None`` are left out.
 
+        Args:
+            read: What is made of the reply. Where it raises a ``ServerError``, the reply counts as a failure of its
+                server. By default, the reply as it is.
+
         Raises:
-            NoSuchEndpointError: The server has no ``path``.
-            RefusedError: It refused the request.
-            ServerError: No server could be reached, or the reply is no JSON object.
+            NoSuchEndpointError: No server has ``path``.
+            RefusedError: They refused the request.
+            ServerError: No server could be reached, or none gave a reply that can be used.
         """
         given = {key: value for key, value in body.items() if value is not None}
-        return await self._request("POST", path, {"model": self.model, **given})
+        return await self._request(Ask("POST", path, {"model": self.model, **given}, read or (lambda reply: reply)))
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
-        connection = self._connections.pop(asyncio.get_running_loop(), None)
-        if connection is not None:
-            await connection.client.aclose()
+        await self._connections.aclose()
 
-    def _connection(self) -> _Connection:
-        loop = asyncio.get_running_loop()
-        if loop not in self._connections:
-            headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-            limits = httpx.Limits(max_connections=None)
-            client = httpx.AsyncClient(headers=headers, timeout=self._timeout, limits=limits)
-            self._connections[loop] = _Connection(client, asyncio.Semaphore(self._max_concurrency))
-        return self._connections[loop]
-
-    def _choose(self) -> Server:
-        """The least busy server; those that are away come last."""
-        return min(self.servers, key=lambda server: (server.away, server.in_flight))
-
-    async def _send(self, server: Server, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
-        """One request to one server, as soon as the limit on concurrent requests allows it.
-
-        Raises:
-            httpx.TransportError: It could not be reached, or gave no answer in time.
-        """
-        connection = self._connection()
-        async with connection.limit:
-            server.in_flight += 1
-            try:
-                response = await connection.client.request(method, f"{server.url}/{path}", json=body)
-            except httpx.TransportError:
-                server.away_until = time.monotonic() + PASSED_OVER
-                raise
-            finally:
-                server.in_flight -= 1
-        if response.status_code < 400:
-            server.away_until = 0.0
-        return response
-
-    async def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, only: Server | None = None
-    ) -> dict[str, Any]:
-        """The reply of a server that the pool chooses, repeated after failures that may pass; or of ``only``.
-
-        ``only`` is asked once where there are others, and any error that it answers with is final.
-        """
-        attempts = 1 + (self._retries if only is None or len(self.servers) == 1 else 0)
+    async def _request(self, ask: Ask) -> Any:
+        """What a server answered, repeated after failures that may pass."""
+        connection = await self._connections.current()
+        attempts = 1 + (self._retries if time.monotonic() >= self._given_up else 0)
+        failures = Failures()
         for attempt in range(attempts):
-            server = only or self._choose()
-            wait = min(LONGEST_WAIT, self._backoff * 2**attempt)
-            try:
-                response = await self._send(server, method, path, body)
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            else:
-                if response.status_code < 400:
-                    return _json(response, server)
-                problem = f"HTTP {response.status_code}: {self._redact(_message(response))}"
-                if only is not None:
-                    raise AnsweredError(f"{server}/{path}: {problem}")
-                if response.status_code not in RETRIED:
-                    missing = response.status_code in (404, 405) and "model" not in _message(response).lower()
-                    kind = NoSuchEndpointError if missing else RefusedError
-                    raise kind(f"{server}/{path} refused the request: {problem}")
-                wait = max(wait, min(LONGEST_WAIT, _retry_after(response)))
+            asked = [server for server in self.servers if server not in failures.refusals]
+            done, value = await self._dispatcher.round(connection, ask, asked, failures)
+            if done:
+                self._given_up = 0.0
+                for server in failures.refusals:
+                    server.failed()  # another server took what it refused
+                return value
+            if failures.refusals and not failures.may_pass:
+                break
             if attempt + 1 < attempts:
-                await asyncio.sleep(wait)
-        raise ServerError(
-            f"no answer from {server}/{path} after {attempts} attempts ({self._redact(problem)}): "
-            "is the server running, and base_url right?"
-        )
+                await asyncio.sleep(self._pause(attempt, failures))
+        raise self._error(ask, attempts, failures)
 
-    def _redact(self, text: str) -> str:
-        return text.replace(self._api_key, "***") if self._api_key else text
+    def _pause(self, attempt: int, failures: Failures) -> float:
+        asked = [error.wait for error in failures.of.values() if isinstance(error, UnavailableError)]
+        return min(LONGEST_WAIT, max(self._backoff * 2**attempt, min(asked, default=0.0)))
+
+    def _error(self, ask: Ask, attempts: int, failures: Failures) -> ServerError:
+        if refusals := list(failures.refusals.values()):
+            others = [error for error in refusals if not isinstance(error, NoSuchEndpointError)]
+            return (others or refusals)[0]
+        server, error = next(reversed(failures.of.items()))
+        if failures.away:
+            self._given_up = time.monotonic() + PASSED_OVER
+        question = ": is the server running, and base_url right?" if failures.away else ""
+        return ServerError(f"no answer from {server}/{ask.path} after {attempts} attempts ({error}){question}")
+
+
+def _checked_headers(headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, str]:
+    sent = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    for name, value in dict(headers or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise InvalidInputError(f"headers must map names to strings, got {name!r}: {type(value).__name__}")
+        sent[name] = value
+    for name, value in sent.items():
+        if not value.isascii() or not value.isprintable() or value != value.strip():
+            what = "api_key" if name == "Authorization" and api_key else f"the header {name}"
+            raise InvalidInputError(f"{what} must be printable ASCII without white space at its ends")
+    return sent
 
 
 async def all_or_none(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -279,31 +223,3 @@ async def all_or_none(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-
-
-def _json(response: httpx.Response, server: Server) -> dict[str, Any]:
-    try:
-        value = response.json()
-    except ValueError as error:
-        raise ServerError(f"{server} did not answer with JSON: {response.text[:80]!r}") from error
-    if not isinstance(value, dict):
-        raise ServerError(f"{server} answered with a JSON {type(value).__name__}, expected an object")
-    return value
-
-
-def _message(response: httpx.Response) -> str:
-    """What the server says about its error."""
-    try:
-        value = response.json()
-    except ValueError:
-        return response.text[:300]
-    error = value.get("error", value) if isinstance(value, dict) else value
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait; 0 where it does not say."""
-    try:
-        return max(0.0, float(response.headers.get("retry-after", "0")))
-    except ValueError:
-        return 0.0

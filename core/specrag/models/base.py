@@ -7,7 +7,6 @@ Backends render, tokenise and batch. They know nothing of drafts or verdicts.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from specrag.errors import InvalidInputError
+from specrag._abandoned import in_thread
+from specrag._unicode import well_formed
+from specrag.errors import InvalidInputError, ModelError
 from specrag.schema import Usage
 
 Role = Literal["system", "user", "assistant", "tool"]
+
+#: Log-probabilities are at most 0; so much above it is rounding.
+MOST_LOG_PROB = 1e-3
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,9 @@ class Segment:
 
     text: str
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", well_formed(self.text))
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,9 @@ class GeneratedText:
         token_ends: The index in ``text`` at which each token ends.
         finish: ``"length"``: the text ended at ``max_tokens``.
         top_log_probs: Per position, the texts of the likeliest tokens with their log-probabilities.
+
+    Raises:
+        ModelError: A log-probability is above 0.
     """
 
     text: str
@@ -163,6 +173,10 @@ class GeneratedText:
     finish: Literal["stop", "length"] = "stop"
     top_log_probs: tuple[Mapping[str, float], ...] | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", well_formed(self.text, keep_length=True))
+        _check_log_probs(self.log_probs or ())
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -171,11 +185,13 @@ class Completion:
     Attributes:
         staged: False where the backend could not prefill the headers (a hosted chat API). Then there is one part, the
             whole reply, and the caller looks for the headers in it.
+        notes: What was not done as asked.
     """
 
     parts: tuple[GeneratedText, ...]
     usage: Usage = Usage()
     staged: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -185,10 +201,28 @@ class Completion:
 
 @dataclass(frozen=True)
 class Score:
-    """Log-probabilities of the named segments of one conversation, token by token, in nats."""
+    """Log-probabilities of the named segments of one conversation, token by token, in nats.
+
+    Attributes:
+        log_probs: By name. A segment whose log-probabilities are missing is left out.
+        notes: Why some are missing.
+
+    Raises:
+        ModelError: A log-probability is above 0.
+    """
 
     log_probs: Mapping[str, tuple[float, ...]]
     usage: Usage = Usage()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for values in self.log_probs.values():
+            _check_log_probs(values)
+
+
+def _check_log_probs(values: Sequence[float]) -> None:
+    if values and max(values) > MOST_LOG_PROB:
+        raise ModelError(f"a log-probability is above 0: {max(values)}; expected natural logarithms of probabilities")
 
 
 @dataclass(frozen=True)
@@ -258,13 +292,13 @@ class Reader(ABC):
 
     async def aread(self, question: str, texts: Sequence[str], *, spans_per_passage: int = 8) -> Reading:
         """``read`` without blocking the event loop."""
-        return await asyncio.to_thread(self.read, question, texts, spans_per_passage=spans_per_passage)
+        return await in_thread(self.read, question, texts, spans_per_passage=spans_per_passage)
 
     async def ascore(
         self, question: str, texts: Sequence[str], spans: Sequence[tuple[int, int, int]]
     ) -> list[float | None]:
         """``score`` without blocking the event loop."""
-        return await asyncio.to_thread(self.score, question, texts, spans)
+        return await in_thread(self.score, question, texts, spans)
 
 
 class LanguageModel(ABC):
@@ -311,15 +345,18 @@ class LanguageModel(ABC):
             ModelError: It failed.
         """
 
+    async def prepare(self) -> None:  # noqa: B027 - most models have nothing to find out
+        """Find out what should be known before the first call: the window, what a server can do. It never fails."""
+
     async def agenerate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling = Sampling(), *, top_log_probs: int = 0
     ) -> list[Completion]:
         """``generate`` without blocking the event loop."""
-        return await asyncio.to_thread(self.generate, requests, sampling, top_log_probs=top_log_probs)
+        return await in_thread(self.generate, requests, sampling, top_log_probs=top_log_probs)
 
     async def ascore(self, requests: Sequence[Sequence[Turn]]) -> list[Score]:
         """``score`` without blocking the event loop."""
-        return await asyncio.to_thread(self.score, requests)
+        return await in_thread(self.score, requests)
 
     def count_tokens(self, text: str) -> int:
         """How many tokens ``text`` has; an upper estimate where the backend has no tokenizer here."""

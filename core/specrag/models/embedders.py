@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from specrag import _blocking
+from specrag._abandoned import in_thread
 from specrag._extras import require
-from specrag.errors import InvalidInputError, ModelNotFoundError, ServerError
+from specrag._unicode import well_formed
+from specrag.errors import InvalidInputError, ServerError
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ class Embedder(ABC):
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:  # [texts, dim], float32, unit length
         """``embed`` without blocking the event loop."""
-        return await asyncio.to_thread(self.embed, texts)
+        return await in_thread(self.embed, texts)
 
     def given_question(self, question: str, passages: Sequence[str]) -> list[str]:
         """The texts whose embedding is emb(d | Q) (Speculative RAG, arXiv 2407.08223, section 3.1)."""
@@ -85,18 +86,15 @@ class TransformersEmbedder(Embedder):
         require("torch", "local", "TransformersEmbedder", otherwise=WITHOUT_LOCAL_EMBEDDER)
         import torch
 
-        from specrag.models._loading import load_tokenizer, quiet_transformers, source_of
+        from specrag.models._loading import load_tokenizer, loading, quiet_transformers, source_of
 
         if pooling not in ("mean", "first"):
             raise InvalidInputError(f"pooling must be 'mean' or 'first', got {pooling!r}")
         _check_at_least_one(batch_size=batch_size, max_tokens=max_tokens)
         where, options = source_of(path, "embedder")
         self._tokenizer: Any = load_tokenizer(path)
-        with quiet_transformers() as transformers:
-            try:
-                model = transformers.AutoModel.from_pretrained(where, dtype=dtype or torch.float32, **options)
-            except (OSError, ValueError) as error:
-                raise ModelNotFoundError(f"{path} could not be loaded as an embedder: {error}") from error
+        with quiet_transformers() as transformers, loading(path, "an embedder"):
+            model = transformers.AutoModel.from_pretrained(where, dtype=dtype or torch.float32, **options)
         self._model: Any = model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.name = str(path)
         self.template = template or self.template
@@ -113,6 +111,7 @@ class TransformersEmbedder(Embedder):
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         import torch
 
+        texts = [*map(well_formed, texts)]
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding in a batch
         for at in range(0, len(texts), self.batch_size):
@@ -220,11 +219,11 @@ class OpenAIEmbedder(Embedder):
     async def _batch(self, texts: Sequence[str]) -> np.ndarray:  # [texts, dim], float32
         from specrag.models._replies import read_embeddings
 
-        reply = await self._pool.post("embeddings", {"input": list(texts), "dimensions": self.dimensions})
-        try:
-            return read_embeddings(reply, len(texts))
-        except ServerError as error:
-            raise ServerError(f"{self._pool}: {error}") from error
+        body = {"input": [*map(well_formed, texts)], "dimensions": self.dimensions}
+        vectors: np.ndarray = await self._pool.post(
+            "embeddings", body, lambda reply: read_embeddings(reply, len(texts))
+        )
+        return vectors
 
 
 def _check_at_least_one(**settings: int | None) -> None:

@@ -12,7 +12,7 @@ The requests of each endpoint are in ``_endpoints``, the pool of servers in ``_s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from specrag import _blocking
 from specrag.errors import InvalidInputError, LogProbsUnavailableError, ModelError, ServerError
 from specrag.models._endpoints import Chat, Client, Completions
 from specrag.models._loading import load_tokenizer
+from specrag.models._options import names_log_probs
 from specrag.models._servers import NoSuchEndpointError, RefusedError, ServerPool, all_or_none
 from specrag.models.base import Capabilities, Completion, GenerationRequest, LanguageModel, Sampling, Score, Turn
 from specrag.models.tokenization import ConversationEncoder
@@ -35,6 +36,8 @@ class OpenAILM(LanguageModel):
         model: The name under which the server knows it.
         base_url: Up to and including ``/v1``. Several URLs are one pool: each request goes to the least busy server.
         api_key: Sent as a bearer token. It appears in no repr, log or error.
+        headers: Sent with every request. Their values appear in no error.
+        extra_body: Fields that are added to every request, as a server's own options need it.
         tokenizer: A folder, hub id or fast tokenizer of the served model. Needed for ``score`` in a chat model's own
             format, and for headers in the drafts. Needs no torch.
         chat_template: As in ``TransformersLM``; only with ``tokenizer``.
@@ -43,9 +46,11 @@ class OpenAILM(LanguageModel):
         prompt_log_probs: ``"auto"``: found out at the first ``score``; a server without them raises
             ``LogProbsUnavailableError``, which Speculative RAG answers with its documented substitute.
             ``"required"``: that is a ``ServerError``. ``"never"``: not even tried.
-        max_concurrency: Requests under way at once, over all URLs.
+        thinking_tokens: For a model that thinks before it answers: tokens added to the limit of each chat reply.
+        max_concurrency: Requests under way at once, per URL.
         timeout: Seconds for one request.
-        retries: How often a request is repeated after 408, 409, 429, 5xx or a connection error.
+        retries: How often a request is repeated that no server of the pool answered: after 408, 409, 425, 429, 5xx, a
+            connection error, or a reply that cannot be used.
         backoff: Seconds before the first repetition, doubled for each further one. ``Retry-After`` is obeyed.
         context_window: Tokens; by default what the server reports, where it does.
 
@@ -60,10 +65,13 @@ class OpenAILM(LanguageModel):
         base_url: str | Sequence[str],
         *,
         api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
         tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
         chat_template: str | None = "auto",
         api: Literal["auto", "completions", "chat"] = "auto",
         prompt_log_probs: Literal["auto", "required", "never"] = "auto",
+        thinking_tokens: int = 0,
         max_concurrency: int = 16,
         timeout: float = 120.0,
         retries: int = 4,
@@ -74,11 +82,14 @@ class OpenAILM(LanguageModel):
             raise InvalidInputError(f"api must be 'auto', 'completions' or 'chat', got {api!r}")
         if prompt_log_probs not in ("auto", "required", "never"):
             raise InvalidInputError(f"prompt_log_probs must be 'auto', 'required' or 'never', got {prompt_log_probs!r}")
+        if thinking_tokens < 0:
+            raise InvalidInputError(f"thinking_tokens must be 0 or more, got {thinking_tokens}")
         self.name = model
         self._pool = ServerPool(
             base_url,
             model,
             api_key=api_key,
+            headers=headers,
             max_concurrency=max_concurrency,
             timeout=timeout,
             retries=retries,
@@ -87,7 +98,7 @@ class OpenAILM(LanguageModel):
         self._encoder: ConversationEncoder | None = None
         if tokenizer is not None:
             self._encoder = ConversationEncoder(load_tokenizer(tokenizer), chat_template)
-        self._client = Client(self._pool)
+        self._client = Client(self._pool, extra_body, thinking_tokens)
         self._completions = Completions(self._client, self._encoder)
         self._endpoints: dict[str, Completions | Chat] = {"completions": self._completions, "chat": Chat(self._client)}
         self._api: str = api if api != "auto" else ("completions" if self._encoder else "chat")
@@ -123,6 +134,9 @@ class OpenAILM(LanguageModel):
     def score(self, requests: Sequence[Sequence[Turn]]) -> list[Score]:
         return _blocking.run(self.ascore(requests))
 
+    async def prepare(self) -> None:
+        await self._pool.discover()
+
     async def agenerate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling = Sampling(), *, top_log_probs: int = 0
     ) -> list[Completion]:
@@ -141,17 +155,23 @@ class OpenAILM(LanguageModel):
         await self._pool.aclose()
 
     async def _generate(self, request: GenerationRequest, options: dict[str, Any], top_log_probs: int) -> Completion:
-        """The reply of the endpoint in use, or of the other one where the server lacks the first."""
-        while True:
-            used = self._api
+        """The reply of the endpoint in use, or of the other one where the servers lack the first.
+
+        What answers is used from then on. So requests that find out at the same time agree.
+        """
+        other = "chat" if self._api == "completions" else "completions"
+        missing = []
+        for used in (self._api, other) if self._api_may_change else (self._api,):
             try:
-                return await self._endpoints[used].generate(request, options, top_log_probs)
+                made = await self._endpoints[used].generate(request, options, top_log_probs)
             except NoSuchEndpointError as error:
-                if used != self._api:
-                    continue  # another request has found that out before
-                if not self._api_may_change:
-                    raise ServerError(f"{self._pool.servers[0]} has no /{used} endpoint") from error
-                self._api, self._api_may_change = "chat" if used == "completions" else "completions", False
+                missing.append(error)
+                continue
+            self._api = used
+            return made
+        if len(missing) > 1:
+            raise ServerError(f"{self._pool} has neither /completions nor /chat/completions: {missing[0]}")
+        raise ServerError(f"{self._pool} has no /{self._api} endpoint") from missing[0]
 
     async def _score(self, turns: Sequence[Turn]) -> Score:
         try:
@@ -159,8 +179,8 @@ class OpenAILM(LanguageModel):
         except NoSuchEndpointError as error:
             raise self._cannot_score() from error
         except RefusedError as error:
-            if self._prompt_log_probs:
-                raise
+            if self._prompt_log_probs or not names_log_probs(error.said):
+                raise  # this request was wrong, or the server is: that says nothing of the next one
             raise self._cannot_score() from error
         if score is None:
             raise self._cannot_score()
@@ -171,7 +191,7 @@ class OpenAILM(LanguageModel):
         """The error to raise; from now on, no score is tried."""
         self._prompt_log_probs = False
         message = (
-            f"{self._pool.servers[0]} gives no log-probabilities of a prompt's own tokens "
+            f"{self._pool} gives no log-probabilities of a prompt's own tokens "
             "(/completions with echo and logprobs): vLLM and SGLang do"
         )
         return ServerError(message) if self._required else LogProbsUnavailableError(message)

@@ -23,11 +23,12 @@ require("torch", "local", "SpanReader")
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from specrag._unicode import well_formed
 from specrag.engine.lora import merge_lora
 from specrag.engine.onednn import multiplies_bfloat16
+from specrag.engine.tensor_files import load_checked
 from specrag.errors import InvalidInputError, ModelNotFoundError
 from specrag.models.base import Reader, Reading, Span
 
@@ -240,6 +241,8 @@ class SpanReader(Reader):
     def _windows(self, question: str, texts: Sequence[str]) -> list[_Window]:
         if not question.strip():
             raise InvalidInputError("the question is empty")
+        question = well_formed(question)
+        texts = [well_formed(text, keep_length=True) for text in texts]
         asked = self.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         if len(asked) > _QUESTION_TOKENS:
             question = question[: asked[_QUESTION_TOKENS - 1][1]]
@@ -318,8 +321,8 @@ def apply_adapter(model: Any, folder: str | Path) -> None:
     """
     folder = Path(folder).expanduser()
     try:
-        replaced = load_file(folder / ADAPTER_FILE)
-    except (OSError, SafetensorError) as error:
+        replaced, _ = load_checked(folder / ADAPTER_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelNotFoundError(f"no reader's weights could be read from {folder}: {error}") from error
     own = dict(model.named_parameters())
     for name, tensor in replaced.items():
@@ -345,14 +348,11 @@ def load_encoder(path: str | Path) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-    from specrag.models._loading import quiet_transformers
+    from specrag.models._loading import loading, quiet_transformers
 
     local = Path(path).expanduser()
     if (isinstance(path, Path) or str(path).startswith(("/", ".", "~"))) and not local.exists():
         raise ModelNotFoundError(f"no reader at {local}: give a model folder or a hub id")
     where = str(local) if local.exists() else str(path)
-    with quiet_transformers():
-        try:
-            return AutoModelForQuestionAnswering.from_pretrained(where), AutoTokenizer.from_pretrained(where)
-        except (OSError, ValueError) as error:
-            raise ModelNotFoundError(f"{path} could not be loaded as a question-answering model: {error}") from error
+    with quiet_transformers(), loading(path, "a question-answering model"):
+        return AutoModelForQuestionAnswering.from_pretrained(where), AutoTokenizer.from_pretrained(where)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import GenerationRequest, Segment, ToolCall, Turn
 from specrag.models.templates import CLOSE, OPEN, ChatTemplate, written_out
@@ -61,7 +62,7 @@ class ConversationEncoder:
 
     def sanitize(self, text: str) -> str:
         """``text`` with a space inside each control token, so that no passage can open or close a turn."""
-        text = text.replace(OPEN, "").replace(CLOSE, "")
+        text = well_formed(text).replace(OPEN, "").replace(CLOSE, "")
         for special in self._specials:
             if special in text:
                 text = text.replace(special, f"{special[0]} {special[1:]}")
@@ -77,7 +78,7 @@ class ConversationEncoder:
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a bare piece of text, without special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(well_formed(text), add_special_tokens=False))
 
     def render_generation(self, request: GenerationRequest, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The prompt, including the first stage's header; ``tools`` (JSON schemas) go to the chat template."""
@@ -89,7 +90,7 @@ class ConversationEncoder:
 
     def encode_rendered(self, text: str) -> list[int]:
         """The ids of a rendered prompt; special tokens are added only where no template wrote them."""
-        return list(self.tokenizer.encode(text, add_special_tokens=self.template is None))
+        return list(self.tokenizer.encode(well_formed(text), add_special_tokens=self.template is None))
 
     def pieces(self, turns: Sequence[Turn]) -> list[Segment]:
         """The conversation to score, as pieces of text in order; it ends with the last named one.

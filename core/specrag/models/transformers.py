@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from specrag._abandoned import stop_if_abandoned
 from specrag._extras import require
 
 # ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
@@ -27,6 +28,7 @@ from specrag.engine.onednn import unpack, use_onednn
 from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models import _generation, _scoring
 from specrag.models._loading import load_causal_lm, load_tokenizer
+from specrag.models._stopping import stoppable
 from specrag.models.base import Capabilities, Completion, GenerationRequest, LanguageModel, Sampling, Score, Turn
 from specrag.models.tokenization import ConversationEncoder
 from specrag.schema import Usage
@@ -171,8 +173,8 @@ class TransformersLM(LanguageModel):
             row = _generation.Row(self.encoder, request, self.end_tokens, generator, top_log_probs)
             self._check_length(len(row.prompt) + request.max_tokens, "prompt and reply")
             rows.append(row)
-        with self.lock, torch.inference_mode(), _as_model_error("generating"):
-            layout = self._layout if len(rows) > 1 else "shared"
+        layout = self._layout if len(rows) > 1 else "shared"
+        with self._in_use("generating"):
             _generation.generate(self.model, rows, sampling, layout)
         return [row.completion() for row in rows]
 
@@ -181,15 +183,24 @@ class TransformersLM(LanguageModel):
         for conversation in encoded:
             self._check_length(len(conversation.ids), "conversation to score")
         scores: dict[int, Score] = {}
-        with self.lock, torch.inference_mode(), _as_model_error("scoring"):
+        with self._in_use("scoring"):
             for group in _scoring.groups(encoded):
                 members = [encoded[i] for i in group]
                 packed = _scoring.fits_window(self.model, members) and (len(members) == 1 or self.packs)
                 score = _scoring.score_packed if packed else _scoring.score_padded
-                for i, by_position in zip(group, score(self.model, members), strict=True):
+                with stoppable(self.model):
+                    scored = score(self.model, members)
+                for i, by_position in zip(group, scored, strict=True):
                     named = {n: tuple(by_position[p] for p in at) for n, at in encoded[i].segments.items()}
                     scores[i] = Score(named, Usage(prompt_tokens=len(encoded[i].ids)))
         return [scores[i] for i in range(len(encoded))]
+
+    @contextlib.contextmanager
+    def _in_use(self, doing: str) -> Iterator[None]:
+        """The model is ours alone."""
+        with self.lock, torch.inference_mode(), _as_model_error(doing):
+            stop_if_abandoned()
+            yield
 
     def _check_length(self, tokens: int, what: str) -> None:
         if self.context_window is not None and tokens > self.context_window:

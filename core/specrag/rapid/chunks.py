@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from specrag._unicode import well_formed
 from specrag.models.embedders import Embedder
 
 CHUNK_TOKENS = 512
@@ -42,17 +43,21 @@ class Chunks:
         tokens: The context.
         tokenizer: A transformers tokenizer, which decodes them.
         vectors: Embeddings from an earlier ``Chunks`` of the same context; made when first needed otherwise.
+        embedder: The name of the embedder that made them. Another embedder makes them anew.
     """
 
-    def __init__(self, tokens: Sequence[int], tokenizer: Any, vectors: np.ndarray | None = None) -> None:
+    def __init__(
+        self, tokens: Sequence[int], tokenizer: Any, vectors: np.ndarray | None = None, embedder: str | None = None
+    ) -> None:
         self.tokens, self._tokenizer = tokens, tokenizer
         self.vectors = vectors  # [pieces, dimension]
+        self.embedder = embedder
 
     def retrieve(self, question: str, budget: int, embedder: Embedder) -> Retrieved:
         """At most ``budget`` tokens of the chunks that are similar to ``question``. See ``select``."""
-        if self.vectors is None:
-            self.vectors = self._embedded(embedder)
-        asked = embedder.embed([question])[0]
+        if self.vectors is None or self.embedder != embedder.name:
+            self.vectors, self.embedder = self._embedded(embedder), embedder.name
+        asked = embedder.embed([well_formed(question)])[0]
         similarities = (self.vectors @ asked).reshape(-1, _PIECES).max(axis=1)
         return select(similarities, len(self.tokens), budget)
 

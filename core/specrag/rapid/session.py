@@ -13,7 +13,6 @@ from specrag.engine.memory import out_of_memory
 from specrag.errors import InvalidInputError, ModelError
 from specrag.models.base import Sampling
 from specrag.models.transformers import TransformersLM
-from specrag.rapid import session_file
 from specrag.rapid.cached_model import CachedModel, Progress
 from specrag.rapid.chunks import Chunks, Retrieved
 from specrag.rapid.compatibility import relative_cost
@@ -22,6 +21,7 @@ from specrag.rapid.draft_length import draft_length
 from specrag.rapid.output import Limits
 from specrag.rapid.prompt import Prompt, PromptTokens, document_prompt
 from specrag.rapid.proposing import RapidModels, proposer_for
+from specrag.rapid.session_file import SavedSession, read_session, write_session
 
 # Room in the target's cache for a question and its answer, before the cache has to grow.
 _SPARE_TOKENS = 1024
@@ -260,10 +260,10 @@ class LongContext:
     # --- on disk ----------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the session to a safetensors file, which appears whole or not at all."""
+        """Write the session to a safetensors file, whole or not at all. Raises what ``write_session`` raises."""
         self.model.rollback_to(self.tokens)
         self.read_tokens = self.prompt.ids
-        session_file.write_session(session_file.SavedSession(self.prompt, self.model, self.chunks.vectors), path)
+        write_session(SavedSession(self.prompt, self.model, self.chunks.vectors, self.chunks.embedder), path)
 
     @classmethod
     def load(cls, path: str | Path, rapid: RapidModels) -> LongContext:
@@ -273,6 +273,6 @@ class LongContext:
             NotFoundError: There is no such file.
             InvalidInputError: The file is damaged, of another version, or of another target model.
         """
-        saved = session_file.read_session(path, rapid.target, rapid.vocabulary, _SPARE_TOKENS)
-        chunks = Chunks(saved.prompt.context, rapid.target.tokenizer, saved.vectors)
+        saved = read_session(path, rapid.target, rapid.vocabulary, _SPARE_TOKENS)
+        chunks = Chunks(saved.prompt.context, rapid.target.tokenizer, saved.vectors, saved.embedder)
         return cls(saved.prompt, rapid, prefix=ReadPrefix(saved.model, saved.prompt.ids, chunks))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
+from specrag._files import replacing
+from specrag.engine.tensor_files import load_checked, save_checked
 from specrag.errors import InvalidInputError, NotFoundError
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.compatibility import fingerprint
 from specrag.rapid.prompt import PromptTokens
 
-SESSION_VERSION = 1
+SESSION_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,16 @@ class SavedSession:
     prompt: PromptTokens
     model: CachedModel  # the target, with the prompt's head and context in its cache
     vectors: np.ndarray | None  # the embeddings of the context's chunks, where they were made
+    embedder: str | None = None  # the name of what made them
 
 
 def write_session(session: SavedSession, path: str | Path) -> None:
-    """Write a session. The file appears whole or not at all."""
+    """Write a session. The file appears whole or stays as it was.
+
+    Raises:
+        InvalidInputError: ``path`` is a folder.
+        SpecRAGError: The disk is full, or writing is not allowed.
+    """
     prompt, lm = session.prompt, session.model.lm
     tensors = {
         "head": torch.tensor(prompt.head, dtype=torch.long),
@@ -40,12 +49,15 @@ def write_session(session: SavedSession, path: str | Path) -> None:
         tensors[f"values.{i}"] = layer.value_buffer[:, :, : layer.length].contiguous().cpu()
     if session.vectors is not None:
         tensors["pieces"] = torch.from_numpy(session.vectors)
-    target = Path(path).expanduser()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    facts = {"version": str(SESSION_VERSION), "model": fingerprint(lm), "tail": prompt.tail, "name": lm.name}
-    save_file(tensors, part, metadata=facts)
-    part.replace(target)
+    facts = {
+        "version": str(SESSION_VERSION),
+        "model": fingerprint(lm),
+        "tail": prompt.tail,
+        "name": lm.name,
+        "embedder": session.embedder or "",
+    }
+    with replacing(Path(path)) as part:
+        save_checked(tensors, part, facts)
 
 
 def read_session(path: str | Path, lm: TransformersLM, vocabulary: int, spare_tokens: int) -> SavedSession:
@@ -65,23 +77,53 @@ def read_session(path: str | Path, lm: TransformersLM, vocabulary: int, spare_to
     if not file.exists():
         raise NotFoundError(f"no saved session at {file}")
     try:
-        with safe_open(file, "pt", device=str(lm.device)) as data:
-            facts = data.metadata() or {}
-            _check(file, facts, lm)
-            head, context = (tuple(data.get_tensor(name).tolist()) for name in ("head", "context"))
-            vectors = data.get_tensor("pieces").cpu().numpy() if "pieces" in set(data.keys()) else None
-            model = CachedModel(lm, len(head) + len(context) + spare_tokens, vocabulary)
-            for i, layer in enumerate(model.cache.layers):
-                layer.update(data.get_tensor(f"keys.{i}"), data.get_tensor(f"values.{i}"))
-    except (SafetensorError, KeyError, OSError) as error:
-        raise InvalidInputError(f"{file} is not a saved session, or damaged: {error}") from error
-    return SavedSession(PromptTokens(head, context, facts["tail"]), model, vectors)
+        with safe_open(file, "pt", device="cpu") as data:
+            _check_origin(file, data.metadata() or {}, lm)  # before all of it is read
+        tensors, facts = load_checked(file)
+        return _session(facts, tensors, lm, vocabulary, spare_tokens)
+    except (SafetensorError, KeyError, OSError, ValueError, TypeError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(f"{file} is not a saved session, or damaged ({error}): read the text again") from error
 
 
-def _check(file: Path, facts: dict[str, str], lm: TransformersLM) -> None:
-    if facts.get("version") != str(SESSION_VERSION):
+def _session(
+    facts: Mapping[str, str], tensors: Mapping[str, Tensor], lm: TransformersLM, vocabulary: int, spare_tokens: int
+) -> SavedSession:
+    """The session that a file holds.
+
+    Raises:
+        KeyError, ValueError: Something is missing, or does not fit the model.
+    """
+    head, context = (tuple(tensors[name].tolist()) for name in ("head", "context"))
+    model = CachedModel(lm, len(head) + len(context) + spare_tokens, vocabulary)
+    expected = _shape(lm, len(head) + len(context))
+    for i, layer in enumerate(model.cache.layers):
+        keys, values = tensors[f"keys.{i}"], tensors[f"values.{i}"]
+        if not tuple(keys.shape) == tuple(values.shape) == expected or keys.dtype != lm.dtype:
+            raise ValueError(
+                f"layer {i} has keys and values of {tuple(keys.shape)} and {tuple(values.shape)}, "
+                f"{lm.name} needs {expected}"
+            )
+        layer.update(keys.to(lm.device), values.to(lm.device))
+    vectors = tensors["pieces"].numpy() if "pieces" in tensors else None
+    return SavedSession(PromptTokens(head, context, facts["tail"]), model, vectors, facts["embedder"])
+
+
+def _shape(lm: TransformersLM, tokens: int) -> tuple[int, int, int, int]:
+    """Of the keys and values of each layer: [batch, kv_heads, tokens, head_dim]."""
+    config = lm.model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 1, int(heads), tokens, int(size)
+
+
+def _check_origin(file: Path, facts: Mapping[str, str], lm: TransformersLM) -> None:
+    if "version" not in facts:
+        raise ValueError("it has no version")
+    if facts["version"] != str(SESSION_VERSION):
         raise InvalidInputError(
-            f"{file} is a session of version {facts.get('version')}, this is {SESSION_VERSION}: read the text again"
+            f"{file} is a session of version {facts['version']}, this is {SESSION_VERSION}: read the text again"
         )
     if facts.get("model") != fingerprint(lm):
         raise InvalidInputError(

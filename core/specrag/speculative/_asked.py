@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError
 from specrag.models.embedders import Embedder
 from specrag.schema import EmbeddingSource, Passage, SpeculativeAnswer, SubsetsChosen, passages_of
@@ -49,7 +50,7 @@ class Asked:
             raise InvalidInputError("the question is empty")
         given = passages_of(passages)
         kept, notes = distinct_passages(given)
-        return cls(question.strip(), given, kept, notes, clock)
+        return cls(well_formed(question).strip(), given, kept, notes, clock)
 
     def without_passages(self) -> SpeculativeAnswer:
         """The abstention without any passage to draft from."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
+from specrag.models._problems import heard_by
 from specrag.schema import (
     Draft,
     DraftDone,
@@ -23,6 +24,7 @@ from specrag.speculative._clock import Clock
 from specrag.speculative._pooled_drafts import Announced, Drafted
 from specrag.speculative._waiting import Arrivals, first_of
 from specrag.speculative.verification import DraftVerifier, Verification
+from specrag.speculative.work import Work, current_work
 
 
 class VerifiedDrafts:
@@ -42,6 +44,7 @@ class VerifiedDrafts:
         drafter_usage, verifier_usage: Tokens so far.
         notes: What was not done as asked, each once.
         timed_out: The deadline passed before every draft was verified or lost.
+        unverified: Drafts that were made and not verified, because the deadline passed or the verifier failed.
         subsets, embedding_source: Of the drafts that language models write.
     """
 
@@ -60,6 +63,9 @@ class VerifiedDrafts:
         self.drafter_usage, self.verifier_usage = Usage(), Usage()
         self.notes: list[str] = []
         self.timed_out = False
+        self.unverified: list[Draft] = []
+        self._problems: dict[Work | None, str] = {}  # the last one of work that is under way
+        self._arrived: set[int] = set()
         self.subsets: tuple[tuple[int, ...], ...] = ()
         self.embedding_source: EmbeddingSource = "none"
         self._written = 0  # drafts of the subsets that arrived or failed
@@ -71,7 +77,8 @@ class VerifiedDrafts:
     async def events(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens, until every draft is verified or lost or the deadline passes."""
         self._clock.begin("draft")
-        arrivals = Arrivals(self._drafts, lambda arrival: isinstance(arrival, Announced))
+        with heard_by(self._hear):
+            arrivals = Arrivals(self._drafts, lambda arrival: isinstance(arrival, Announced))
         try:
             while not arrivals.closed or self._waiting or self._verifying:
                 in_time = await first_of({*arrivals.pending(), *self._verifying}, self._clock.left)
@@ -83,6 +90,8 @@ class VerifiedDrafts:
                         yield event
                 if not in_time:
                     self.timed_out = True
+                    for event in self._give_up():
+                        yield event
                     return
                 for batch in self._batches(all_arrived=arrivals.closed):
                     self._start_verifying(batch)
@@ -90,6 +99,24 @@ class VerifiedDrafts:
             for task in self._verifying:
                 task.cancel()
             await arrivals.close()
+
+    def _hear(self, problem: str) -> None:
+        self._problems[current_work.get()] = problem
+
+    def _give_up(self) -> Iterator[Event]:
+        """What is not done is kept as it is. It fails where something went wrong; what was only slow does not."""
+        late = [*self._waiting, *(draft for batch in self._verifying.values() for draft in batch)]
+        self.unverified += late
+        for draft in late:
+            problem = self._problems.get(Work("verify", draft.index))
+            if problem is not None:
+                reason = f"not verified by the deadline; the verifier's last problem: {problem}"
+                yield self._lose(DraftFailure(draft.index, draft.subset, reason))
+        for index, subset in enumerate(self.subsets):
+            problem = self._problems.get(Work("draft", index), self._problems.get(None))
+            if index not in self._arrived and problem is not None:
+                reason = f"not drafted by the deadline; the drafter's last problem: {problem}"
+                yield self._lose(DraftFailure(index, subset, reason))
 
     @property
     def still_open(self) -> int:
@@ -107,6 +134,7 @@ class VerifiedDrafts:
             return
         self._clock.mark("draft")
         self._written += arrival.index < len(self.subsets)
+        self._arrived.add(arrival.index)
         if isinstance(arrival, DraftFailure):
             yield self._lose(arrival)
             return
@@ -126,6 +154,7 @@ class VerifiedDrafts:
             if not isinstance(error, Exception):
                 raise error
             self.errors.append(error)
+            self.unverified += drafts
             reason = f"verifier: {type(error).__name__}: {error}"
             for draft in drafts:
                 yield self._lose(DraftFailure(draft.index, draft.subset, reason))
@@ -149,9 +178,14 @@ class VerifiedDrafts:
 
     def _start_verifying(self, batch: Sequence[Draft]) -> None:
         self._clock.begin("verify")
-        task = asyncio.create_task(self._verifier.verify(self._question, batch))
+        with heard_by(self._hear):
+            task = asyncio.create_task(self._verifier.verify(self._question, batch))
         self._verifying[task] = list(batch)
         self._waiting = [draft for draft in self._waiting if draft not in batch]
+
+    def by_their_own_scores(self) -> list[Verdict]:
+        """Verdicts of the unverified drafts, with the drafter's score alone."""
+        return [self._verifier.verdict(draft) for draft in self.unverified]
 
     def _keep(self, verdict: Verdict) -> VerdictReady:
         self.verdicts.append(verdict)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from specrag._files import write_text
 from specrag.errors import InvalidInputError, NotFoundError
 from specrag.schema import Verdict
 
@@ -85,9 +86,14 @@ class Calibration:
         return (self.drafters, self.verifier, self.mode) == (tuple(map(model_key, drafters)), model_key(verifier), mode)
 
     def save(self, path: str | Path) -> None:
-        """Write it to a JSON file."""
+        """Write it to a JSON file, which appears whole or stays as it was.
+
+        Raises:
+            InvalidInputError: ``path`` is a folder.
+            SpecRAGError: The disk is full, or writing is not allowed.
+        """
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        Path(path).expanduser().write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(Path(path), json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:

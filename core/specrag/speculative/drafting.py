@@ -97,6 +97,7 @@ class Drafter:
     async def _one_by_one(
         self, question: str, assignments: Sequence[Assignment]
     ) -> AsyncIterator[Draft | DraftFailure]:
+        await self.lm.prepare()  # the window is known before the passages are cut to fit
         tasks = [asyncio.create_task(self._draft(job)) for job in self._jobs(question, assignments)]
         try:
             for next_done in asyncio.as_completed(tasks):
@@ -129,7 +130,7 @@ class Drafter:
         return self.sampling if seed is None else replace(self.sampling, seed=seed + index)
 
     def _read(self, completion: Completion, job: _Job, seconds: float) -> Draft:
-        return replace(self.read(completion, job.assignment, seconds), notes=job.notes)
+        return replace(self.read(completion, job.assignment, seconds), notes=(*job.notes, *completion.notes))
 
     def read(self, completion: Completion, assignment: Assignment, seconds: float = 0.0) -> Draft:
         """A draft out of what the model wrote in ``seconds``.
@@ -142,7 +143,8 @@ class Drafter:
         else:
             rationale, answer = split_reply(completion.parts[0], self.prompts)
         if not answer.text.strip():
-            raise ModelError("the drafter wrote no answer")
+            cut = ": it ended at its limit of tokens" if answer.finish == "length" else ""
+            raise ModelError(f"the drafter wrote no answer{cut}")
         log_rationale, log_answer = total(rationale.log_probs), total(answer.log_probs)
         if any(value is not None and math.isnan(value) for value in (log_rationale, log_answer)):
             raise ModelError("the drafter's log-probabilities are not numbers (NaN)")
@@ -237,12 +239,16 @@ def share(room: int, sizes: Sequence[int]) -> list[int]:
 
 
 def total(log_probs: Sequence[float] | None) -> float | None:
-    """The sum of ``log_probs`` in nats; ``None`` where the backend gives none."""
-    return None if log_probs is None else float(sum(log_probs))
+    """The sum of ``log_probs`` in nats; ``None`` where the backend gives none: no sum stands for a text's certainty."""
+    return float(sum(log_probs)) if log_probs else None
 
 
 def split_reply(reply: GeneratedText, prompts: Prompts) -> tuple[GeneratedText, GeneratedText]:
-    """Rationale and answer out of a reply in free form. Without an answer header, the whole reply is the answer."""
+    """Rationale and answer out of a reply in free form. Without an answer header, the whole reply is the answer.
+
+    Raises:
+        ModelError: The reply ended at its limit of tokens before an answer header: it is half a rationale.
+    """
 
     def header(text: str) -> re.Match[str] | None:
         name = re.escape(text.rstrip(":"))
@@ -250,6 +256,8 @@ def split_reply(reply: GeneratedText, prompts: Prompts) -> tuple[GeneratedText, 
 
     answer = header(prompts.answer_header)
     if answer is None:
+        if reply.finish == "length":
+            raise ModelError(f"the drafter wrote no answer: its reply ended at its limit of {reply.tokens} tokens")
         begin = len(reply.text) - len(reply.text.lstrip())
         return _slice(reply, begin, begin), _slice(reply, begin, len(reply.text))
     rationale = header(prompts.rationale_header)

@@ -61,7 +61,9 @@ class SpeculativeRAG:
             (``"passages"``, at most four) or from all (``"standard"``, standard RAG). The answer says so.
         escalate_below: A probability of being right. Needs a calibration.
         reuse_embeddings: Use ``Passage.embedding`` for the perspectives when every passage has one.
-        deadline: Seconds after which the best draft that is verified by then is the answer. ``None``: no limit.
+        deadline: Seconds after which the best draft that is verified by then is the answer. Where none is, because the
+            verifier is late or away, it is the draft with the best score of its drafter, and a note says so.
+            ``None``: no limit.
         seed: Of the subsets.
 
     Raises:
@@ -153,7 +155,7 @@ class SpeculativeRAG:
         Raises:
             InvalidInputError: The question is empty or too long for the drafter, or something is not a passage.
             DraftingError: Every draft failed.
-            ModelError: The verifier failed for every draft.
+            ModelError: The verifier failed for every draft, and there is no deadline.
         """
         return _blocking.run(self.aanswer(question, passages))
 

@@ -128,12 +128,14 @@ class RawScores:
         self_reflect: log P of each token of the affirmation ("Yes").
         usage: Tokens of the model call, counted once where several drafts share it.
         substitute: P("Yes") comes from a generated token.
+        notes: Why one of the two is missing.
     """
 
     self_contain: tuple[float, ...] | None = None
     self_reflect: tuple[float, ...] | None = None
     usage: Usage = Usage()
     substitute: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def broken(self) -> bool:
@@ -216,7 +218,8 @@ class Verifier:
                 outcomes.append(self.verdict(draft, raw))
         substituted = any(raw.substitute and not raw.broken for raw in raw_scores)
         usage = sum((raw.usage for raw in raw_scores), Usage())
-        return Verification(tuple(outcomes), usage, (SUBSTITUTE_NOTE,) if substituted else ())
+        notes = [SUBSTITUTE_NOTE] * substituted + [note for raw in raw_scores for note in raw.notes]
+        return Verification(tuple(outcomes), usage, tuple(dict.fromkeys(notes)))
 
     def verdict(self, draft: Draft, raw: RawScores = RawScores()) -> Verdict:
         """``draft`` with its scores after normalisation. Their sum is made when all are known (``selection.rank``)."""
@@ -287,14 +290,14 @@ class Verifier:
 
 def _raw(score: Score, counts: bool) -> RawScores:
     contain, reflect = score.log_probs.get("self_contain"), score.log_probs.get("self_reflect")
-    return RawScores(contain, reflect, score.usage if counts else Usage())
+    return RawScores(contain or None, reflect or None, score.usage if counts else Usage(), notes=score.notes)
 
 
 def yes_log_probability(top: object, affirmation: str = "Yes") -> float | None:
     """Log of the summed probability of ``affirmation``'s spellings ("Yes", " Yes", "yes").
 
-    ``top`` maps the text of each listed token to its log-probability. Where none of the spellings is listed, the lowest
-    listed log-probability stands in, which is an upper bound. ``None`` where nothing is listed.
+    ``top`` maps the text of each listed token to its log-probability in nats. Where none of the spellings is listed,
+    the lowest listed log-probability stands in, which is an upper bound. ``None`` where nothing is listed.
     """
     if not isinstance(top, dict) or not top:
         return None
@@ -303,4 +306,6 @@ def yes_log_probability(top: object, affirmation: str = "Yes") -> float | None:
     if not values:
         return float(min(top.values()))
     high = max(values)
+    if math.isinf(high):
+        return -math.inf
     return float(min(0.0, high + math.log(sum(math.exp(value - high) for value in values))))

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
+from specrag._files import writing
 from specrag.engine.lora import adapter_files
+from specrag.engine.tensor_files import save_checked
 from specrag.errors import InvalidInputError
 from specrag.speculative.prompts import Prompts
+from specrag.training.checkpoints import results
 
 # These fields of a config must agree. The others say how the adapter was trained, not what it is.
 _SAME = ("peft_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out")
@@ -53,9 +55,9 @@ def average_adapters(adapters: Sequence[str | Path], output: str | Path) -> Path
     for name, tensor in first[1].items():
         stacked = torch.stack([tensors[name].float() for _, tensors in (first, *others)])
         mean[name] = stacked.mean(0).to(tensor.dtype).contiguous()
-    output.mkdir(parents=True, exist_ok=True)
-    save_file(mean, output / "adapter_model.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(folders[0] / "adapter_config.json", output / "adapter_config.json")
-    if prompts[0] is not None:
-        prompts[0].save_drafting(output)
+    with writing(output), results(output, last="adapter_model") as folder:
+        save_checked(mean, folder / "adapter_model.safetensors")
+        shutil.copyfile(folders[0] / "adapter_config.json", folder / "adapter_config.json")
+        if prompts[0] is not None:
+            prompts[0].save_drafting(folder)
     return output

@@ -23,10 +23,11 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from specrag.engine.onednn import multiplies_bfloat16
+from specrag.engine.tensor_files import save_checked
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.models.bundled import READER_SETTINGS
 from specrag.models.reader import ADAPTER_FILE, grouped_logsumexp, shared_log_normalizer, span_scores
-from specrag.training.checkpoints import claim_checkpoints
+from specrag.training.checkpoints import SealCheckpoints, claimed, results
 from specrag.training.reader_batches import ReaderCollator, in_order
 from specrag.training.reader_examples import ReaderExample
 
@@ -136,28 +137,35 @@ def train_reader(
     content = json.dumps(
         [dataclasses.asdict(settings), [[e.question, [p.text for p in e.passages]] for b in batches for e in b]]
     )
-    resumed = claim_checkpoints(checkpoints, content.encode())
-    torch.manual_seed(settings.seed)
-    trained = with_lora(model, settings) if settings.method == "lora" else model
-    if settings.method == "full" and not settings.train_embeddings:
+    with claimed(checkpoints, content.encode()) as resumed:
+        torch.manual_seed(settings.seed)
+        trained = _trainable(model, settings).train()
+        average = _Average(trained, settings.averaging, resumed)
+        trainer = _ReaderTrainer(
+            longest=settings.longest,
+            model=trained,
+            args=_arguments(checkpoints, settings, model.device),
+            train_dataset=_Batches(batches),  # type: ignore[arg-type]
+            data_collator=ReaderCollator(tokenizer, settings.max_tokens, settings.longest),
+            callbacks=[average, _Report(average, progress, evaluate, evaluation_steps), SealCheckpoints()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=resumed)
+        average.into(trained)
+        trained.eval()
+        with results(output, last=ADAPTER_FILE) as folder:
+            save_reader(trained, folder, settings, base or str(model.name_or_path))
+    return output
+
+
+def _trainable(model: Any, settings: ReaderSettings) -> Any:
+    """``model`` with all weights that are trained, and no others, asking for gradients."""
+    if settings.method == "lora":
+        return with_lora(model, settings)
+    if not settings.train_embeddings:
         for parameter in model.base_model.embeddings.parameters():
             parameter.requires_grad_(False)
-    trained.train()
-    average = _Average(trained, settings.averaging, resumed)
-    trainer = _ReaderTrainer(
-        longest=settings.longest,
-        model=trained,
-        args=_arguments(checkpoints, settings, model.device),
-        train_dataset=_Batches(batches),  # type: ignore[arg-type]
-        data_collator=ReaderCollator(tokenizer, settings.max_tokens, settings.longest),
-        callbacks=[average, _Report(average, progress, evaluate, evaluation_steps)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resumed)
-    average.into(trained)
-    trained.eval()
-    save_reader(trained, output, settings, base or str(model.name_or_path))
-    return output
+    return model
 
 
 def with_lora(model: Any, settings: ReaderSettings) -> Any:
@@ -191,7 +199,7 @@ def save_reader(model: Any, output: Path, settings: ReaderSettings, base: str) -
         model.save_pretrained(output)
         (output / "README.md").unlink(missing_ok=True)  # peft's template
         trained = {name.removeprefix("base_model.model."): p for name, p in trained.items() if "lora_" not in name}
-    save_file({name: p.half().contiguous() for name, p in trained.items()}, output / ADAPTER_FILE)
+    save_checked({name: p.half().contiguous() for name, p in trained.items()}, output / ADAPTER_FILE)
     facts = {"base": base, "longest": settings.longest}
     (output / READER_SETTINGS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

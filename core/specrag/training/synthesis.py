@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from specrag import _blocking
+from specrag._files import writing
 from specrag.errors import InvalidInputError, ModelError
 from specrag.evaluation.data import Question
 from specrag.models.base import GenerationRequest, LanguageModel, Stage, Turn
@@ -133,18 +134,21 @@ def _replies(
     """What the LM wrote in the stages of each request, by its name; only requests that ``cache`` lacks are sent."""
     file = Path(cache)
     done: dict[str, list[str]] = {}
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-                done[row["key"]] = row["reply"]
-            except (json.JSONDecodeError, KeyError):
+                key, reply = row["key"], row["reply"]
+            except (ValueError, KeyError, TypeError):
                 continue  # a killed run left half a line
+            if isinstance(key, str) and isinstance(reply, list) and all(isinstance(text, str) for text in reply):
+                done[key] = reply
     keys = {name: _key(request, lm) for name, request in requests.items()}
     missing = [name for name, key in keys.items() if key not in done]
     missing.sort(key=lambda name: len(requests[name].turns[0].text))  # a batch is as slow as its longest
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as out:
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with writing(file), file.open("a", encoding="utf-8") as out:
         if file.stat().st_size:
             out.write("\n")  # after a line that a killed run left unfinished
         for at in range(0, len(missing), batch):

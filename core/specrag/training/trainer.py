@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from specrag.engine.lora import read_lora
+from specrag.engine.lora import adapter_files, read_lora
 from specrag.engine.onednn import multiplies_bfloat16, unpack
+from specrag.engine.tensor_files import save_checked
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.models.transformers import TransformersLM
 from specrag.speculative.drafting import Drafter
 from specrag.speculative.prompts import Prompts
-from specrag.training.checkpoints import claim_checkpoints
+from specrag.training.checkpoints import SealCheckpoints, claimed, results
 from specrag.training.examples import IGNORED, EncodedExample, Example, encode_example, in_batches
 from specrag.training.model_card import write_card
 from specrag.training.quality import evaluate_drafter
@@ -59,8 +61,9 @@ def train(
         progress: Called with (step, steps, what was logged).
 
     Raises:
-        InvalidInputError: No example fits, the checkpoints are another run's, or the adapter is another model's.
-        SpecRAGError: peft is not installed.
+        InvalidInputError: No example fits, the checkpoints are another run's or another process trains with them, or
+            the adapter is another model's.
+        SpecRAGError: peft is not installed, or the disk is full.
     """
     if base.quantization:
         raise InvalidInputError(f"a quantized model cannot be trained: load {base.name} without quantization")
@@ -68,31 +71,45 @@ def train(
         raise InvalidInputError(
             "an adapter is trained on as a LoRA: leave method='full', or merge it into the base first"
         )
-    output = Path(output)
+    output = Path(output).expanduser()
     data, left_out = _encoded(base, rounds, prompts, settings)
-    unpack(base.model)
-    checkpoints = output / "checkpoints"
-    resumed = claim_checkpoints(checkpoints, _content(data, settings, adapter))
-    torch.manual_seed(settings.seed)
-    model = _with_lora(base.model, settings, adapter) if settings.method == "lora" else base.model
+    with claimed(output / "checkpoints", _content(data, settings, adapter)) as resumed:
+        unpack(base.model)
+        torch.manual_seed(settings.seed)
+        model = _with_lora(base.model, settings, adapter) if settings.method == "lora" else base.model
+        watch = _Watch(base, held, prompts, settings.evaluation_steps, progress)
+        metrics = _fit(base, model, data, _arguments(output / "checkpoints", settings, base.device), watch, resumed)
+        quality = evaluate_drafter(base, held, prompts) if held else None
+        with results(output, last="model" if settings.method == "full" else "adapter_model") as folder:
+            _save(model, base, folder, settings)
+            prompts.save_drafting(folder)
+            write_card(folder, base, settings, len(data), left_out, metrics, quality, card or {})
+    return output
+
+
+def _fit(
+    base: TransformersLM,
+    model: Any,
+    data: Sequence[EncodedExample],
+    arguments: TrainingArguments,
+    watch: TrainerCallback,
+    resumed: str | None,
+) -> Mapping[str, float]:
+    """Train ``model``, which is ``base`` or wraps it; what was measured over the run."""
     base.model.train()
     base.model.config.use_cache = False
     trainer = _Trainer(
         model=model,
-        args=_arguments(checkpoints, settings, base.device),
+        args=arguments,
         train_dataset=_Examples(data),  # type: ignore[arg-type]
         data_collator=Collator(pad=_end_token(base)),
-        callbacks=[_Watch(base, held, prompts, settings.evaluation_steps, progress)],
+        callbacks=[watch, SealCheckpoints()],
     )
     trainer.remove_callback(PrinterCallback)  # `progress` reports what is logged
-    result = trainer.train(resume_from_checkpoint=resumed)
+    metrics: Mapping[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
     base.model.eval()
     base.model.config.use_cache = True
-    quality = evaluate_drafter(base, held, prompts) if held else None
-    _save(model, base, output, settings)
-    prompts.save_drafting(output)
-    write_card(output, base, settings, len(data), left_out, result.metrics, quality, card or {})
-    return output
+    return metrics
 
 
 def _encoded(
@@ -247,6 +264,7 @@ def _content(data: Sequence[EncodedExample], settings: TrainingSettings, adapter
     """What identifies a run: its settings, its examples and the adapter that it starts from."""
     content = json.dumps([dataclasses.asdict(settings), [e.ids for e in data]], sort_keys=True).encode()
     if adapter is not None:
+        adapter_files(adapter)  # what cannot be read is refused here
         content += (Path(adapter) / "adapter_model.safetensors").read_bytes()
     return content
 
@@ -260,5 +278,7 @@ def _save(model: Any, base: TransformersLM, output: Path, settings: TrainingSett
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
     model.save_pretrained(output)
+    weights = output / "adapter_model.safetensors"
+    save_checked(load_file(weights), weights)
     card = output / "README.md"
     card.unlink(missing_ok=True)  # peft's template; ours follows

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO, cast, overload
 
+from specrag._encodings import marked
 from specrag.errors import InvalidInputError
 
 _CONTAINERS = ("data", "Data")  # SQuAD and TriviaQA keep their rows under these
@@ -121,10 +122,10 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def _opened(path: Path) -> TextIO:
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    if packed:
+        start = file.read(4)
+    if start.startswith(b"\x1f\x8b"):
         return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
-    return path.open(encoding="utf-8-sig", newline="")
+    return path.open(encoding=marked(start) or "utf-8", newline="")  # Excel saves its text files as UTF-16
 
 
 def _rows(file: TextIO, path: Path) -> Iterator[Row]:

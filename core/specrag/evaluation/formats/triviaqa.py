@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from specrag._encodings import decode
 from specrag.evaluation.formats.base import Format, has
 from specrag.evaluation.formats.rows import Row
 from specrag.evaluation.records import Question
@@ -48,7 +49,7 @@ def _passages(row: Row) -> Iterator[Passage]:
 
 def _page(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return decode(path.read_bytes()).text
     except OSError:  # the questions may be used without the evidence, which is several gigabytes
         return None
 

@@ -1,0 +1,81 @@
+"""One server of a pool and its circuit: whether it gets requests at the moment.
+
+The circuit is closed while the server answers. Every failure opens it for some seconds, twice as many after each
+further one. Then it is half open: one request is let through, and its outcome closes the circuit or opens it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Seconds for which a server gets no requests after a failure, while others of the pool do.
+PASSED_OVER = 15.0
+# The same after several failures in a row: at most so long.
+LONGEST_PASSED_OVER = 120.0
+
+
+@dataclass(eq=False)
+class Server:
+    """One base URL: what it is, and its state. Times are monotonic seconds.
+
+    Attributes:
+        url: Without credentials and without a slash at the end.
+        auth: User and password that stood in the URL.
+        vendor: Who made it, as it says; "" where it does not say, ``None`` before it was asked.
+        window: Tokens that prompt and completion may have together; ``None`` where it does not say.
+        ask_again: It did not say what it is; from then on it is asked again.
+        failures: How many requests failed since the last one that did not.
+    """
+
+    url: str
+    auth: tuple[str, str] | None = field(default=None, repr=False)
+    vendor: str | None = None
+    window: int | None = None
+    ask_again: float = 0.0
+    failures: int = 0
+    _open_until: float = 0.0
+    _probed: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may get a request: its circuit is closed, or half open with nobody trying it."""
+        return self.failures == 0 or (not self._probed and self._open_until <= time.monotonic())
+
+    def chosen(self) -> None:
+        """It gets a request. In a circuit that is not closed, this is the one that tries it."""
+        self._probed = self.failures > 0
+
+    def answered(self) -> None:
+        """It gave a usable answer."""
+        self.failures, self._open_until, self._probed = 0, 0.0, False
+
+    def failed(self, wait: float = 0.0) -> None:
+        """It did not; ``wait``: seconds that it asked to be left alone. What was under way together counts once."""
+        now = time.monotonic()
+        if self._probed or self._open_until <= now:
+            pause = min(LONGEST_PASSED_OVER, PASSED_OVER * 2.0 ** min(self.failures, 8))
+            self.failures += 1
+            self._open_until = now + (wait or pause)
+        self._open_until = max(self._open_until, now + wait)
+        self._probed = False
+
+    def released(self) -> None:
+        """A request ended without saying anything about the server."""
+        self._probed = False
+
+    def learn(self, listing: Any, model: str) -> None:
+        """Take what it says about ``model`` in the listing of its models, in whatever form that is."""
+        listed = listing.get("data") if isinstance(listing, Mapping) else listing
+        entries = [entry for entry in (listed if isinstance(listed, list) else ()) if isinstance(entry, Mapping)]
+        first: Mapping[str, Any] = entries[0] if entries else {}
+        mine = next((entry for entry in entries if entry.get("id") == model), first)
+        meta = mine.get("meta")
+        window = mine.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, Mapping) else None)
+        self.window = window if isinstance(window, int) and not isinstance(window, bool) and window > 0 else None
+        self.vendor = str(mine.get("owned_by") or "")
+
+    def __str__(self) -> str:
+        return self.url

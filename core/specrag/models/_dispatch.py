@@ -1,0 +1,203 @@
+"""One request, sent from one server of a pool to the next until one of them gives a usable answer.
+
+It goes to the least busy server that is well. Whatever is no usable answer counts against its server (``_circuit``),
+and the request moves on. A server that takes much longer than is usual gets company: the request is also sent to
+another one, and the first answer counts. So a server that hangs costs no question, and keeps no other one busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from specrag.errors import ServerError
+from specrag.models._circuit import Server
+from specrag.models._connections import Connection
+from specrag.models._http import RefusedError, UnavailableError, fetch
+from specrag.models._problems import note_problem
+from specrag.models._secrets import redacted
+
+# A request is late after so many times the median of the last ones, in seconds at least; and before there is one.
+LATE, LATE_LEAST, LATE_UNKNOWN = 3.0, 0.3, 2.0
+# Seconds after which a late request is looked at again, where no other server can take it now.
+LOOK_AGAIN = 0.1
+# Seconds that a server which is not well has for a request that another one has refused.
+SECOND_OPINION = 10.0
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request, and what its reply must be: ``read`` raises a ``ServerError`` where it cannot be used."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None
+    read: Callable[[Json], Any]
+
+
+@dataclass
+class Failures:
+    """How a request failed, by server: the last failure of each."""
+
+    of: dict[Server, ServerError] = field(default_factory=dict)
+
+    @property
+    def refusals(self) -> dict[Server, RefusedError]:
+        """Of the servers that refused it."""
+        return {server: error for server, error in self.of.items() if isinstance(error, RefusedError)}
+
+    @property
+    def away(self) -> bool:
+        """Whether no server was reached."""
+        return not any(self.reached(error) for error in self.of.values())
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether a server that did not refuse it was reached."""
+        return any(self.reached(error) for server, error in self.of.items() if server not in self.refusals)
+
+    @staticmethod
+    def reached(error: ServerError) -> bool:
+        """Whether the failure is an answer."""
+        return not isinstance(error, UnavailableError) or error.reached
+
+
+class Dispatcher:
+    """Sends requests for a pool.
+
+    Args:
+        timeout: Seconds for one request.
+        secrets: What must not stand in an error.
+    """
+
+    def __init__(self, timeout: float, secrets: Sequence[str]) -> None:
+        self._timeout, self._secrets = timeout, secrets
+        self._seconds: dict[str, deque[float]] = {}  # that the last requests took, by path
+
+    async def round(
+        self, connection: Connection, ask: Ask, asked: Sequence[Server], failures: Failures
+    ) -> tuple[bool, Any]:
+        """Whether a server gave a usable answer, and the answer. Each of ``asked`` is asked once at most."""
+        left = list(asked)
+        running: dict[asyncio.Task[Any], tuple[Server, float]] = {}  # with the time at which each began
+        try:
+            while left or running:
+                server = await self._next(connection, ask, left, running)
+                if server is not None:
+                    left.remove(server)
+                    timeout = self._timeout
+                    if failures.refusals and not server.usable:
+                        timeout = min(timeout, SECOND_OPINION)
+                    connection.take(server)
+                    task = asyncio.ensure_future(self._send(connection, server, ask, timeout, hedge=bool(running)))
+                    running[task] = server, time.monotonic()
+                seconds = self._until_late(connection, ask, left, running)
+                done, _ = await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    server, began = running.pop(task)
+                    if (error := task.exception()) is None:
+                        for slow, since in running.values():
+                            if since < began:
+                                slow.failed()
+                        return True, task.result()
+                    if not isinstance(error, ServerError):
+                        raise error
+                    failures.of[server] = error
+                    note_problem(f"{server}: {error}")
+            return False, None
+        finally:
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.gather(*running, return_exceptions=True)
+
+    async def _next(
+        self,
+        connection: Connection,
+        ask: Ask,
+        left: Sequence[Server],
+        running: Mapping[asyncio.Task[Any], tuple[Server, float]],
+    ) -> Server | None:
+        """The server that gets the request now; ``None`` where those that have it are given more time."""
+        if not running:
+            return await connection.wait_for(lambda: [server for server in left if server.usable] or left)
+        well = [server for server in left if server.usable]
+        if not well or self._until_late(connection, ask, left, running) != 0.0:
+            return None
+        return connection.free(well)
+
+    def _until_late(
+        self,
+        connection: Connection,
+        ask: Ask,
+        left: Sequence[Server],
+        running: Mapping[asyncio.Task[Any], tuple[Server, float]],
+    ) -> float | None:
+        """Seconds until the request should go to another server too; ``None`` where there is none that is well."""
+        if not left:
+            return None
+        well = [server for server in left if server.usable]
+        youngest = max(running.values(), key=lambda one: one[1], default=None)
+        if youngest is None:
+            return 0.0
+        server, began = youngest
+        known_sick = server.failures > 0 and len(running) == 1  # others have found that out
+        rest = began + (LATE_LEAST if known_sick else self._late_after(ask.path)) - time.monotonic()
+        if rest > 0:
+            return rest
+        # Where all are late, more requests would make it worse.
+        too_many = not known_sick and connection.hedges >= max(1, sum(connection.busy.values()) // 4)
+        return LOOK_AGAIN if too_many or connection.free(well) is None else 0.0
+
+    def _late_after(self, path: str) -> float:
+        took = sorted(self._seconds.get(path, ()))
+        return max(LATE_LEAST, LATE * took[len(took) // 2]) if took else LATE_UNKNOWN
+
+    async def _send(self, connection: Connection, server: Server, ask: Ask, timeout: float, *, hedge: bool) -> Any:
+        """What ``server`` answers. The permit was taken before and is given back."""
+        began = time.monotonic()
+        connection.hedges += hedge
+        try:
+            reply = await fetch(
+                connection.client,
+                server,
+                ask.method,
+                ask.path,
+                ask.body,
+                timeout=timeout,
+                secrets=self._secrets,
+            )
+            value = self._read(ask, server, reply)
+        except UnavailableError as error:
+            server.failed(error.wait)
+            raise
+        except RefusedError:
+            server.released()
+            raise
+        except asyncio.CancelledError:
+            if time.monotonic() - began > self._late_after(ask.path):
+                server.failed()
+            else:
+                server.released()
+            raise
+        else:
+            server.answered()
+            self._seconds.setdefault(ask.path, deque(maxlen=20)).append(time.monotonic() - began)
+            return value
+        finally:
+            connection.hedges -= hedge
+            connection.give_back(server)
+
+    def _read(self, ask: Ask, server: Server, reply: Any) -> Any:
+        if not isinstance(reply, dict):
+            raise UnavailableError(f"{server} answered with a JSON {type(reply).__name__}, expected an object")
+        try:
+            return ask.read(reply)
+        except ServerError as error:
+            raise UnavailableError(redacted(f"{server}: {error}", self._secrets)) from error
