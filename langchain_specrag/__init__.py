@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from langchain_specrag.chain import SpeculativeRAGRunnable, create_speculative_rag_chain
+from langchain_specrag.compressor import MultiPerspectiveCompressor
 from langchain_specrag.embeddings import SpecRAGEmbeddings
 from langchain_specrag.retriever import MultiPerspectiveRetriever
 from langchain_specrag.tool import SpeculativeRAGTool
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChatRapid",
+    "MultiPerspectiveCompressor",
     "MultiPerspectiveRetriever",
     "RapidLLM",
     "SpecRAGEmbeddings",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 
+from langchain_specrag._runnables import bound_options, is_retriever, known_options, name_of
 from langchain_specrag.embeddings import SpecRAGEmbeddings
-from specrag.errors import InvalidInputError
+from specrag import _blocking
+from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.bundled import DRAFTING, drafting_model
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
@@ -43,7 +45,7 @@ def to_passages(documents: Sequence[Document], vector_store: Any = None) -> list
     """
     for i, document in enumerate(documents):
         if not isinstance(document, Document):
-            raise InvalidInputError(f"context[{i}] is a {type(document).__name__}, expected a LangChain Document")
+            raise InvalidInputError(f"context[{i}] is a {kind_of(document)}, expected a LangChain Document")
     passages = passages_of(documents, "context")
     vectors = stored_vectors(vector_store, documents) if vector_store is not None else None
     if vectors is None:
@@ -94,20 +96,22 @@ def as_value(kind: type[T], given: T | Mapping[str, Any] | None, name: str) -> T
 def as_model(model: Any, role: str) -> LanguageModel | Reader:
     """A core model as it is; a LangChain model, wrapped; a bundled name or the folder of a trained reader, loaded.
 
+    LangChain's are chat models, LLMs, and any Runnable from messages to a reply.
+
     Raises:
         InvalidInputError: It is none of these.
         ModelNotFoundError: It is a name, and the model is not on this machine.
     """
     if isinstance(model, LanguageModel | Reader):
         return model
-    if isinstance(model, BaseLanguageModel):
+    if isinstance(model, Runnable) and not is_retriever(model):
         return LangChainLM(model)
     if isinstance(model, str | Path) and (loaded := drafting_model(model)) is not None:
         return loaded
     raise InvalidInputError(
         f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)), a SpanReader, the name of a "
         f"bundled model ({', '.join(DRAFTING)}), the folder of a trained reader, or a LangChain chat model or LLM; "
-        f"got {repr(model) if isinstance(model, str | Path) else type(model).__name__}"
+        f"got {repr(model) if isinstance(model, str | Path) else kind_of(model)}"
     )
 
 
@@ -137,34 +141,35 @@ def as_embedder(embedder: Any) -> Embedder | None:
         return embedder.embedder
     if isinstance(embedder, Embeddings):
         return LangChainEmbedder(embedder)
-    raise InvalidInputError(
-        f"embedder must be a specrag Embedder or LangChain Embeddings, got {type(embedder).__name__}"
-    )
+    raise InvalidInputError(f"embedder must be a specrag Embedder or LangChain Embeddings, got {kind_of(embedder)}")
 
 
 class LangChainEmbedder(Embedder):
     """LangChain embeddings as a core embedder."""
 
     def __init__(self, embeddings: Embeddings) -> None:
-        self._embeddings = embeddings
-        self.name = type(embeddings).__name__
+        self._embeddings, self._client = embeddings, _blocking.Client()
+        self.name = kind_of(embeddings)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         return unit_vectors(self._embeddings.embed_documents(list(texts)))
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
+        if self._client.must_block():
+            return await _blocking.in_thread(self.embed, texts)
         return unit_vectors(await self._embeddings.aembed_documents(list(texts)))
 
 
 class LangChainLM(ChatLM):
-    """A LangChain chat model or LLM as a drafter or verifier.
+    """A LangChain chat model, LLM or Runnable as a drafter or verifier.
 
+    A blocking call of the pipeline uses the model's blocking methods, an awaited one its awaited methods.
     Log-probabilities are asked for where the model has the fields ``logprobs`` and ``top_logprobs`` (``ChatOpenAI``).
     """
 
-    def __init__(self, model: BaseLanguageModel[Any]) -> None:
-        super().__init__(type(model).__name__)
-        self._model = model
+    def __init__(self, model: Runnable[Any, Any]) -> None:
+        super().__init__(name_of(model))
+        self._model, self._client = model, _blocking.Client()
         self._config_of: Callable[[Work | None], RunnableConfig | None] = lambda work: None
         self._limit: asyncio.Semaphore | None = None
 
@@ -186,13 +191,15 @@ class LangChainLM(ChatLM):
         config = self._config_of(current_work.get())
         messages: list[BaseMessage] = [_ROLES[role](content=text) for role, text in request.messages]
         options = self._options(request)
-        if self._limit is None:
-            answer = await self._model.ainvoke(messages, config, **options)
-        else:
-            async with self._limit:
+        async with self._limit or nullcontext():
+            if self._client.must_block():
+                answer = await _blocking.in_thread(self._model.invoke, messages, config, **options)
+            else:
                 answer = await self._model.ainvoke(messages, config, **options)
+        if isinstance(answer, str):
+            return ChatReply(answer)
         if not isinstance(answer, AIMessage):
-            return ChatReply(str(answer))
+            raise ModelError(f"{self.name} gave a {kind_of(answer)}, expected an AI message or text")
         logged = answer.response_metadata.get("logprobs") or {}
         used = answer.usage_metadata
         return ChatReply(
@@ -204,7 +211,7 @@ class LangChainLM(ChatLM):
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
         """The options that the model has fields for; the others stay as the user configured them."""
-        known = getattr(type(self._model), "model_fields", {})
+        known = known_options(self._model) - bound_options(self._model)
         wanted: dict[str, Any] = {
             "max_tokens": request.max_tokens,
             "temperature": request.sampling.temperature,
@@ -217,7 +224,7 @@ class LangChainLM(ChatLM):
         left_out = request.without | own_options(self._model, request.sampling)
         wanted = {name: value for name, value in wanted.items() if name not in left_out}
         options = {name: value for name, value in wanted.items() if name in known and value is not None}
-        return options | ({"stop": list(request.stop)} if request.stop else {})
+        return options | ({"stop": list(request.stop)} if request.stop and "stop" in known else {})
 
 
 def inside(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.documents import Document
-from langchain_core.retrievers import BaseRetriever
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnablePassthrough, RunnableSerializable
 from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict, Field, PrivateAttr
@@ -24,12 +24,16 @@ from langchain_specrag._convert import (
     result_of,
     to_passages,
 )
+from langchain_specrag._history import HISTORY, HISTORY_NOTE, STANDALONE, condensing
+from langchain_specrag._names import check_names
+from langchain_specrag._rebuilt import Rebuilt
+from langchain_specrag._runnables import is_retriever, store_of
 from langchain_specrag._tracing import Trace
 from specrag import _blocking
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import Sampling
 from specrag.models.bundled import DEFAULT_DRAFTER
-from specrag.schema import AnswerReady, Event
+from specrag.schema import AnswerReady, Event, SpeculativeAnswer
 from specrag.speculative.escalation import Escalation
 from specrag.speculative.perspectives import SubsetMode
 from specrag.speculative.pipeline import SpeculativeRAG
@@ -42,6 +46,12 @@ class ChainInput(TypedDict):
     """What ``create_speculative_rag_chain`` takes."""
 
     input: str
+
+
+class ConversationInput(ChainInput, total=False):
+    """What ``create_speculative_rag_chain`` with ``condense`` takes."""
+
+    chat_history: list[BaseMessage]
 
 
 class SpeculativeRAGInput(TypedDict):
@@ -67,7 +77,7 @@ _PLAIN = (
 )
 
 
-class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]]):
+class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[str, Any]]):
     """Speculative RAG as a Runnable: answers ``input`` from the documents in ``context``.
 
     A small model drafts several answers in parallel, each from a few documents, and a larger model picks the best.
@@ -80,7 +90,9 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
 
     Key init args:
         drafter: A core language model or span reader, the name of a bundled model (``"minilm-reader"``), the folder of
-            a reader that you trained, or a LangChain chat model or LLM; or a list of several, whose drafts are pooled.
+            a reader that you trained, or a LangChain chat model or LLM, also behind ``bind``, ``with_retry`` or
+            ``with_fallbacks``, or any Runnable from messages to a message or text; or a list of several, whose drafts
+            are pooled.
         verifier: One of the same; by default the first drafter that is a language model.
         embedder: A core embedder or LangChain ``Embeddings``; by default the bundled MiniLM.
         vector_store: Where the documents come from. Its vectors replace the embedder's. ``FAISS``,
@@ -89,7 +101,8 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
             of its fields.
         calibration: A core ``Calibration``, the path of one that `specrag calibrate` wrote, ``"auto"`` or ``None``.
 
-        All other settings are those of ``specrag.SpeculativeRAG``.
+        All other settings are those of ``specrag.SpeculativeRAG``. They are frozen: ``model_copy(update=...)`` makes
+        another Runnable.
 
     Instantiate:
         ```python
@@ -131,7 +144,7 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
         InvalidInputError: A setting that the core refuses.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
 
     drafter: Any
     verifier: Any = None
@@ -235,28 +248,29 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
                 yield part
 
     async def _answer(self, inputs: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
-        made: dict[str, Any] = {}
+        inputs, made = _checked(inputs), {}
         async for event in self._events(inputs, config):
             if isinstance(event, AnswerReady):
-                made = {"answer": event.answer.text, **result_of(event.answer, inputs["context"])}
+                made = {"answer": event.answer.text, **_result(event.answer, inputs)}
         return {**inputs, **made}
 
     async def _parts(self, inputs: dict[str, Any], config: RunnableConfig) -> AsyncIterator[dict[str, Any]]:
+        inputs = _checked(inputs)
         yield AddableDict({key: value for key, value in inputs.items() if key not in RESULT_KEYS})
         async for event in self._events(inputs, config):
             if isinstance(event, AnswerReady):
                 for piece in event.answer.pieces:
                     yield AddableDict(answer=piece)
-                yield AddableDict(result_of(event.answer, inputs["context"]))
+                yield AddableDict(_result(event.answer, inputs))
 
-    async def _events(self, inputs: dict[str, Any], config: RunnableConfig) -> AsyncIterator[Event]:
+    async def _events(self, inputs: Mapping[str, Any], config: RunnableConfig) -> AsyncIterator[Event]:
         """The core's events for one call, traced."""
-        question, documents = _checked(inputs)
+        question = inputs.get(STANDALONE) or inputs["input"]
         trace = Trace(config, question, readers=bool(self._core.roles.readers))
         core = inside(self._core, trace.config_of, config.get("max_concurrency"))
         try:
             await trace.begin()
-            async for event in core.astream(question, to_passages(documents, self.vector_store)):
+            async for event in core.astream(question, to_passages(inputs["context"], self.vector_store)):
                 await trace.see(event)
                 yield event
         except BaseException as error:
@@ -265,15 +279,40 @@ class SpeculativeRAGRunnable(RunnableSerializable[dict[str, Any], dict[str, Any]
         await trace.close()
 
 
-def _checked(inputs: Any) -> tuple[str, Sequence[Document]]:
+def _checked(inputs: Any) -> dict[str, Any]:
+    """The input of one call, its context as a list.
+
+    Raises:
+        InvalidInputError: Something is missing, or not what it should be.
+    """
     if not isinstance(inputs, Mapping) or "input" not in inputs or "context" not in inputs:
-        found = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+        found = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else kind_of(inputs)
         raise InvalidInputError(f"SpeculativeRAGRunnable takes a mapping with 'input' and 'context', got {found}")
-    return inputs["input"], inputs["context"]
+    if not isinstance(inputs["input"], str):
+        raise InvalidInputError(f"input must be the question as text, got {kind_of(inputs['input'])}")
+    context = inputs["context"]
+    if isinstance(context, Document):
+        context = [context]
+    if isinstance(context, str | bytes | Mapping) or not isinstance(context, Iterable):
+        raise InvalidInputError(f"context must be a list of LangChain documents, got {kind_of(context)}")
+    return {**inputs, "context": list(context)}
+
+
+def _result(answer: SpeculativeAnswer, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chain adds to its input, except the answer's text."""
+    result = result_of(answer, inputs["context"])
+    if inputs.get(HISTORY) and not inputs.get(STANDALONE):
+        result["details"]["notes"] = [*result["details"]["notes"], HISTORY_NOTE]
+    return result
 
 
 def create_speculative_rag_chain(
-    retriever: Runnable[Any, Any], drafter: Any = None, verifier: Any = None, **settings: Any
+    retriever: Runnable[Any, Any],
+    drafter: Any = None,
+    verifier: Any = None,
+    *,
+    condense: Runnable[Any, Any] | None = None,
+    **settings: Any,
 ) -> Runnable[Any, dict[str, Any]]:
     """A retrieval chain that answers with Speculative RAG.
 
@@ -281,10 +320,14 @@ def create_speculative_rag_chain(
     as ``context``.
 
     Args:
-        retriever: A retriever, which is given the question; or any Runnable from the whole input to documents. The
-            vectors of a vector store's retriever replace the embedder's.
+        retriever: A retriever, which is given the question, also behind ``bind``, ``with_retry`` or ``with_fallbacks``;
+            or any Runnable from the whole input to documents. The vectors of a vector store's retriever replace the
+            embedder's.
         drafter: As in ``SpeculativeRAGRunnable``; by default the bundled drafter.
         verifier: By default the drafter.
+        condense: A LangChain model that makes a question that stands on its own out of ``input`` and the messages in
+            ``chat_history``. The result carries it as ``standalone_question``. Without this argument a
+            ``chat_history`` is not used, and ``details["notes"]`` says so.
         settings: As in ``SpeculativeRAGRunnable``.
 
     Raises:
@@ -303,7 +346,7 @@ def create_speculative_rag_chain(
 
     Invoke:
         ```python
-        chain.invoke({"input": "who discovered radium"})["answer"]
+        chain.invoke({"input": "who discovered radium"})["answer"]  # also awaited, with ainvoke
         ```
 
     Stream:
@@ -311,25 +354,26 @@ def create_speculative_rag_chain(
         for part in chain.stream({"input": "who discovered radium"}):
             print(part.get("answer", ""), end="")
         ```
-
-    Async:
-        ```python
-        await chain.ainvoke({"input": "who discovered radium"})
-        ```
     """
-    if drafter is None:
-        drafter = DEFAULT_DRAFTER
-    if isinstance(retriever, BaseRetriever):
-        settings.setdefault("vector_store", getattr(retriever, "vectorstore", None))
-        find: Runnable[Any, Any] = RunnableLambda(_question) | retriever
-    elif isinstance(retriever, Runnable):
-        find = retriever
-    else:
-        raise InvalidInputError(f"retriever must be a LangChain retriever or Runnable, got {type(retriever).__name__}")
+    check_names(settings, SpeculativeRAGRunnable.model_fields)
+    find = _finding(retriever)
+    if is_retriever(retriever):
+        settings.setdefault("vector_store", store_of(retriever))
+    drafter = DEFAULT_DRAFTER if drafter is None else drafter
     answer = SpeculativeRAGRunnable(drafter=drafter, verifier=verifier, **settings)
-    chain = RunnablePassthrough.assign(context=find.with_config(run_name="retrieve_documents")) | answer
-    return chain.with_config(run_name="speculative_rag_chain").with_types(input_type=ChainInput)  # type: ignore[arg-type]
+    chain: Any = RunnablePassthrough.assign(context=find.with_config(run_name="retrieve_documents")) | answer
+    if condense is not None:
+        chain = RunnablePassthrough.assign(**{STANDALONE: condensing(condense)}) | chain
+    taken = ChainInput if condense is None else ConversationInput
+    return chain.with_config(run_name="speculative_rag_chain").with_types(input_type=taken)
+
+
+def _finding(retriever: Any) -> Runnable[Any, Any]:
+    """From the chain's input to documents."""
+    if not isinstance(retriever, Runnable):
+        raise InvalidInputError(f"retriever must be a LangChain retriever or Runnable, got {kind_of(retriever)}")
+    return RunnableLambda(_question) | retriever if is_retriever(retriever) else retriever
 
 
 def _question(inputs: Mapping[str, Any]) -> str:
-    return str(inputs["input"])
+    return str(inputs.get(STANDALONE) or inputs["input"])

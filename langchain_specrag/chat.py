@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.language_models.llms import LLM
 from langchain_core.messages import (
@@ -15,7 +14,6 @@ from langchain_core.messages import (
     AIMessageChunk,
     BaseMessage,
     SystemMessage,
-    ToolCallChunk,
 )
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, GenerationChunk
@@ -24,37 +22,39 @@ from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, Runn
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+from typing_extensions import Self
 
-from langchain_specrag._messages import metadata_of, reply_fields, to_message, usage_of
+from langchain_specrag._messages import metadata_of, reply_chunk, reply_fields, to_message, usage_of
+from langchain_specrag._rebuilt import Rebuilt
 from specrag.errors import InvalidInputError
 from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
 from specrag.rapid.chat import CallOptions, call_options
 from specrag.rapid.tools import check_tools
 
-Documents = Sequence[Document | str]
-
-
 # Later bases win in pydantic, and LangChain's ignore what they do not know: each class says it itself.
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
 
-class _Rapid(BaseModel):
-    """What ChatRapid and RapidLLM share: the models, how they generate, and the sessions."""
+class _Rapid(Rebuilt):
+    """What ChatRapid and RapidLLM share: the models, how they generate, and the sessions.
+
+    A field that is frozen was used when the models were loaded.
+    """
 
     model_config = _CONFIG
 
-    model: str | None = None
-    drafter: str | None = None
-    rapid: RapidGenerator | None = Field(default=None, exclude=True, repr=False)
-    settings: RapidSettings | Mapping[str, Any] | None = None
+    model: str | None = Field(default=None, frozen=True)
+    drafter: str | None = Field(default=None, frozen=True)
+    rapid: RapidGenerator | None = Field(default=None, exclude=True, repr=False, frozen=True)
+    settings: RapidSettings | Mapping[str, Any] | None = Field(default=None, frozen=True)
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
     max_tokens: int = Field(default=256, ge=1)
     stop: list[str] | None = None
-    quantization: Literal["int8"] | None = None
-    max_sessions: int = 4
+    quantization: Literal["int8"] | None = Field(default=None, frozen=True)
+    max_sessions: int = Field(default=4, frozen=True)
     _chat: RapidChat = PrivateAttr()
 
     @field_validator("settings", mode="before")
@@ -69,11 +69,21 @@ class _Rapid(BaseModel):
             self.model, self.drafter, rapid=self.rapid, settings=self.settings, **self._sampling(),
             quantization=self.quantization, max_sessions=self.max_sessions,
         )  # fmt: skip
-        self.model = self.model or self._chat.rapid.target.name
-        self.settings = self._chat.settings
-        sampling = self.settings.sampling
-        self.temperature, self.top_k, self.top_p = sampling.temperature, sampling.top_k, sampling.top_p
-        self.seed = sampling.seed
+        sampling = self._chat.settings.sampling
+        # Not assigned, so that they do not count as given. A copy made of the fields finds the loaded models there.
+        self.__dict__.update(
+            model=self.model or self._chat.rapid.target.name,
+            rapid=self._chat.rapid,
+            settings=self._chat.settings,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy over the same models; with ``update``, one that is built with the changed settings."""
+        return super().model_copy(update={"rapid": self.rapid} | dict(update) if update else None, deep=deep)
 
     @property
     def sessions(self) -> list[LongContext]:
@@ -84,10 +94,8 @@ class _Rapid(BaseModel):
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
 
     def _options(self, stop: list[str] | None, given: Mapping[str, Any]) -> CallOptions:
-        documents: Documents = given.get("documents") or ()
-        texts = [d.page_content if isinstance(d, Document) else str(d) for d in documents]
         return call_options(
-            {**given, "stop": stop, "documents": texts},
+            {**given, "stop": stop},
             max_tokens=self.max_tokens,
             stop=self.stop,
             sampling=self._chat.settings.with_sampling(**self._sampling()).sampling,
@@ -112,9 +120,9 @@ class _Rapid(BaseModel):
 class ChatRapid(_Rapid, BaseChatModel):
     """A chat model for long contexts, decoded with RAPID (Chen et al., arXiv 2502.20330).
 
-    The context of a call is ``documents`` given with it; or the text before the last paragraph of a long message; or
-    the conversation so far. The target reads it once: its cache is kept, and the next call about the same context
-    begins at once.
+    The context of a call is ``documents`` given with it (one or several texts or ``Document``); or the text before the
+    last paragraph of a long message; or the conversation so far. The target reads it once: its cache is kept, and the
+    next call about the same context begins at once.
 
     Setup:
         Install the extras. The models run in this process, which needs torch.
@@ -218,7 +226,7 @@ class ChatRapid(_Rapid, BaseChatModel):
         message = AIMessage(
             usage_metadata=usage_of(stats),
             response_metadata=metadata_of(self.model, stats),
-            **reply_fields(text, with_tools=bool(options["tools"])),
+            **reply_fields(text, with_tools=bool(options["tools"]), thinking=self._chat.opens_thought),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -232,12 +240,7 @@ class ChatRapid(_Rapid, BaseChatModel):
         options, stats = self._options(stop, kwargs), RapidStats()
         pieces = self._chat.stream([to_message(m) for m in messages], stats=stats, **options)
         if options["tools"]:  # a call can be read when it is whole
-            reply = reply_fields("".join(pieces), with_tools=True)
-            calls = [
-                ToolCallChunk(name=c["name"], args=json.dumps(c["args"]), id=c["id"], index=i, type="tool_call_chunk")
-                for i, c in enumerate(reply["tool_calls"])
-            ]
-            yield self._told(AIMessageChunk(content=reply["content"], tool_call_chunks=calls), run_manager)
+            yield self._told(reply_chunk("".join(pieces), thinking=self._chat.opens_thought), run_manager)
         else:
             for piece in pieces:
                 yield self._told(AIMessageChunk(content=piece), run_manager)

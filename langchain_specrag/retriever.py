@@ -7,9 +7,12 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from pydantic import ConfigDict, Field
+from langchain_core.runnables import Runnable
+from pydantic import ConfigDict, Field, field_validator
 
 from langchain_specrag._convert import as_embedder, to_passages
+from langchain_specrag._runnables import store_of
+from specrag.errors import InvalidInputError, kind_of
 from specrag.speculative.perspectives import aselect_perspectives, select_perspectives
 
 
@@ -23,7 +26,8 @@ class MultiPerspectiveRetriever(BaseRetriever):
         ```
 
     Key init args:
-        retriever: Finds the candidates, best first.
+        retriever: Finds the candidates, best first: a retriever, also behind ``bind``, ``with_retry`` or
+            ``with_fallbacks``, or any Runnable from a question to documents.
         k: How many documents to keep, at least 1.
         embedder: A core embedder or LangChain ``Embeddings``; by default the bundled MiniLM.
         vector_store: Where the documents come from. Its vectors replace the embedder's. By default the store of a
@@ -50,20 +54,31 @@ class MultiPerspectiveRetriever(BaseRetriever):
         ```
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
-    retriever: BaseRetriever
+    retriever: Any
     k: int = Field(default=2, ge=1)
     embedder: Any = None
     vector_store: Any = None
     reuse_embeddings: bool = True
     seed: int = 0
 
+    @field_validator("embedder")
+    @classmethod
+    def _embedder(cls, value: Any) -> Any:
+        return as_embedder(value)
+
+    @field_validator("retriever")
+    @classmethod
+    def _retriever(cls, value: Any) -> Any:
+        if not isinstance(value, Runnable):
+            raise InvalidInputError(f"retriever must be a LangChain retriever, got {kind_of(value)}")
+        return value
+
     def model_post_init(self, context: Any, /) -> None:
-        """Check the embedder, and find the store."""
-        self.embedder = as_embedder(self.embedder)
+        """Find the store."""
         if self.vector_store is None:
-            self.vector_store = getattr(self.retriever, "vectorstore", None)
+            self.vector_store = store_of(self.retriever)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None

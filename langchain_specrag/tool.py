@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.tools import BaseTool
+from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, ConfigDict, Field
 
 from langchain_specrag.chain import create_speculative_rag_chain
+from specrag.errors import InvalidInputError
 
 NAME = "search_documents"
 DESCRIPTION = "Answers a question from the indexed documents, with the evidence for the answer."
@@ -20,7 +23,7 @@ class QuestionInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    question: str = Field(description="A complete question that stands on its own.")
+    question: str = Field(description="A complete question that stands on its own.", min_length=1, pattern=r"\S")
 
 
 class SpeculativeRAGTool(BaseTool):
@@ -35,7 +38,8 @@ class SpeculativeRAGTool(BaseTool):
     Key init args:
         chain: From ``create_speculative_rag_chain``.
         name, description: What the agent knows of the tool.
-        no_answer: What the agent reads when the documents do not answer.
+        handle_tool_error: By default the agent reads why the documents could not be asked (the question is too long,
+            say) and may ask another one. ``False`` raises a ``ToolException``.
 
     Instantiate:
         ```python
@@ -66,6 +70,7 @@ class SpeculativeRAGTool(BaseTool):
     description: str = DESCRIPTION
     args_schema: Any = QuestionInput
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
+    handle_tool_error: Any = True
     chain: Runnable[Any, Any] = Field(exclude=True)
     no_answer: str = NO_ANSWER
 
@@ -85,13 +90,24 @@ class SpeculativeRAGTool(BaseTool):
         return cls(chain=chain, name=name, description=description)
 
     def _run(self, question: str, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
-        return self._shown(self.chain.invoke({"input": question}, config))
+        with _refusals_for_the_agent():
+            return self._shown(self.chain.invoke({"input": question}, config))
 
     async def _arun(self, question: str, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
-        return self._shown(await self.chain.ainvoke({"input": question}, config))
+        with _refusals_for_the_agent():
+            return self._shown(await self.chain.ainvoke({"input": question}, config))
 
     def _shown(self, result: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if result["abstained"]:
             return self.no_answer, result
         evidence = f"\nEvidence: {result['rationale']}" if result["rationale"] else ""
         return result["answer"] + evidence, result
+
+
+@contextmanager
+def _refusals_for_the_agent() -> Iterator[None]:
+    """What the core refuses goes to the agent. A model or server that fails is for the developer."""
+    try:
+        yield
+    except InvalidInputError as error:
+        raise ToolException(f"The question was refused: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.base import BaseLLM
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LogProb
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, LogProb
 from llama_index.core.schema import MetadataMode, NodeWithScore
 from llama_index_instrumentation.span import active_span_id
 
+from llamaindex_specrag._awaiting import embedder_awaits, llm_awaits
 from llamaindex_specrag.embeddings import SpecRAGEmbedding
-from specrag.errors import InvalidInputError
+from specrag import _blocking
+from specrag._fields import embedding_in, title_in
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.bundled import DRAFTING, drafting_model
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
@@ -25,21 +29,25 @@ from specrag.speculative.confidence import Calibration
 from specrag.speculative.pipeline import SpeculativeRAG
 from specrag.speculative.work import Work, current_work
 
+# How many likely tokens OpenAI's completions endpoint gives at most.
+_MOST_OF_COMPLETIONS = 5
+
 
 def to_passage(node: NodeWithScore) -> Passage:
     """A node as the drafter reads it: its content in ``MetadataMode.LLM``, with the title apart where it has one."""
     inner = node.node
-    metadata = getattr(inner, "metadata", {})
-    excluded = list(getattr(inner, "excluded_llm_metadata_keys", []))
-    title = metadata.get("title") if "title" not in excluded else None
-    if title:
+    metadata = getattr(inner, "metadata", None) or {}
+    excluded = list(getattr(inner, "excluded_llm_metadata_keys", None) or [])
+    title = None
+    if "title" in metadata and "title" not in excluded and type(metadata["title"]) is not int:
+        title = title_in(metadata)
         inner = inner.model_copy(update={"excluded_llm_metadata_keys": [*excluded, "title"]})
     return Passage(
         inner.get_content(metadata_mode=MetadataMode.LLM),
-        title=str(title) if title else None,
+        title=title,
         id=node.node_id,
         score=node.score,
-        embedding=None if inner.embedding is None else np.asarray(inner.embedding),
+        embedding=embedding_in({"embedding": inner.embedding}),
         metadata=metadata,
     )
 
@@ -60,7 +68,7 @@ def as_model(model: Any, role: str) -> LanguageModel | Reader:
     raise InvalidInputError(
         f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)), a SpanReader, the name of a "
         f"bundled model ({', '.join(DRAFTING)}), the folder of a trained reader, or a LlamaIndex LLM; "
-        f"got {repr(model) if isinstance(model, str | Path) else type(model).__name__}"
+        f"got {repr(model) if isinstance(model, str | Path) else kind_of(model)}"
     )
 
 
@@ -91,7 +99,7 @@ def as_embedder(embedder: Any) -> Embedder | None:
     if isinstance(embedder, BaseEmbedding):
         return LlamaIndexEmbedder(embedder)
     raise InvalidInputError(
-        f"embedder must be a specrag Embedder or a LlamaIndex BaseEmbedding, got {type(embedder).__name__}"
+        f"embedder must be a specrag Embedder or a LlamaIndex BaseEmbedding, got {kind_of(embedder)}"
     )
 
 
@@ -99,25 +107,29 @@ class LlamaIndexEmbedder(Embedder):
     """A LlamaIndex embedding model as a core embedder."""
 
     def __init__(self, model: BaseEmbedding) -> None:
-        self._model = model
+        self._model, self._client = model, _blocking.Client()
         self.name = model.model_name
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         return unit_vectors(self._model.get_text_embedding_batch(list(texts)))
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
+        if self._client.must_block() or not embedder_awaits(self._model):
+            return await _blocking.in_thread(self.embed, texts)
         return unit_vectors(await self._model.aget_text_embedding_batch(list(texts)))
 
 
 class LlamaIndexLM(ChatLM):
     """A LlamaIndex LLM as a drafter or verifier.
 
-    Log-probabilities are asked for where the LLM has the fields ``logprobs`` and ``top_logprobs`` (``OpenAI``).
+    A blocking call of the pipeline uses the LLM's blocking methods, an awaited one its awaited methods. An LLM whose
+    awaited methods block runs in threads. Log-probabilities are asked for where the LLM has the fields ``logprobs``
+    and ``top_logprobs`` (``OpenAI``), in the form of the endpoint that it calls.
     """
 
     def __init__(self, llm: BaseLLM) -> None:
-        super().__init__(type(llm).__name__)
-        self._llm = llm
+        super().__init__(kind_of(llm))
+        self._llm, self._client = llm, _blocking.Client()
         self._span_of: Callable[[Work | None], str | None] = lambda work: None
 
     def inside(self, span_of: Callable[[Work | None], str | None]) -> LlamaIndexLM:
@@ -127,15 +139,14 @@ class LlamaIndexLM(ChatLM):
         return bound
 
     async def reply(self, request: ChatRequest) -> ChatReply:
-        messages = [ChatMessage(role=role, content=text) for role, text in request.messages]
         span = self._span_of(current_work.get())
         token = active_span_id.set(span) if span is not None else None
         try:
-            answer: ChatResponse = await self._llm.achat(messages, **self._options(request))
+            answer = await self._asked(request)
         finally:
             if token is not None:
                 active_span_id.reset(token)
-        text = answer.message.content or ""
+        text = answer.text if isinstance(answer, CompletionResponse) else answer.message.content or ""
         raw = answer.raw if isinstance(answer.raw, Mapping) else getattr(answer.raw, "__dict__", {})
         used = answer.additional_kwargs or {}
         return ChatReply(
@@ -144,6 +155,21 @@ class LlamaIndexLM(ChatLM):
             usage=Usage(int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)),
             cut=any(getattr(choice, "finish_reason", None) == "length" for choice in raw.get("choices") or ()),
         )
+
+    async def _asked(self, request: ChatRequest) -> ChatResponse | CompletionResponse:
+        messages = [ChatMessage(role=role, content=text) for role, text in request.messages]
+        options = self._options(request)
+        llm: Any = self._llm
+        given: Any = messages
+        call, acall = llm.chat, llm.achat
+        if "logprobs" in options and not llm.metadata.is_chat_model:  # a chat response does not carry a completion's
+            given, call, acall = llm.messages_to_prompt(messages), llm.complete, llm.acomplete
+            options["formatted"] = True
+        if not llm_awaits(llm):
+            return await _blocking.in_thread(lambda: asyncio.run(acall(given, **options)))
+        if self._client.must_block():
+            return await _blocking.in_thread(call, given, **options)
+        return await acall(given, **options)
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
         """The options that the LLM has fields for; the others stay as the user configured them."""
@@ -157,9 +183,11 @@ class LlamaIndexLM(ChatLM):
             "temperature": request.sampling.temperature,
             "stop": list(request.stop) or None,
         }
-        if request.log_probs and "top_logprobs" in known:
-            wanted["logprobs"] = True
-            wanted["top_logprobs"] = max(1, request.top_log_probs)
+        count = max(1, request.top_log_probs)
+        if request.log_probs and "top_logprobs" in known and self._llm.metadata.is_chat_model:
+            wanted |= {"logprobs": True, "top_logprobs": count}
+        elif request.log_probs and "top_logprobs" in known:
+            wanted["logprobs"] = min(count, _MOST_OF_COMPLETIONS)
         return {name: value for name, value in wanted.items() if name in known and value is not None}
 
 

@@ -16,26 +16,26 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
     MessageRole,
-    TextBlock,
 )
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from typing_extensions import Self
 
-from specrag.errors import InvalidInputError
+from llamaindex_specrag._messages import to_messages
 from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
 from specrag.rapid.chat import CallOptions, call_options
 
 T = TypeVar("T")
-_ROLES = {MessageRole.SYSTEM: "system", MessageRole.USER: "user", MessageRole.ASSISTANT: "assistant"}
 
 
 class RapidLLM(CustomLLM):
     """An LLM for long contexts, decoded with RAPID (Chen et al., arXiv 2502.20330).
 
-    The context of a call is ``documents=`` given with it; or what stands between the rules of dashes of LlamaIndex's
-    own templates, or before the last paragraph of a long message; or the conversation so far. The target reads it once:
-    its cache is kept, and the next call about the same context begins at once.
+    The context of a call is ``documents=`` given with it (one or several texts, documents or nodes); or what stands
+    between the rules of dashes of LlamaIndex's own templates, or before the last paragraph of a long message; or the
+    conversation so far. The target reads it once: its cache is kept, and the next call about the same context begins
+    at once.
 
     Setup:
         Install the extras. The models run in this process, which needs torch.
@@ -71,14 +71,21 @@ class RapidLLM(CustomLLM):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    model: str | None = Field(default=None, description="The target: a folder or a hub id.")
+    model: str | None = Field(frozen=True, default=None, description="The target: a folder or a hub id.")
     drafter: str | None = Field(
-        default=None, description="The drafter: a folder or a hub id. Without one the target drafts for itself."
+        frozen=True,
+        default=None,
+        description="The drafter: a folder or a hub id. Without one the target drafts for itself.",
     )
     rapid: RapidGenerator | None = Field(
-        default=None, exclude=True, repr=False, description="A RapidGenerator, in place of models and settings."
+        frozen=True,
+        default=None,
+        exclude=True,
+        repr=False,
+        description="A RapidGenerator, in place of models and settings.",
     )
     settings: RapidSettings | Mapping[str, Any] | None = Field(
+        frozen=True,
         default=None,
         description="A RapidSettings or a mapping of its fields: how candidates are drafted and what is sampled.",
     )
@@ -93,9 +100,9 @@ class RapidLLM(CustomLLM):
     max_tokens: int = Field(default=256, ge=1, description="Tokens of a reply at most; also per call.")
     stop: list[str] | None = Field(default=None, description="Strings that end a reply; also per call.")
     quantization: Literal["int8"] | None = Field(
-        default=None, description="'int8': both models with int8 weights, on the CPU."
+        frozen=True, default=None, description="'int8': both models with int8 weights, on the CPU."
     )
-    max_sessions: int = Field(default=4, description="How many contexts' sessions are kept.")
+    max_sessions: int = Field(frozen=True, default=4, description="How many contexts' sessions are kept.")
     _chat: RapidChat = PrivateAttr()
 
     @field_validator("settings", mode="before")
@@ -109,12 +116,24 @@ class RapidLLM(CustomLLM):
             self.model, self.drafter, rapid=self.rapid, settings=self.settings, **self._sampling(),
             quantization=self.quantization, max_sessions=self.max_sessions,
         )  # fmt: skip
-        # The fields that were left out show what holds.
-        self.model = self.model or self._chat.rapid.target.name
-        self.settings = self._chat.settings
-        sampling = self.settings.sampling
-        self.temperature, self.top_k, self.top_p = sampling.temperature, sampling.top_k, sampling.top_p
-        self.seed = sampling.seed
+        sampling = self._chat.settings.sampling
+        # The fields that were left out show what holds. They do not count as given.
+        self.__dict__.update(
+            model=self.model or self._chat.rapid.target.name,
+            rapid=self._chat.rapid,
+            settings=self._chat.settings,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy over the same models; with ``update``, one that is built with the changed settings."""
+        if not update:
+            return super().model_copy(deep=deep)
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**given | {"rapid": self.rapid} | dict(update))
 
     @classmethod
     def class_name(cls) -> str:
@@ -194,30 +213,12 @@ class RapidLLM(CustomLLM):
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
 
     def _options(self, given: dict[str, Any]) -> CallOptions:
-        texts = [getattr(document, "text", document) for document in given.get("documents") or ()]
         return call_options(
-            {**given, "documents": texts},
+            given,
             max_tokens=self.max_tokens,
             stop=self.stop,
             sampling=self._chat.settings.with_sampling(**self._sampling()).sampling,
         )
-
-
-def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """LlamaIndex messages as the core takes them.
-
-    Raises:
-        InvalidInputError: One holds something else than text, or has another role.
-    """
-    made = []
-    for message in messages:
-        other = [type(block).__name__ for block in message.blocks if not isinstance(block, TextBlock)]
-        if other:
-            raise InvalidInputError(f"RapidLLM reads text, not {', '.join(other)}")
-        if message.role not in _ROLES:
-            raise InvalidInputError(f"RapidLLM takes system, user and assistant messages, got {message.role.value}")
-        made.append(Message(_ROLES[message.role], message.content or ""))
-    return made
 
 
 def _chat_response(text: str, stats: RapidStats, delta: str | None = None) -> ChatResponse:

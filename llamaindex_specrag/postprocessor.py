@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llama_index.core.bridge.pydantic import ConfigDict, Field, SerializeAsAny
+from llama_index.core.bridge.pydantic import ConfigDict, Field, SerializeAsAny, field_validator
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
@@ -34,7 +34,7 @@ class MultiPerspectivePostprocessor(BaseNodePostprocessor):
         ```
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
     k: int = Field(default=2, ge=1, description="How many nodes to keep.")
     embedder: SerializeAsAny[Any] = Field(
@@ -47,10 +47,10 @@ class MultiPerspectivePostprocessor(BaseNodePostprocessor):
     )
     seed: int = Field(default=0, description="Seed of the clustering.")
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Check the embedder."""
-        super().model_post_init(context)
-        self.embedder = as_embedder(self.embedder)
+    @field_validator("embedder")
+    @classmethod
+    def _embedder(cls, value: Any) -> Any:
+        return as_embedder(value)
 
     @classmethod
     def class_name(cls) -> str:

@@ -45,6 +45,25 @@ PROMPT_KEYS = ("draft", "verify", "verify_with_passages", "statement", "free_for
 _OWN_SETTINGS = ("drafter", "verifier", "embedder", "streaming", "no_answer", "callback_manager")
 _SETTINGS = [field.name for field in fields(SpeculativeRAG) if field.init and field.name not in _OWN_SETTINGS]
 
+_TEMPLATE = "change the prompts with prompts=Prompts(...) or update_prompts({...}); get_prompts() lists them"
+#: What LlamaIndex's own engines and synthesizers take, and what serves here.
+_IN_PLACE_OF = {
+    "llm": "give drafter=llm, which writes the drafts, and verifier=llm, which scores them",
+    "embed_model": "give embedder=",
+    "response_mode": "leave it out, there is one way to answer",
+    "response_synthesizer": "leave it out, or give SpeculativeSynthesizer to a RetrieverQueryEngine",
+    "use_async": "leave it out, drafts always run side by side; await aquery() where an event loop runs",
+    "similarity_top_k": "give it to the retriever, as in index.as_retriever(similarity_top_k=10)",
+    "output_cls": "leave it out, answers are short texts",
+    "structured_answer_filtering": "leave it out, drafts that do not answer are left out already",
+    "prompt_helper": "leave it out, passages are cut to the drafter's window",
+    "text_qa_template": _TEMPLATE,
+    "refine_template": _TEMPLATE,
+    "summary_template": _TEMPLATE,
+    "simple_template": _TEMPLATE,
+    "verbose": "leave it out, response.metadata and the events tell what happened",
+}
+
 
 class SpeculativeSynthesizer(BaseSynthesizer):
     """Drafts answers from subsets of the nodes with a small model, and picks one by a larger model's scores.
@@ -98,10 +117,7 @@ class SpeculativeSynthesizer(BaseSynthesizer):
         # Not the base's __init__, which asks `Settings` for an LLM that nothing here needs.
         if not no_answer.strip():
             raise InvalidInputError("no_answer must not be empty: an agent would read nothing")
-        if unknown := [name for name in settings if name not in _SETTINGS]:
-            raise InvalidInputError(
-                f"unknown settings {', '.join(unknown)}: there are {', '.join((*_OWN_SETTINGS, *_SETTINGS))}"
-            )
+        _check_names(settings)
         if "calibration" in settings:
             settings["calibration"] = as_calibration(settings["calibration"])
         self._core = SpeculativeRAG(
@@ -240,6 +256,20 @@ class SpeculativeRAGQueryEngine(RetrieverQueryEngine):
     See ``SpeculativeSynthesizer`` for what the response holds.
     """
 
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        response_synthesizer: BaseSynthesizer | None = None,
+        node_postprocessors: list[BaseNodePostprocessor] | None = None,
+        callback_manager: CallbackManager | None = None,
+        **settings: Any,
+    ) -> None:
+        # The base would ask `Settings` for an LLM, and answer without drafts.
+        if settings and response_synthesizer is not None:
+            raise InvalidInputError(f"give {', '.join(settings)} to the response_synthesizer, or to from_args()")
+        synthesizer = response_synthesizer or SpeculativeSynthesizer(callback_manager=callback_manager, **settings)
+        super().__init__(retriever, synthesizer, node_postprocessors, callback_manager)
+
     @classmethod
     def from_args(  # type: ignore[override]
         cls,
@@ -283,12 +313,28 @@ class _Synthesis:
         self._event.__exit__(*error)
 
 
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """Check that each of ``settings`` is one.
+
+    Raises:
+        InvalidInputError: One is not. The message says what serves in place of what LlamaIndex's own engines take.
+    """
+    unknown = [name for name in settings if name not in _SETTINGS]
+    hints = [f"{name}: {_IN_PLACE_OF[name]}" for name in unknown if name in _IN_PLACE_OF]
+    if hints:
+        raise InvalidInputError(f"this engine drafts and verifies. {'; '.join(hints)}")
+    if unknown:
+        raise InvalidInputError(
+            f"unknown settings {', '.join(unknown)}: there are {', '.join((*_OWN_SETTINGS, *_SETTINGS))}"
+        )
+
+
 def _text(query: str | QueryBundle) -> str:
     return query if isinstance(query, str) else query.query_str
 
 
 def _bare(texts: Sequence[str]) -> list[NodeWithScore]:
-    return [NodeWithScore(node=TextNode(text=text)) for text in texts]
+    return [NodeWithScore(node=TextNode(text=text)) for text in ([texts] if isinstance(texts, str) else texts)]
 
 
 def _each(pieces: list[str]) -> Generator[str, None, None]:

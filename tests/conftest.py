@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from specrag.evaluation.data import load_questions
 from specrag.models import TransformersLM, bundled
 from specrag.models.bundled import located
 
+TOKENIZERS = Path(__file__).parent / "data" / "tokenizers"
 DEMO = Path(__file__).parent.parent / "core" / "specrag" / "data" / "demo.jsonl"
 
 # Tests that take more than two seconds on two cores (`pytest --durations=60`), besides those with the mark in their
@@ -108,6 +110,22 @@ def tiny_llama(vocabulary: int, seed: int = 0, **config) -> LlamaForCausalLM:
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(smollm2_path):
     return AutoTokenizer.from_pretrained(smollm2_path)
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer():
+    """Qwen2.5's, with its chat template and fewer merges: `<tool_call>` is one of its tokens."""
+    written = gzip.decompress((TOKENIZERS / "qwen2.5.json.gz").read_bytes()).decode()
+    template = (TOKENIZERS / "qwen2.5.jinja").read_text(encoding="utf-8")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(written), chat_template=template, eos_token="<|im_end|>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(qwen_tokenizer) -> TransformersLM:
+    """Qwen2.5's tokenizer on random weights."""
+    return TransformersLM(tiny_llama(len(qwen_tokenizer), max_position_embeddings=8192), qwen_tokenizer)
 
 
 @pytest.fixture(scope="session")

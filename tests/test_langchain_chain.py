@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import operator
 from functools import reduce
 from typing import Annotated, TypedDict
 
+import numpy as np
 import pytest
 from langchain_community.vectorstores import FAISS
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.load import dumpd, dumps, load
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
@@ -18,6 +22,7 @@ from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 
 from langchain_specrag import SpeculativeRAGRunnable, create_speculative_rag_chain
+from langchain_specrag._convert import to_passages
 from specrag import Prompts
 from specrag.errors import InvalidInputError
 from tests.fakes import HashEmbedder, ScriptedLM, first_passage_lm, shortened
@@ -108,6 +113,21 @@ def test_results_of_an_earlier_call_in_the_input_are_replaced():
     assert _untimed(reduce(operator.add, chain.stream(earlier))) == _untimed(again)
 
 
+@pytest.mark.parametrize("key", ["answer", "details", "drafts", "citations", "rationale", "reason", "abstained"])
+async def test_a_stream_over_an_earlier_result_yields_only_what_is_new(key):
+    rag = SpeculativeRAGRunnable(drafter=first_passage_lm(), embedder=HashEmbedder())
+    for runnable, given in (
+        (rag, {"input": "q", "context": documents()}),
+        (chain_of(), {"input": "q"}),
+        (rag | rag, {"input": "q", "context": documents()}),
+    ):
+        whole = runnable.invoke(given)
+        old = {"answer": "old", "details": {"notes": ["old"]}, "abstained": True}.get(key, ["old"])
+        assert _untimed(reduce(operator.add, runnable.stream({**given, key: old}))) == _untimed(whole)
+        parts = [part async for part in runnable.astream({**given, key: old})]
+        assert _untimed(reduce(operator.add, parts)) == _untimed(whole)
+
+
 def test_input_keys_of_the_caller_come_back():
     result = SpeculativeRAGRunnable(drafter=first_passage_lm(), embedder=HashEmbedder()).invoke(
         {"input": "q", "context": documents(), "session": 7}
@@ -136,6 +156,117 @@ def test_settings_can_be_configured_per_call():
     assert len(rag.invoke(inputs)["drafts"]) == 5
     configured = rag.invoke(inputs, {"configurable": {"drafts": 2, "scoring": {"scores": ["draft"]}}})
     assert len(configured["drafts"]) == 2 and configured["details"]["scores_used"] == ["draft"]
+
+
+def test_settings_are_frozen_and_a_copy_with_others_is_another_pipeline():
+    rag = SpeculativeRAGRunnable(drafter=first_passage_lm(), embedder=HashEmbedder())
+    inputs = {"input": "q", "context": documents()}
+    with pytest.raises(ValueError, match="frozen"):
+        rag.drafts = 1
+    copy = rag.model_copy(update={"drafts": 1, "scoring": {"scores": ["draft"]}})
+    assert len(copy.invoke(inputs)["drafts"]) == 1 and copy.invoke(inputs)["details"]["scores_used"] == ["draft"]
+    assert len(rag.invoke(inputs)["drafts"]) == 5 and len(rag.model_copy().invoke(inputs)["drafts"]) == 5
+    with pytest.raises(ValueError, match="drafts must be a whole number"):
+        rag.model_copy(update={"drafts": 0})
+    with pytest.raises(ValueError, match="dratfs"):
+        rag.model_copy(update={"dratfs": 1})
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        (None, "context must be a list of LangChain documents, got NoneType"),
+        ("text", "context must be a list of LangChain documents, got str"),
+        ({"page_content": "text"}, "context must be a list of LangChain documents, got dict"),
+        (5, "context must be a list of LangChain documents, got int"),
+    ],
+)
+async def test_a_context_of_another_type_is_named(context, message):
+    rag = SpeculativeRAGRunnable(drafter=first_passage_lm(), embedder=HashEmbedder())
+    inputs = {"input": "q", "context": context}
+    with pytest.raises(InvalidInputError, match=message):
+        rag.invoke(inputs)
+    with pytest.raises(InvalidInputError, match=message):
+        list(rag.stream(inputs))
+    with pytest.raises(InvalidInputError, match="input must be the question as text, got list"):
+        rag.invoke({"input": [("human", "q")], "context": []})
+
+
+def test_a_generator_of_documents_and_one_document_are_a_context():
+    rag = SpeculativeRAGRunnable(drafter=first_passage_lm(), embedder=HashEmbedder())
+    result = rag.invoke({"input": "q", "context": (document for document in documents())})
+    assert len(result["context"]) == 6 and result["citations"][0] in result["context"]
+    assert rag.invoke({"input": "q", "context": documents()[0]})["answer"] == "answer 0"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"title": math.nan}, {"title": np.array(["a", "b"])}, {"title": ["a"]}, {"title": None}, {"title": {"en": "a"}},
+        {"embedding": "bge-small"}, {"embedding": ["bge", "small"]}, {"embedding": [math.nan, 1.0]},
+        {"embedding": [[1.0], [2.0]]}, {"embedding": []}, {"embedding": [None]},
+        {"score": math.nan}, {"score": "high"}, {"score": [1]},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_metadata_of_any_kind_is_no_error_and_no_title(metadata):
+    rag = SpeculativeRAGRunnable(drafter=first_passage_lm(), embedder=HashEmbedder())
+    found = [Document(f"passage {i}", metadata=metadata) for i in range(6)]
+    result = rag.invoke({"input": "q", "context": found})
+    assert result["answer"].startswith("answer ") and result["details"]["embedding_source"] == "embedder"
+    passages = to_passages(found)
+    assert {passage.title for passage in passages} == {passage.score for passage in passages} == {None}
+
+
+def test_a_text_is_a_title():
+    found = [Document("x", metadata={"title": title}) for title in (1984, "Radium", " ")]
+    assert [passage.title for passage in to_passages(found)] == [None, "Radium", None]
+
+
+# --- conversations --------------------------------------------------------------------------------------
+
+HISTORY = [("human", "Who discovered radium?"), ("ai", "Marie Curie.")]
+
+
+async def test_a_follow_up_is_condensed_to_a_question_that_stands_on_its_own():
+    asked = []
+
+    def find(inputs):
+        asked.append(inputs["standalone_question"])
+        return documents()
+
+    condense = FakeListChatModel(responses=["When did Marie Curie discover radium?"])
+    seen = []
+    drafter = ScriptedLM(lambda prompt: (seen.append(prompt), ("r", "1898"))[1])
+    chain = create_speculative_rag_chain(RunnableLambda(find), drafter, condense=condense, embedder=HashEmbedder())
+    given = {"input": "And when?", "chat_history": HISTORY}
+    for result in (chain.invoke(given), await chain.ainvoke(given), reduce(operator.add, chain.stream(given))):
+        assert result["standalone_question"] == asked[-1] == "When did Marie Curie discover radium?"
+        assert result["input"] == "And when?" and "When did Marie Curie" in seen[-1] and "And when?" not in seen[-1]
+        assert not any("chat_history" in note for note in result["details"]["notes"])
+
+
+def test_a_first_question_and_a_history_as_text():
+    condense = FakeListChatModel(responses=["condensed"])
+    chain = chain_of(condense=condense)
+    assert chain.invoke({"input": "who"})["standalone_question"] == "who"
+    assert chain.invoke({"input": "who", "chat_history": []})["standalone_question"] == "who"
+    assert chain.invoke({"input": "who", "chat_history": "We spoke of radium."})["standalone_question"] == "condensed"
+    with pytest.raises(InvalidInputError, match="condense must be a LangChain model, got str"):
+        chain_of(condense="gpt")
+
+
+def test_a_history_that_is_not_used_is_said():
+    for runnable, given in (
+        (chain_of(), {"input": "And when?"}),
+        (
+            SpeculativeRAGRunnable(drafter=first_passage_lm(), embedder=HashEmbedder()),
+            {"input": "q", "context": documents()},
+        ),
+    ):
+        (note,) = runnable.invoke({**given, "chat_history": HISTORY})["details"]["notes"]
+        assert note.startswith("chat_history is not used: give create_speculative_rag_chain(condense=model)")
+        assert runnable.invoke(given)["details"]["notes"] == []
 
 
 def test_no_document_no_answer():

@@ -17,7 +17,7 @@ from langchain_specrag import ChatRapid, RapidLLM
 from specrag.errors import InvalidInputError
 from specrag.models import Sampling, TransformersLM
 from specrag.rapid import RapidChat, RapidGenerator, RapidSettings
-from specrag.rapid.chat import conversation
+from specrag.rapid.conversation import conversation
 from tests.rapid_parts import TOOL_TEMPLATE, generator
 
 NOTES = "The turbine of hall seven was checked in week seven of the year. " * 16
@@ -67,7 +67,7 @@ def test_a_conversation_goes_on_in_its_session(tiny, forward_passes):
     messages += [reply, HumanMessage("And in one word?")]
     again = chat.invoke(messages)
     # The new context is the old prompt and the reply; it begins alike, so little is read anew by the target.
-    fresh = ChatRapid(rapid=rapid, max_tokens=8)
+    fresh = ChatRapid(rapid=generator(tiny, candidates=0), max_tokens=8)
     reused = sum(read)
     read.clear()
     assert fresh.invoke(messages).content == again.content
@@ -130,6 +130,48 @@ def test_settings_reach_the_core_whole_and_given_sampling_wins(tiny, kind):
     assert kind(rapid=rapid, settings=model.settings).settings == model.settings
     cooler = model.configurable_fields(temperature=ConfigurableField(id="temperature"))
     assert cooler.with_config(configurable={"temperature": 0.0}).invoke("hello", max_tokens=2)
+
+
+@pytest.mark.parametrize("kind", [ChatRapid, RapidLLM])
+def test_a_configured_copy_reads_no_document_and_loads_no_model_again(tiny_path, kind, forward_passes, monkeypatch):
+    model = kind(model=str(tiny_path), max_tokens=2, settings={"candidates": 0})
+    configurable = model.configurable_fields(
+        temperature=ConfigurableField(id="temperature"), max_tokens=ConfigurableField(id="max_tokens")
+    )
+    monkeypatch.setattr("specrag.rapid.chat.TransformersLM", None)  # nothing is loaded from here on
+    configurable.invoke("what?", documents=NOTES)
+    read = forward_passes(model.rapid.target.model)
+    for given in ({"temperature": 0.7}, {"temperature": 0.1, "max_tokens": 3}, {}):
+        configurable.with_config(configurable=given).invoke("what?", documents=NOTES)
+    copy = model.model_copy(update={"temperature": 0.3, "top_k": 2})
+    copy.invoke("what?", documents=NOTES)
+    assert max(read) < 40 and len(model.sessions) == len(copy.sessions) == 1  # only the question
+    assert (copy.temperature, copy.top_k, copy.max_tokens, model.temperature) == (0.3, 2, 2, 1.0)
+
+
+@pytest.mark.parametrize("kind", [ChatRapid, RapidLLM])
+def test_a_copy_with_other_models_or_settings_has_them(tiny_path, tiny, kind):
+    model = kind(model=str(tiny_path), settings={"candidates": 0})
+    other = model.model_copy(update={"settings": {"candidates": 3}})
+    assert other.settings.candidates == 3 and other.rapid.settings.candidates == 3
+    assert other.rapid.target is model.rapid.target
+    faster = model.model_copy(update={"quantization": "int8"})
+    assert faster.rapid.target is not model.rapid.target and faster.rapid.target.quantization == "int8"
+    own = kind(rapid=generator(tiny, candidates=0))
+    with pytest.raises(ValueError, match="give model= or rapid="):
+        own.model_copy(update={"model": str(tiny_path)})
+
+
+@pytest.mark.parametrize("kind", [ChatRapid, RapidLLM])
+@pytest.mark.parametrize("field", ["model", "drafter", "rapid", "settings", "quantization", "max_sessions"])
+def test_what_was_used_when_the_models_were_loaded_cannot_be_changed(tiny, kind, field):
+    model = kind(rapid=generator(tiny, candidates=0))
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(model, field, None)
+    asked = model.invoke("hello", temperature=0, max_tokens=3)
+    model.max_tokens, model.temperature = 3, 0.0  # what counts in each call can
+    again = model.invoke("hello")
+    assert again == asked if kind is RapidLLM else again.content == asked.content
 
 
 @pytest.mark.parametrize("kind", [ChatRapid, RapidLLM])
@@ -198,6 +240,8 @@ def test_tools_are_shown_and_calls_are_read(with_tools, replying):
     assert [(c["name"], c["args"]) for c in streamed.tool_calls] == [("weather", {"city": "Paris"})]
     replying.reply = "<tool_call>{broken</tool_call>"
     assert bound.invoke("q").invalid_tool_calls[0]["args"] == "{broken"
+    (chunk, _) = bound.stream("q")
+    assert chunk.content == replying.reply and not chunk.tool_calls
     replying.reply = "It is sunny."
     answered = bound.invoke([HumanMessage("how?"), message, ToolMessage("sunny in Paris", tool_call_id=call["id"])])
     assert answered.content == "It is sunny." and not answered.tool_calls

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from langchain.agents import create_agent
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.tools import ToolException
 
 from langchain_specrag import SpeculativeRAGTool
 from specrag import Prompts
+from specrag.errors import ModelError
 from tests.fakes import HashEmbedder, ScriptedLM
 from tests.langchain_parts import FixedRetriever, chain_of, documents
 
@@ -41,6 +44,39 @@ def test_an_abstaining_tool_says_so_in_words():
     )
     message = tool.invoke({"type": "tool_call", "id": "1", "name": tool.name, "args": {"question": "q"}})
     assert message.content == "The documents do not answer this question." and message.artifact["abstained"]
+
+
+@pytest.mark.parametrize("question", ["", " \n", "why " * 500])
+async def test_an_agent_reads_why_its_question_was_refused_and_goes_on(question):
+    tool = SpeculativeRAGTool(chain=chain_of(ScriptedLM(lambda prompt: ("r", "a"), window=400)))
+    asked = {"messages": [("user", "who discovered radium?")]}
+    for state in (
+        create_agent(_agent_model(question), [tool]).invoke(asked),
+        await create_agent(_agent_model(question), [tool]).ainvoke(asked),
+    ):
+        (answer,) = [message for message in state["messages"] if isinstance(message, ToolMessage)]
+        assert "question" in answer.content and answer.status == "error"
+        assert state["messages"][-1].content == "It was Marie Curie."
+
+
+def test_the_schema_forbids_an_empty_question_and_unknown_arguments():
+    tool = SpeculativeRAGTool(chain=chain_of())
+    question = tool.args_schema.model_json_schema()["properties"]["question"]
+    assert question["minLength"] == 1 and question["pattern"] == r"\S"
+    for arguments in ({"question": ""}, {"question": " "}, {"query": "who?"}, {}):
+        with pytest.raises(ValueError, match="question"):
+            tool.invoke(arguments)
+
+
+def test_a_server_that_fails_is_for_the_developer_and_a_tool_may_raise_what_it_refuses():
+    tool = SpeculativeRAGTool(chain=chain_of(ScriptedLM(lambda prompt: RuntimeError("away"))))
+    with pytest.raises(ModelError, match="away"):
+        tool.invoke({"question": "who?"})
+    strict = SpeculativeRAGTool(
+        chain=chain_of(ScriptedLM(lambda prompt: ("r", "a"), window=400)), handle_tool_error=False
+    )
+    with pytest.raises(ToolException, match="leaves no room for passages"):
+        strict.invoke({"question": "why " * 500})
 
 
 def test_the_chain_is_a_tool_by_itself():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from llama_index.core.base.llms.base import BaseLLM
-from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 from llama_index.core.chat_engine import CondensePlusContextChatEngine
 from llama_index.core.schema import Document
 
@@ -77,6 +77,19 @@ def test_a_setting_that_is_unknown_or_out_of_range_is_an_error(tiny, fields, mes
         RapidLLM(rapid=generator(tiny, candidates=2), **fields)
 
 
+def test_settings_are_frozen_and_a_copy_shares_models_and_sessions(tiny_path, forward_passes):
+    llm = RapidLLM(model=str(tiny_path), max_tokens=2, settings={"candidates": 0})
+    for field in ("model", "drafter", "rapid", "settings", "quantization", "max_sessions"):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(llm, field, None)
+    llm.complete("what?", documents="The turbine was checked. " * 40)
+    read = forward_passes(llm.rapid.target.model)
+    copy = llm.model_copy(update={"temperature": 0.3})
+    copy.complete("what?", documents="The turbine was checked. " * 40)
+    assert max(read) < 40 and copy.temperature == 0.3 and llm.temperature == 1.0
+    assert llm.model_copy(update={"settings": {"candidates": 3}}).settings.candidates == 3
+
+
 def test_every_field_has_its_description():
     assert all(RapidLLM.model_fields[name].description for name in RapidLLM.__annotations__ if name[0] != "_")
 
@@ -113,7 +126,7 @@ def test_options_and_refusals_of_rapid(rapid):
     assert rapid.sessions[-1].tokens > 100
     with pytest.raises(InvalidInputError, match="unknown options top_n"):
         rapid.complete("q", top_n=5)
-    with pytest.raises(InvalidInputError, match="takes system, user and assistant messages, got tool"):
-        rapid.chat([ChatMessage(role="tool", content="x")])
+    with pytest.raises(InvalidInputError, match="reads text, not ImageBlock"):
+        rapid.chat([ChatMessage(blocks=[ImageBlock(url="http://127.0.0.1/x.png")])])
     with pytest.raises(InvalidInputError, match="give model="):
         RapidLLM()

@@ -72,6 +72,7 @@ SETTINGS = {
     langchain_specrag.create_speculative_rag_chain: {
         "retriever": LangChainRetriever(documents=[]), "drafter": LM, "drafts": 3,
     },
+    langchain_specrag.MultiPerspectiveCompressor: {"k": 3, "embedder": HashEmbedder()},
     langchain_specrag.MultiPerspectiveRetriever: {"retriever": LangChainRetriever(documents=[]), "k": 3},
     langchain_specrag.SpeculativeRAGTool: {"chain": chain_of(), "no_answer": "None."},
     langchain_specrag.SpeculativeRAGTool.from_retriever: {
@@ -130,6 +131,33 @@ def test_a_misspelt_field_of_a_mapping_is_named(setting, message):
 def test_a_misspelt_setting_of_the_synthesizer_is_an_error_of_this_package():
     with pytest.raises(InvalidInputError, match="unknown settings dratfs, sed: there are drafter, .*drafts, .*seed"):
         llamaindex_specrag.SpeculativeSynthesizer(LM, dratfs=1, sed=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("llm", "drafter=llm"), ("response_mode", "one way to answer"), ("text_qa_template", "prompts=Prompts"),
+        ("use_async", "await aquery"), ("similarity_top_k", "to the retriever"), ("embed_model", "embedder="),
+    ],
+)  # fmt: skip
+def test_what_llamaindex_users_type_first_says_what_to_use_instead(name, instead):
+    for make in (
+        lambda: llamaindex_specrag.SpeculativeRAGQueryEngine.from_args(LlamaIndexRetriever([]), **{name: LM}),
+        lambda: llamaindex_specrag.SpeculativeSynthesizer(LM, **{name: LM}),
+        lambda: llamaindex_specrag.SpeculativeRAGQueryEngine(LlamaIndexRetriever([]), **{name: LM}),
+    ):
+        with pytest.raises(InvalidInputError, match=f"{name}: .*{instead}") as caught:
+            make()
+        assert "__init__" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("llm", "drafter=llm"), ("prompt", "prompts=Prompts"), ("return_source_documents", "context and citations")],
+)
+def test_what_langchain_users_type_first_says_what_to_use_instead(name, instead):
+    with pytest.raises(InvalidInputError, match=f"{name}: .*{instead}"):
+        langchain_specrag.create_speculative_rag_chain(LangChainRetriever(documents=[]), LM, **{name: LM})
 
 
 def test_a_misspelt_option_of_a_call_is_an_error():

@@ -3,10 +3,11 @@
 import pytest
 
 from specrag.errors import InvalidInputError
-from specrag.models import Sampling
-from specrag.rapid import Message, RapidChat, RapidSettings
-from specrag.rapid.chat import call_options, conversation, split_context
-from tests.rapid_parts import DOCUMENT, generator
+from specrag.models import Sampling, TransformersLM
+from specrag.rapid import LongContext, Message, RapidChat, RapidSettings
+from specrag.rapid.chat import call_options
+from specrag.rapid.conversation import conversation, split_context
+from tests.rapid_parts import DOCUMENT, PROPOSERS, generator, plain_greedy
 
 LONG = DOCUMENT * 3  # about 1,400 tokens
 
@@ -133,6 +134,22 @@ def test_a_seed_makes_the_sampling_of_a_call_repeat(chat):
         return chat.complete(user("what?"), documents=[DOCUMENT], max_tokens=8, sampling=sampling)[0]
 
     assert reply(1) == reply(1) != reply(2)
+
+
+@pytest.mark.parametrize("proposer", PROPOSERS)
+def test_a_short_prompt_to_a_base_model_without_a_template_is_answered(tiny, proposer):
+    base = TransformersLM(tiny.model, tiny.tokenizer, chat_template=None)
+    chat = RapidChat(generator(base, candidates=3, transfer="none", proposer=proposer))
+    text, stats = chat.complete(user("Once upon a time"), max_tokens=6)
+    (session,) = chat.sessions
+    assert text == base.tokenizer.decode(plain_greedy(session, "Once upon a time", 6)) and stats.tokens == 6
+    assert chat.complete(user("Once upon a time"), max_tokens=6)[0] == text  # the session is used again
+
+
+def test_an_empty_document_is_still_refused_without_a_template(tiny):
+    base = TransformersLM(tiny.model, tiny.tokenizer, chat_template=None)
+    with pytest.raises(InvalidInputError, match="the context is empty"):
+        LongContext(" ", generator(base))
 
 
 # --- finding the context --------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import contextvars
 import os
 import queue
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
@@ -116,6 +117,65 @@ def iterate(stream: AsyncIterator[T]) -> Iterator[T]:
         raise
     finally:
         outcome.cancel()
+
+
+def serves_blocking_call() -> bool:
+    """Whether the running task is part of a blocking call. Only then it runs on this module's event loop."""
+    try:
+        return asyncio.get_running_loop() is _loop and _owner == os.getpid()
+    except RuntimeError:
+        return False
+
+
+class Client:
+    """A client of another library, which may be bound to the event loop that first used its awaited methods."""
+
+    def __init__(self) -> None:
+        self._first_loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+
+    def must_block(self) -> bool:
+        """Whether the running task must use the blocking methods, in a thread.
+
+        It must in a blocking call, and on another event loop than the first.
+        """
+        if serves_blocking_call():
+            return True
+        running = asyncio.get_running_loop()
+        if self._first_loop is None:
+            self._first_loop = weakref.ref(running)
+        return self._first_loop() is not running
+
+
+async def in_thread(function: Callable[..., T], *args: Any, **options: Any) -> T:
+    """What a blocking ``function`` returns, from a thread of its own: calls do not wait for each other's threads.
+
+    The thread runs on when the caller is cancelled. It does not keep the process alive.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def finish(result: Any, error: BaseException | None) -> None:
+        if outcome.done():  # nobody waits any more
+            return
+        if error is None:
+            outcome.set_result(result)
+        elif isinstance(error, StopIteration):  # a future cannot hold one
+            outcome.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+        else:
+            outcome.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = context.run(function, *args, **options)
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=work, name="specrag-call", daemon=True).start()
+    return await outcome
 
 
 def _refuse_own_thread(coroutine: Coroutine[Any, Any, Any]) -> None:

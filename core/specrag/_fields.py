@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 
 #: The keys under which retrievers leave a similarity in a document's metadata; the first number counts.
 _SCORE_KEYS = ("score", "similarity", "similarity_score", "relevance_score")
@@ -29,7 +29,7 @@ def missing(value: Any) -> bool:
 
 def a(value: Any) -> str:
     """The type of ``value`` with its article."""
-    noun = type(value).__name__
+    noun = kind_of(value)
     return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
 
 
@@ -113,15 +113,14 @@ def passage_fields(given: dict[str, Any]) -> dict[str, Any]:
     title = text_of(given.get("title"), "title")
     score = number_of(given.get("score"), "score")
     embedding = given.get("embedding")
-    if title is None and isinstance(metadata.get("title"), str):
-        title = text_of(metadata["title"], "title")
+    if title is None:
+        title = title_in(metadata)
     if score is None:
         score = next(
             (found for name in _SCORE_KEYS if (found := _if_of_use(number_of, metadata, name)) is not None), None
         )
     if missing(embedding):
-        found = _if_of_use(vector_of, metadata, "embedding")
-        embedding = found if found is not None and len(found) and np.isfinite(found).all() else None
+        embedding = embedding_in(metadata)
     return {
         "text": given["text"],
         "title": title,
@@ -130,6 +129,18 @@ def passage_fields(given: dict[str, Any]) -> dict[str, Any]:
         "embedding": embedding,
         "metadata": metadata,
     }
+
+
+def title_in(metadata: Mapping[Any, Any]) -> str | None:
+    """The title that stands in ``metadata``: a text."""
+    title = metadata.get("title")
+    return text_of(title, "title") if isinstance(title, str) else None
+
+
+def embedding_in(metadata: Mapping[Any, Any]) -> np.ndarray | None:
+    """The embedding that stands in ``metadata``: a vector of finite numbers."""
+    found: np.ndarray | None = _if_of_use(vector_of, metadata, "embedding")
+    return found if found is not None and len(found) and np.isfinite(found).all() else None
 
 
 def _if_of_use(read: Any, metadata: Mapping[Any, Any], name: str) -> Any:

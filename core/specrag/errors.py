@@ -35,3 +35,8 @@ class LogProbsUnavailableError(ModelError):
 
 class DraftingError(ModelError):
     """No draft could be made: every call of the drafter failed."""
+
+
+def kind_of(value: object) -> str:
+    """The type of ``value`` for a message: its first class without an underscore, which a reader can look up."""
+    return next(kind.__name__ for kind in type(value).__mro__ if not kind.__name__.startswith("_"))

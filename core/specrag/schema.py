@@ -17,7 +17,7 @@ from specrag._fields import a, mapping_of, number_of, passage_fields, text_of, v
 from specrag._stages import ReadingDone as ReadingDone
 from specrag._stages import StageBegan as StageBegan
 from specrag._unicode import well_formed_values
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 
 EmbeddingSource = Literal["passages", "embedder", "none"]
 ScoreName = Literal["draft", "self_contain", "self_reflect", "listwise", "span", "agreement"]
@@ -54,7 +54,7 @@ class Passage:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise InvalidInputError(f"Passage.text must be a string, got {type(self.text).__name__}")
+            raise InvalidInputError(f"Passage.text must be a string, got {kind_of(self.text)}")
         read = {
             "text": self.text,
             "title": text_of(self.title, "Passage.title"),

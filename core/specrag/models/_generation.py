@@ -20,6 +20,7 @@ from specrag.engine import forward
 from specrag.engine.kv_cache import RollbackCache, rollback_cache
 from specrag.engine.sampling import draw, to_probabilities
 from specrag.errors import InvalidInputError
+from specrag.models._scoring import probe_rows
 from specrag.models._stopping import stoppable
 from specrag.models.base import Completion, GeneratedText, GenerationRequest, Sampling
 from specrag.models.tokenization import ConversationEncoder, IncrementalDecoder, StopStrings, shared_beginning
@@ -29,15 +30,26 @@ from specrag.schema import Usage
 MIN_SHARED_TOKENS = 32
 
 
-def generate(model: Any, rows: Sequence[Row], sampling: Sampling) -> None:
+#: How rows share a batch: with what they begin with read once; padded; or not at all, one row after the other.
+Layout = Literal["shared", "padded", "single"]
+
+
+def generate(model: Any, rows: Sequence[Row], sampling: Sampling, layout: Layout = "shared") -> None:
     """Run every row to its end; what they wrote is in ``row.completion()``.
 
     Args:
         model: A causal language model of transformers.
         rows: One per request; at least one.
         sampling: How tokens are drawn. Its seed is not used here: each row has its own generator.
+        layout: How the rows share a batch; see ``batch_layout``.
     """
-    batch = Batch(model, [row.prompt for row in rows], max(row.max_tokens for row in rows))
+    if layout == "single" and len(rows) > 1:
+        for row in rows:
+            generate(model, [row], sampling)
+        return
+    prompts, new_tokens = [row.prompt for row in rows], max(row.max_tokens for row in rows)
+    share = layout == "shared" and _fits_window(model, prompts, new_tokens)
+    batch = Batch(model, prompts, new_tokens, share=share)
     active = list(rows)
     while True:
         stop_if_abandoned()
@@ -57,9 +69,9 @@ class Batch:
     A row of the cache holds [shared][padding][own prompt][generated]; the mask hides the padding.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], new_tokens: int, *, share: bool = True) -> None:
         self._model = model
-        shared = shared_beginning(prompts) if len(prompts) > 1 else 0
+        shared = shared_beginning(prompts) if len(prompts) > 1 and share else 0
         shared = shared if shared >= MIN_SHARED_TOKENS else 0
         longest = max(map(len, prompts)) - shared
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -107,6 +119,45 @@ class Batch:
         self._ids = torch.tensor(tokens, device=self._mask.device)[:, None]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=-1)
         self._positions = self._positions[:, -1:] + 1
+
+
+def _fits_window(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> bool:
+    """Whether no row outgrows the model's sliding window: padding inside a row would count there."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return window is None or max(map(len, prompts)) + new_tokens <= window
+
+
+def batch_layout(model: Any, tolerance: float) -> Layout:
+    """The best layout in which rows of a batch write what each writes alone.
+
+    Some models take positions from the place in the row (ALiBi): padding between the shared beginning and a row's own
+    part moves them. The models of ``specrag.engine.forward`` take them as they are given, and need no probe.
+
+    Args:
+        tolerance: The largest difference, in nats, that counts as equal.
+    """
+    if forward.supports(model):
+        return "shared"
+    prompts = probe_rows(model, MIN_SHARED_TOKENS, (3, 20))
+    alone = [_probed(model, [prompt])[0] for prompt in prompts]
+    for layout in ("shared", "padded"):
+        try:
+            together = _probed(model, prompts, share=layout == "shared")
+        except (ValueError, TypeError, RuntimeError, IndexError):
+            continue
+        if all((a - b).abs().max() <= tolerance for a, b in zip(alone, together, strict=True)):
+            return layout  # type: ignore[return-value]
+    return "single"
+
+
+def _probed(model: Any, prompts: Sequence[Sequence[int]], *, share: bool = False) -> Tensor:  # [rows, 2, 8]
+    """The log-probabilities of some tokens after each prompt, and after one token more."""
+    batch = Batch(model, prompts, 2, share=share)
+    found = []
+    for _ in range(2):
+        found.append(torch.log_softmax(batch.logits().float(), dim=-1)[:, :8])
+        batch.feed([1] * len(prompts))
+    return torch.stack(found, dim=1)
 
 
 def _cache(model: Any, capacity: int) -> Cache:

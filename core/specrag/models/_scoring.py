@@ -20,6 +20,9 @@ MAX_PACKED_TOKENS = 4096
 # Positions whose logits over the whole vocabulary are in memory at once as float32.
 SCORED_AT_ONCE = 512
 
+# Tokens that the probes of `obeys_explicit_masks` begin with.
+_PROBE_SHARED = 16
+
 #: Per conversation: the log-probability, in nats, of the token at each wanted position.
 ByPosition = dict[int, float]
 
@@ -43,25 +46,38 @@ def fits_window(model: Any, members: Sequence[EncodedConversation]) -> bool:
 
 
 def obeys_explicit_masks(model: Any, tolerance: float) -> bool:
-    """Whether a packed probe scores as the same texts alone.
+    """Whether packed probes score as the same texts alone. As real conversations do, they begin alike and then differ.
+
+    A position that a model takes from the place in the row (ALiBi) shows only so: the second text's own part then
+    stands farther from the shared part than it does alone.
 
     Args:
         tolerance: The largest difference, in nats, that counts as equal.
     """
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return False
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.get_text_config().vocab_size
-    probes = []
-    for length in (5, 9):
-        ids = torch.randint(vocabulary // 2, (length,), generator=generator).tolist()
-        probes.append(EncodedConversation(ids, {"all": list(range(1, length))}))
+    probes = [
+        EncodedConversation(ids, {"own": list(range(_PROBE_SHARED, len(ids)))})
+        for ids in probe_rows(model, _PROBE_SHARED, (4, 20, 9))
+    ]
     try:
         packed = score_packed(model, probes)
     except (ValueError, TypeError, RuntimeError):
         return False
     alone = [score_padded(model, [probe])[0] for probe in probes]
     return all(abs(a[p] - b[p]) <= tolerance for a, b in zip(packed, alone, strict=True) for p in a)
+
+
+def probe_rows(model: Any, shared: int, own: Sequence[int]) -> list[list[int]]:
+    """Rows of random token ids: ``shared`` that all begin with, then ``own[i]`` of row i."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+
+    def drawn(count: int) -> list[int]:
+        return torch.randint(vocabulary // 2, (count,), generator=generator).tolist()
+
+    beginning = drawn(shared)
+    return [[*beginning, *drawn(count)] for count in own]
 
 
 def score_packed(model: Any, members: Sequence[EncodedConversation]) -> list[ByPosition]:

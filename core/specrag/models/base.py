@@ -7,18 +7,19 @@ Backends render, tokenise and batch. They know nothing of drafts or verdicts.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from specrag._abandoned import in_thread
 from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError, ModelError
 from specrag.schema import Usage
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 #: Log-probabilities are at most 0; so much above it is rounding.
 MOST_LOG_PROB = 1e-3
@@ -36,11 +37,31 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call that a model asks for."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def rendered(self) -> str:
+        """The call as text, in the format of the templates that know ``<tool_call>``."""
+        call = {"name": self.name, "arguments": dict(self.arguments)}
+        return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation. Its content is its segments, joined with nothing between them."""
+    """One turn of a conversation. Its content is its segments, joined with nothing between them.
+
+    Attributes:
+        role: Who says it. A turn of the role ``"tool"`` is what a tool returned.
+        segments: The content.
+        tool_calls: The calls that an assistant asks for after the content.
+    """
 
     role: Role
     segments: tuple[Segment, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @classmethod
     def of(cls, role: Role, text: str) -> Turn:

@@ -6,21 +6,19 @@ process would.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from specrag._unicode import well_formed
-from specrag.errors import InvalidInputError
-from specrag.models.base import GenerationRequest, Segment, Turn
+from specrag.errors import InvalidInputError, kind_of
+from specrag.models.base import GenerationRequest, Segment, ToolCall, Turn
+from specrag.models.templates import CLOSE, OPEN, ChatTemplate, written_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Private-use characters: no template and no tokenizer gives them a meaning.
-_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
 _PLAIN_SEPARATOR = "\n\n"
 
 
@@ -37,20 +35,26 @@ class ConversationEncoder:
 
     Args:
         tokenizer: A fast tokenizer of transformers (character offsets are needed).
-        chat_template: ``"auto"``: the tokenizer's own where it has one; ``None``: plain text; or a template.
+        chat_template: ``"auto"``: the tokenizer's own where it has one; ``None``: plain text; a template; or the name
+            of one, where the tokenizer has several.
+
+    Attributes:
+        template: The template for conversations without tools; ``None`` for plain text.
+        tool_template: The template for conversations with tools.
 
     Raises:
-        InvalidInputError: The tokenizer gives no character offsets.
+        InvalidInputError: The tokenizer gives no character offsets, or has several templates and none is the default.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = "auto") -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInputError(
-                f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (a tokenizer.json file)"
+                f"{kind_of(tokenizer)} gives no character offsets: load a fast tokenizer (a tokenizer.json file)"
             )
         self.tokenizer = tokenizer
-        self.template = getattr(tokenizer, "chat_template", None) if chat_template == "auto" else chat_template
-        self._frames: dict[tuple[tuple[str, ...], bool, str], list[str]] = {}
+        self._layout = ChatTemplate.of(tokenizer, chat_template)
+        self.template = self._layout.default if self._layout else None
+        self.tool_template = self._layout.with_tools if self._layout else None
 
     @cached_property
     def _specials(self) -> list[str]:
@@ -58,11 +62,19 @@ class ConversationEncoder:
 
     def sanitize(self, text: str) -> str:
         """``text`` with a space inside each control token, so that no passage can open or close a turn."""
-        text = well_formed(text).replace(_OPEN, "").replace(_CLOSE, "")
+        text = well_formed(text).replace(OPEN, "").replace(CLOSE, "")
         for special in self._specials:
             if special in text:
                 text = text.replace(special, f"{special[0]} {special[1:]}")
         return text
+
+    def _sanitized(self, value: Any) -> Any:
+        """``value`` as plain JSON, with every text in it sanitised."""
+        if isinstance(value, Mapping):
+            return {self.sanitize(str(key)): self._sanitized(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._sanitized(item) for item in value]
+        return value if isinstance(value, bool | int | float) or value is None else self.sanitize(str(value))
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a bare piece of text, without special tokens."""
@@ -106,36 +118,16 @@ class ConversationEncoder:
     def _pieces(
         self, turns: Sequence[Turn], *, generate: bool, tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[Segment]:
-        contents = [stripped([Segment(self.sanitize(s.text), s.name) for s in turn.segments]) for turn in turns]
-        if self.template is None:
-            return plain_pieces(contents, generate=generate)
-        frame = self._frame(tuple(turn.role for turn in turns), generate, tools)
-        pieces = [Segment(frame[0])]
-        for content, after in zip(contents, frame[1:], strict=True):
-            pieces += [*content, Segment(after)]
-        return pieces
+        safe = [self._safe(turn) for turn in turns]
+        if self._layout is None:
+            return plain_pieces([written_out(turn).segments for turn in safe], generate=generate)
+        return self._layout.pieces(safe, generate=generate, tools=[self._sanitized(tool) for tool in tools])
 
-    def _frame(self, roles: tuple[str, ...], generate: bool, tools: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-        """What the template writes before, between and after the turns' contents: len(roles) + 1 strings."""
-        key = (roles, generate, json.dumps(list(tools)) if tools else "")
-        if key in self._frames:
-            return self._frames[key]
-        markers = [f"{_OPEN}{i}{_CLOSE}" for i in range(len(roles))]
-        rendered: Any = self.tokenizer.apply_chat_template(
-            [{"role": role, "content": marker} for role, marker in zip(roles, markers, strict=True)],
-            tokenize=False,
-            add_generation_prompt=generate,
-            chat_template=self.template,
-            tools=list(tools) or None,
-        )
-        frame, rest = [], str(rendered)
-        for marker in markers:
-            before, found, rest = rest.partition(marker)
-            if not found:
-                raise InvalidInputError(f"the chat template dropped a turn of the conversation {list(roles)}")
-            frame.append(before)
-        self._frames[key] = [*frame, rest]
-        return self._frames[key]
+    def _safe(self, turn: Turn) -> Turn:
+        """``turn`` with all that others wrote sanitised."""
+        segments = stripped([Segment(self.sanitize(s.text), s.name) for s in turn.segments])
+        calls = (ToolCall(self.sanitize(c.name), self._sanitized(c.arguments)) for c in turn.tool_calls)
+        return Turn(turn.role, tuple(segments), tuple(calls))
 
 
 def assign_tokens(pieces: Sequence[Segment], ends: Sequence[int], starts: Sequence[int]) -> dict[str, list[int]]:

@@ -25,7 +25,7 @@ from specrag.engine.int8 import quantize_int8
 from specrag.engine.lora import merge_lora
 from specrag.engine.memory import out_of_memory
 from specrag.engine.onednn import unpack, use_onednn
-from specrag.errors import InvalidInputError, ModelError
+from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models import _generation, _scoring
 from specrag.models._loading import load_causal_lm, load_tokenizer
 from specrag.models._stopping import stoppable
@@ -85,7 +85,7 @@ class TransformersLM(LanguageModel):
         if isinstance(model, PreTrainedModel):
             if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 raise InvalidInputError("a loaded model needs its tokenizer: TransformersLM(model, tokenizer)")
-            self.model, self.name = model, str(getattr(model, "name_or_path", "") or type(model).__name__)
+            self.model, self.name = model, str(getattr(model, "name_or_path", "") or kind_of(model))
             if any(change is not None for change in (dtype, device, adapter, quantization)):
                 unpack(self.model)
             if dtype is not None or device is not None:
@@ -144,9 +144,18 @@ class TransformersLM(LanguageModel):
         """Whether scored conversations share one row: as ``packing`` says, or as the check found."""
         if self._packing != "auto":
             return bool(self._packing)
-        tolerance = _INT8_TOLERANCE if self.quantization else _PACKING_TOLERANCE.get(self.dtype, 0.5)
         with self.lock, torch.inference_mode():
-            return _scoring.obeys_explicit_masks(self.model, tolerance)
+            return _scoring.obeys_explicit_masks(self.model, self._tolerance)
+
+    @cached_property
+    def _layout(self) -> _generation.Layout:
+        """How rows share a batch, as the check found."""
+        with self.lock, torch.inference_mode():
+            return _generation.batch_layout(self.model, self._tolerance)
+
+    @property
+    def _tolerance(self) -> float:
+        return _INT8_TOLERANCE if self.quantization else _PACKING_TOLERANCE.get(self.dtype, 0.5)
 
     def count_tokens(self, text: str) -> int:
         return len(self.encoder.encode_text(text))
@@ -164,8 +173,9 @@ class TransformersLM(LanguageModel):
             row = _generation.Row(self.encoder, request, self.end_tokens, generator, top_log_probs)
             self._check_length(len(row.prompt) + request.max_tokens, "prompt and reply")
             rows.append(row)
+        layout = self._layout if len(rows) > 1 else "shared"
         with self._in_use("generating"):
-            _generation.generate(self.model, rows, sampling)
+            _generation.generate(self.model, rows, sampling, layout)
         return [row.completion() for row in rows]
 
     def score(self, requests: Sequence[Sequence[Turn]]) -> list[Score]:

@@ -5,12 +5,13 @@ from specrag._extras import require
 # ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
 require("torch", "local", "RAPID")
 
-from specrag.rapid.chat import Message, RapidChat
+from specrag.models.base import ToolCall
+from specrag.rapid.chat import RapidChat
+from specrag.rapid.conversation import Message
 from specrag.rapid.decoding import RapidStats
 from specrag.rapid.generator import RapidGenerator
 from specrag.rapid.session import LongContext, RapidOutput
 from specrag.rapid.settings import RapidSettings
-from specrag.rapid.tools import ToolCall
 
 __all__ = [
     "LongContext",

@@ -1,45 +1,33 @@
 """RapidChat: conversations over long contexts, with sessions that are kept between calls.
 
-This is what adapters to chat frameworks share: finding the context in a conversation, keeping its session for the next
-call, and the options of a call.
+This is what adapters to chat frameworks share: keeping the session of a conversation's context for the next call, and
+the options of a call. What the context is, ``specrag.rapid.conversation`` finds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, TypedDict
 
 from specrag.errors import InvalidInputError
-from specrag.models.base import Sampling, Turn
-from specrag.models.tokenization import ConversationEncoder
+from specrag.models.base import Sampling
 from specrag.models.transformers import TransformersLM
+from specrag.rapid.conversation import Message, conversation, document_texts
 from specrag.rapid.decoding import RapidStats
 from specrag.rapid.generator import RapidGenerator
-from specrag.rapid.prompt import Prompt, PromptTokens, conversation_prompt, document_prompt
+from specrag.rapid.prompt import Prompt, PromptTokens
 from specrag.rapid.session import LongContext, ReadPrefix, check_prompt
 from specrag.rapid.settings import RapidSettings
-from specrag.rapid.tools import ToolCall, check_tools, rendered_result
+from specrag.rapid.tools import opens_thought
 
-# A single message with less text before its last paragraph is all question.
-_CONTEXT_CHARACTERS = 1000
 # A session is given up for another prompt when the two begin with at least so many equal tokens.
 _WORTH_SHARING = 64
-# The context between two rules of dashes, as in LlamaIndex's question-answering templates and others like them.
-_RULED = re.compile(r"\A.*?^-{5,}\n.*?^-{5,}\n", re.DOTALL | re.MULTILINE)
 _CALL_OPTIONS = ("stop", "max_tokens", "temperature", "top_k", "top_p", "seed", "documents", "tools")
-
-
-@dataclass(frozen=True)
-class Message:
-    """A message of a conversation. The role is system, user, assistant or tool (what a tool returned)."""
-
-    role: str
-    content: str
-    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class CallOptions(TypedDict):
@@ -59,7 +47,7 @@ def call_options(
 
     Args:
         given: Of ``stop`` (one string or several), ``max_tokens``, ``temperature``, ``top_k``, ``top_p``, ``seed``,
-            ``documents`` (texts) and ``tools``. ``None`` means "not given".
+            ``documents`` (see ``document_texts``) and ``tools``. ``None`` means "not given".
         max_tokens: The adapter's own.
         stop: The adapter's own.
         sampling: The adapter's own.
@@ -74,7 +62,7 @@ def call_options(
     stop = options.get("stop") or stop or ()
     drawn = {name: options[name] for name in ("temperature", "top_k", "top_p", "seed") if name in options}
     return {
-        "documents": options.get("documents") or (),
+        "documents": document_texts(options.get("documents")),
         "tools": options.get("tools") or (),
         "stop": (stop,) if isinstance(stop, str) else tuple(stop),
         "max_tokens": options.get("max_tokens", max_tokens),
@@ -130,11 +118,16 @@ class RapidChat:
     ) -> RapidChat:
         """With a generator that exists, or with models from folders or hub ids.
 
+        Chats over one generator with one limit share their sessions: a copy with another sampling reads no document
+        again.
+
         Args:
             model: The target's folder or hub id.
             drafter: The drafter's; without one the target drafts for itself.
-            rapid: A generator, in place of the models.
-            settings: The generator's settings. With ``rapid`` they are its own, but for the sampling.
+            rapid: A generator, in place of the models; or the one that this method loaded for a chat before. Models
+                with the same names are then not loaded again.
+            settings: The generator's settings. With a generator of the caller's own they are its own, but for the
+                sampling.
             temperature: In place of that in ``settings.sampling``, as are ``top_k``, ``top_p`` and ``seed``.
             top_k: See ``Sampling``.
             top_p: See ``Sampling``.
@@ -151,24 +144,20 @@ class RapidChat:
             settings = rapid.settings
         wanted = RapidSettings.of(settings)
         wanted = wanted.with_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        if rapid is None:
-            if model is None:
-                raise InvalidInputError("give model= (a folder or hub id) or rapid= (a RapidGenerator)")
-            target = TransformersLM(model, quantization=quantization)
-            helper = TransformersLM(drafter, quantization=quantization) if drafter else None
-            rapid = RapidGenerator(target, helper, wanted)
-        elif drafter is not None or quantization is not None:
-            raise InvalidInputError("give drafter= and quantization= with model=, or rapid=, which has its models")
-        elif replace(wanted, sampling=rapid.settings.sampling) != rapid.settings:
-            raise InvalidInputError(
-                f"settings= and rapid= differ: {wanted}, but {rapid.settings}; give settings to the RapidGenerator"
-            )
-        return cls(rapid, max_sessions, sampling=wanted.sampling)
+        rapid = _generator(wanted, rapid, (model, drafter, quantization))
+        chat = cls(rapid, max_sessions, sampling=wanted.sampling)
+        chat._sessions = _shared(chat._sessions)
+        return chat
 
     @property
     def sessions(self) -> list[LongContext]:
         """The sessions that are kept, latest last."""
         return self._sessions.all
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the target's chat template begins each reply with ``<think>``."""
+        return opens_thought(self.rapid.target.encoder)
 
     def clear(self) -> None:
         """Forget every session that is not in use."""
@@ -178,7 +167,7 @@ class RapidChat:
         self,
         messages: Sequence[Message],
         *,
-        documents: Sequence[str] = (),
+        documents: Any = (),
         tools: Sequence[Mapping[str, Any]] = (),
         max_tokens: int = 256,
         stop: Sequence[str] = (),
@@ -190,7 +179,7 @@ class RapidChat:
 
         Args:
             messages: The conversation. The last message is a user's, or a tool's result.
-            documents: The context, in place of what the messages hold.
+            documents: The context, in place of what the messages hold; see ``document_texts``.
             tools: JSON schemas in OpenAI's form, shown through the chat template.
             max_tokens: As in ``LongContext.stream``, and so are the arguments below.
             stop: Strings that end the reply.
@@ -201,7 +190,7 @@ class RapidChat:
         Raises:
             InvalidInputError: No message asks anything, the template has no tools, or the context is too long.
         """
-        prompt, question = conversation(self.rapid.target.encoder, messages, documents, tools)
+        prompt, question = conversation(self.rapid.target.encoder, messages, document_texts(documents), tools)
         sampling = self.settings.sampling if sampling is None else sampling
         with self._sessions.use(prompt) as session:
             yield from session.stream(
@@ -217,6 +206,36 @@ class RapidChat:
 # --- sessions -------------------------------------------------------------------------------------------
 
 
+def _generator(
+    wanted: RapidSettings,
+    given: RapidGenerator | None,
+    names: tuple[str | None, str | None, Literal["int8"] | None],
+) -> RapidGenerator:
+    """The generator of a chat: ``given``, one over its models, or one over the models of these names."""
+    model, drafter, quantization = names
+    if given is not None and given.opened is None:  # the caller's own
+        if drafter is not None or quantization is not None:
+            raise InvalidInputError("give drafter= and quantization= with model=, or rapid=, which has its models")
+        if model not in (None, given.target.name):
+            raise InvalidInputError(f"give model= or rapid=, which has {given.target.name}, not both")
+        if replace(wanted, sampling=given.settings.sampling) != given.settings:
+            raise InvalidInputError(
+                f"settings= and rapid= differ: {wanted}, but {given.settings}; give settings to the RapidGenerator"
+            )
+        return given
+    if given is not None and given.opened == names:
+        if replace(wanted, sampling=given.settings.sampling) == given.settings:
+            return given
+        made = RapidGenerator(given.target, None if given.drafter is given.target else given.drafter, wanted)
+    elif model is None:
+        raise InvalidInputError("give model= (a folder or hub id) or rapid= (a RapidGenerator)")
+    else:
+        target = TransformersLM(model, quantization=quantization)
+        made = RapidGenerator(target, TransformersLM(drafter, quantization=quantization) if drafter else None, wanted)
+    made.opened = names
+    return made
+
+
 @dataclass
 class _Kept:
     prompt: tuple[str, str]  # head and context
@@ -228,7 +247,7 @@ class _Kept:
         return self.session.nbytes if self.session is not None else 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sessions:
     """The sessions of the latest prompts. A session serves one call at a time."""
 
@@ -311,55 +330,16 @@ class _Sessions:
                 self._kept.remove(idle)
 
 
-# --- the context of a conversation ------------------------------------------------------------------------
+#: The sessions of the chats that ``RapidChat.open`` made. They live as long as one of the chats.
+_SHARED: weakref.WeakSet[_Sessions] = weakref.WeakSet()
+_SHARED_LOCK = threading.Lock()
 
 
-def conversation(
-    encoder: ConversationEncoder,
-    messages: Sequence[Message],
-    documents: Sequence[str] = (),
-    tools: Sequence[Mapping[str, Any]] = (),
-) -> tuple[Prompt, str]:
-    """A conversation as (the prompt with its context, the question).
-
-    Raises:
-        InvalidInputError: The last message asks nothing, a role is unknown, or the template has no tools.
-    """
-    if not messages or messages[-1].role not in ("user", "tool"):
-        raise InvalidInputError("the last message must be the user's, or a tool's result")
-    if tools:
-        check_tools(encoder)
-    turns = [_turn(message) for message in messages]
-    question = turns[-1].text
-    if not question.strip():
-        raise InvalidInputError("the last message is empty")
-    if documents:
-        document = "\n\n".join(text.strip() for text in documents if text.strip())
-        if not document:
-            raise InvalidInputError("the documents are empty")
-        return document_prompt(encoder, document, turns, tools), question
-    if sum(turn.role == "user" for turn in turns) == 1:
-        document, question = split_context(question)
-        if document:
-            return document_prompt(encoder, document, turns, tools), question
-    return conversation_prompt(encoder, turns, tools), question
-
-
-def split_context(text: str) -> tuple[str, str]:
-    """A long message as (its context, its question). A short one is all question."""
-    ruled = _RULED.match(text)
-    if ruled and text[ruled.end() :].strip():
-        return text[: ruled.end()].strip(), text[ruled.end() :].strip()
-    before, gap, last = text.rstrip().rpartition("\n\n")
-    if gap and len(before) >= _CONTEXT_CHARACTERS and len(last) < len(before):
-        return before.strip(), last.strip()
-    return "", text
-
-
-def _turn(message: Message) -> Turn:
-    if message.role == "tool":
-        return Turn.of("user", rendered_result(message.content))
-    if message.role not in ("system", "user", "assistant"):
-        raise InvalidInputError(f"a message's role must be system, user, assistant or tool, got {message.role!r}")
-    calls = [call.rendered() for call in message.tool_calls]
-    return Turn.of(message.role, "\n".join([message.content, *calls] if message.content else calls))  # type: ignore[arg-type]
+def _shared(new: _Sessions) -> _Sessions:
+    """``new``, or the sessions of another chat over the same generator with the same limits."""
+    with _SHARED_LOCK:
+        for known in _SHARED:
+            if known.rapid is new.rapid and (known.max_sessions, known.max_bytes) == (new.max_sessions, new.max_bytes):
+                return known
+        _SHARED.add(new)
+        return new

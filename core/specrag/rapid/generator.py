@@ -35,6 +35,7 @@ class RapidGenerator:
 
     Attributes:
         estimates: Costs and acceptance of the latest generation. Sessions on other contexts begin with them.
+        opened: What ``RapidChat.open`` loaded the models from, where it did.
 
     Raises:
         InvalidInputError: A setting is unknown or out of range, the models do not share a tokenizer, or a ``"sparse"``
@@ -51,6 +52,7 @@ class RapidGenerator:
         **changes: Any,
     ) -> None:
         self.settings = RapidSettings.of(settings, **changes)
+        self.opened: tuple[str | None, ...] | None = None
         self.target = target if isinstance(target, TransformersLM) else TransformersLM(*target)
         if drafter is None:
             self.drafter = self.target

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from specrag.models.base import GenerationRequest, Turn
+from specrag.models.base import GenerationRequest, Segment, ToolCall, Turn
 from specrag.models.tokenization import ConversationEncoder
 
 # Stand for the question and for the document. Private-use characters: texts have no use for them.
@@ -46,6 +46,11 @@ class PromptTokens:
         """Head and context: what is read before any question."""
         return (*self.head, *self.context)
 
+    @property
+    def all_question(self) -> bool:
+        """Whether nothing comes before the question: a first message where no template writes anything."""
+        return not self.context and self.tail.startswith(_QUESTION)
+
     def with_tail(self, tail: str) -> PromptTokens:
         """The same head and context with another tail."""
         return self if tail == self.tail else replace(self, tail=tail)
@@ -70,7 +75,7 @@ def document_prompt(
     turns: Sequence[Turn] = (Turn.of("user", ""),),
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> Prompt:
-    """A document as the context. It stands at the beginning of the first user turn.
+    """A document as the context. It stands at the beginning of the first user turn, or of the last turn without any.
 
     Args:
         encoder: Renders with the model's chat template.
@@ -78,9 +83,9 @@ def document_prompt(
         turns: The conversation about it. The last turn is the question, whose text is left open.
         tools: JSON schemas, for the chat template.
     """
-    turns = [*map(_unmarked, turns[:-1]), Turn.of("user", _QUESTION)]
-    first = next(i for i, turn in enumerate(turns) if turn.role == "user")
-    turns[first] = Turn.of("user", f"{_DOCUMENT}\n\n{turns[first].text}")
+    turns = [*map(_unmarked, turns[:-1]), Turn.of(turns[-1].role, _QUESTION)]
+    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), len(turns) - 1)
+    turns[first] = Turn.of(turns[first].role, f"{_DOCUMENT}\n\n{turns[first].text}")
     head, _, tail = _rendered(encoder, turns, tools).partition(_DOCUMENT)
     return Prompt(head, _without_markers(encoder.sanitize(document)).strip(), tail)
 
@@ -89,18 +94,24 @@ def conversation_prompt(
     encoder: ConversationEncoder, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()
 ) -> Prompt:
     """A conversation whose last turn is the question, whose text is left open. All before it is the context."""
-    open_turns = [*map(_unmarked, turns[:-1]), Turn.of("user", _QUESTION)]
+    open_turns = [*map(_unmarked, turns[:-1]), Turn.of(turns[-1].role, _QUESTION)]
     before, _, after = _rendered(encoder, open_turns, tools).partition(_QUESTION)
     return Prompt("", before, _QUESTION + after)
 
 
 def _rendered(encoder: ConversationEncoder, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]) -> str:
-    return encoder.render_generation(GenerationRequest(tuple(turns)), tools=tools)
+    return encoder.render_generation(GenerationRequest(tuple(turns)), tools=[_without_markers(tool) for tool in tools])
 
 
 def _unmarked(turn: Turn) -> Turn:
-    return Turn.of(turn.role, _without_markers(turn.text))
+    calls = tuple(ToolCall(call.name, _without_markers(call.arguments)) for call in turn.tool_calls)
+    return Turn(turn.role, (Segment(_without_markers(turn.text)),), calls)
 
 
-def _without_markers(text: str) -> str:
-    return text.replace(_QUESTION, "").replace(_DOCUMENT, "")
+def _without_markers(value: Any) -> Any:
+    """A text, or plain values with texts in them, without the two characters."""
+    if isinstance(value, Mapping):
+        return {_without_markers(key): _without_markers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_markers(item) for item in value]
+    return value.replace(_QUESTION, "").replace(_DOCUMENT, "") if isinstance(value, str) else value

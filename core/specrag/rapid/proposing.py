@@ -72,10 +72,10 @@ def proposer_for(
     elif settings.proposer == "window":
         shown = sinks_and_window(len(context))
     else:
-        retrieved = retrieve()
+        retrieved = retrieve() if context else Retrieved([], confidence)
         shown, confidence = retrieved.positions, retrieved.confidence
         itself = settings.candidates == "auto" and rapid.drafter is rapid.target
-        if itself and len(shown) > _MOST_OF_THE_CONTEXT * len(context):
+        if itself and len(shown) >= _MOST_OF_THE_CONTEXT * len(context):
             notes.append("the retrieved context is most of the context: the target decodes alone")
             return _match(rapid, prompt, tail) if hybrid else None, confidence
     model = _model(rapid, prompt, shown, tail, target)

@@ -56,7 +56,7 @@ def check_prompt(prompt: PromptTokens, target: TransformersLM) -> None:
     Raises:
         InvalidInputError: The context is empty, or has more tokens than the target has positions.
     """
-    if not prompt.context:
+    if not prompt.context and not prompt.all_question:
         raise InvalidInputError("the context is empty")
     window = target.context_window
     if window is not None and len(prompt.ids) >= window:
@@ -228,7 +228,7 @@ class LongContext:
             raise InvalidInputError("the question is empty")
         tail = self.question_tokens(question)
         budget = rapid.budget(len(self.prompt.context))
-        if len(tail) > budget and rapid.settings.proposer in ("rag", "hybrid"):
+        if len(tail) > budget and self.prompt.context and rapid.settings.proposer in ("rag", "hybrid"):
             raise InvalidInputError(f"the question has {len(tail)} tokens, the retrieval budget is {budget}: raise it")
         window, needed = rapid.target.context_window, self.tokens + len(tail) + max_tokens
         if window is not None and needed > window:

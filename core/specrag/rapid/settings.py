@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import Sampling
 from specrag.rapid.acceptance import KnowledgeTransfer, Tail, Transfer
 from specrag.rapid.draft_length import checked_candidates
@@ -119,6 +119,6 @@ def _changed(value: _T, changes: Mapping[str, Any]) -> _T:
         if isinstance(value, RapidSettings) and set(unknown) & {field.name for field in fields(Sampling)}:
             hint = "; temperature, top_k, top_p and seed are fields of sampling=Sampling(...)"
         raise InvalidInputError(
-            f"unknown settings {', '.join(map(str, unknown))}: {type(value).__name__} has {', '.join(known)}{hint}"
+            f"unknown settings {', '.join(map(str, unknown))}: {kind_of(value)} has {', '.join(known)}{hint}"
         )
     return replace(value, **changes)  # type: ignore[type-var]
