@@ -99,6 +99,25 @@ def test_a_hanging_or_slow_server_does_not_starve_the_other(seconds):
     assert ill.asked <= 8
 
 
+def test_a_long_reply_is_not_late_because_scores_are_quick():
+    """Both go to the same endpoint."""
+    asked = []
+
+    def answer(method, path, body, headers):
+        if method == "GET":
+            return 200, MODELS, {}
+        limit = json.loads(body)["max_tokens"]
+        asked.append(limit)
+        time.sleep(0.0 if limit == 1 else 1.2)
+        return 200, b'{"choices": [{"text": "42", "finish_reason": "stop"}]}', {}
+
+    with serving(answer) as first, serving(answer) as second:
+        lm = OpenAILM("m", [first, second], api="completions")
+        lm.generate([GenerationRequest(ASK.turns, (Stage(max_tokens=1),))] * 20)
+        lm.generate([GenerationRequest(ASK.turns, (Stage(max_tokens=200),))] * 2)
+    assert asked.count(200) == 2
+
+
 def test_the_answer_of_a_late_server_still_counts_when_it_comes_first(monkeypatch):
     monkeypatch.setattr(_dispatch, "LATE_UNKNOWN", 0.2)
     late, later = Member(seconds=0.6), Member(seconds=5)

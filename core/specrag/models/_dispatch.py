@@ -40,6 +40,14 @@ class Ask:
     body: Mapping[str, Any] | None
     read: Callable[[Json], Any]
 
+    @property
+    def size(self) -> tuple[str, int]:
+        """What takes about as long: the endpoint, and the power of two of how much is asked for."""
+        body = self.body or {}
+        asked = body.get("max_tokens") or body.get("max_completion_tokens") or 0
+        texts = body.get("input")
+        return self.path, (len(texts) if isinstance(texts, list) else int(asked)).bit_length()
+
 
 @dataclass
 class Failures:
@@ -78,7 +86,7 @@ class Dispatcher:
 
     def __init__(self, timeout: float, secrets: Sequence[str]) -> None:
         self._timeout, self._secrets = timeout, secrets
-        self._seconds: dict[str, deque[float]] = {}  # that the last requests took, by path
+        self._seconds: dict[tuple[str, int], deque[float]] = {}  # that the last requests of each size took
 
     async def round(
         self, connection: Connection, ask: Ask, asked: Sequence[Server], failures: Failures
@@ -100,11 +108,8 @@ class Dispatcher:
                 seconds = self._until_late(connection, ask, left, running)
                 done, _ = await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    server, began = running.pop(task)
+                    server, _ = running.pop(task)
                     if (error := task.exception()) is None:
-                        for slow, since in running.values():
-                            if since < began:
-                                slow.failed()
                         return True, task.result()
                     if not isinstance(error, ServerError):
                         raise error
@@ -148,20 +153,20 @@ class Dispatcher:
             return 0.0
         server, began = youngest
         known_sick = server.failures > 0 and len(running) == 1  # others have found that out
-        rest = began + (LATE_LEAST if known_sick else self._late_after(ask.path)) - time.monotonic()
+        rest = began + (LATE_LEAST if known_sick else self._late_after(ask)) - time.monotonic()
         if rest > 0:
             return rest
         # Where all are late, more requests would make it worse.
         too_many = not known_sick and connection.hedges >= max(1, sum(connection.busy.values()) // 4)
         return LOOK_AGAIN if too_many or connection.free(well) is None else 0.0
 
-    def _late_after(self, path: str) -> float:
-        took = sorted(self._seconds.get(path, ()))
+    def _late_after(self, ask: Ask) -> float:
+        took = sorted(self._seconds.get(ask.size, ()))
         return max(LATE_LEAST, LATE * took[len(took) // 2]) if took else LATE_UNKNOWN
 
     async def _send(self, connection: Connection, server: Server, ask: Ask, timeout: float, *, hedge: bool) -> Any:
         """What ``server`` answers. The permit was taken before and is given back."""
-        began = time.monotonic()
+        began, tried = time.monotonic(), server.failures > 0
         connection.hedges += hedge
         try:
             reply = await fetch(
@@ -181,14 +186,14 @@ class Dispatcher:
             server.released()
             raise
         except asyncio.CancelledError:
-            if time.monotonic() - began > self._late_after(ask.path):
-                server.failed()
+            if tried or time.monotonic() - began > self._late_after(ask):
+                server.failed()  # another server was much faster, or nobody waits so long
             else:
                 server.released()
             raise
         else:
             server.answered()
-            self._seconds.setdefault(ask.path, deque(maxlen=20)).append(time.monotonic() - began)
+            self._seconds.setdefault(ask.size, deque(maxlen=20)).append(time.monotonic() - began)
             return value
         finally:
             connection.hedges -= hedge
