@@ -36,6 +36,14 @@ def make_pdf(path: Path, *pages: str) -> None:
     path.write_bytes(out)
 
 
+def compress(source: Path, target: Path) -> None:
+    """Write ``source`` with compressed texts."""
+    writer = pypdf.PdfWriter(source)
+    for page in writer.pages:
+        page.compress_content_streams()
+    writer.write(target)
+
+
 def encrypt(source: Path, target: Path, user: str, algorithm: str) -> None:
     """Write ``source`` encrypted; an empty ``user`` password lets everybody read it."""
     writer = pypdf.PdfWriter(source)
