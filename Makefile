@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # The pinned versions need Python 3.11; on 3.10 the ranges of pyproject.toml hold.
 PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
-PYTEST := $(BIN)/python -m pytest -q
+# Two processes of one thread each: most tests wait for one thread. Files stay whole, for what they load once.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadfile
 # A live vLLM for `make test-servers`, serving the bundled SmolLM2.
 VLLM_URL ?= http://127.0.0.1:8811/v1
 

@@ -89,6 +89,11 @@ def minilm():
 
 
 @pytest.fixture(scope="session")
+def reader():
+    return bundled("minilm-reader")
+
+
+@pytest.fixture(scope="session")
 def questions():
     return load_questions(DEMO)
 

@@ -18,6 +18,8 @@ from tests.conftest import tiny_llama
 from tests.fakes import ScriptedLM
 
 run = CliRunner().invoke
+# The drafter that writes, where the default one copies.
+WRITTEN = ("--drafter", "smollm2-rag-drafter")
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +32,15 @@ def docs(tmp_path_factory, questions):
 
 
 @pytest.fixture
-def loaded(monkeypatch, quick_drafter, smollm2, minilm):
+def loaded(monkeypatch, quick_drafter, smollm2, minilm, reader):
     """Models loaded once in place of a new load for each command."""
-    models = {"minilm": minilm, "smollm2": smollm2, "smollm2-rag-drafter": quick_drafter}
+    models = {"minilm": minilm, "smollm2": smollm2, "smollm2-rag-drafter": quick_drafter, "minilm-reader": reader}
     monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: models[name])
 
 
 @pytest.mark.slow
 def test_ask_answers_in_json_from_files(docs, loaded, questions):
-    result = run(app, ["ask", questions[0].question, "--docs", str(docs), "--drafts", "3", "--json"])
+    result = run(app, ["ask", questions[0].question, "--docs", str(docs), "--drafts", "3", "--json", *WRITTEN])
     assert result.exit_code in (0, cli.ABSTAINED), result.output
     answer = json.loads(result.stdout)
     assert len(answer["verdicts"]) + len(answer["failures"]) == 3 and answer["embedding_source"] == "passages"
@@ -49,7 +51,7 @@ def test_ask_answers_in_json_from_files(docs, loaded, questions):
 def test_index_once_then_ask_and_explain(docs, loaded, questions, tmp_path):
     made = run(app, ["index", str(docs), "--to", str(tmp_path / "index")])
     assert made.exit_code == 0 and "passages indexed" in made.stdout
-    result = run(app, ["ask", questions[1].question, "--docs", str(tmp_path / "index"), "--drafts", "2", "--explain"])
+    result = run(app, ["ask", questions[1].question, "--docs", str(tmp_path / "index"), "--drafts", "2", "--explain", *WRITTEN])
     assert result.exit_code == 0, result.output
     for shown in ("log ρ_draft", "log ρ_SC", "log ρ_SR", "verify", questions[1].question[:20]):
         assert shown in result.stdout

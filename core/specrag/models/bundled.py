@@ -100,7 +100,7 @@ READERS = {"minilm-reader": "minilm"}
 #: The bundled models that draft, and verify.
 DRAFTING = ("smollm2", *ADAPTERS, *READERS)
 #: The drafter where the user names none: of `specrag ask` and `specrag demo`, and of both adapters.
-DEFAULT_DRAFTER = "smollm2-rag-drafter"
+DEFAULT_DRAFTER = "minilm-reader"
 #: Beside a reader's weights: the name or path of its base, and the arguments of ``SpanReader`` that it was trained for.
 READER_SETTINGS = "reader.json"
 
