@@ -153,7 +153,11 @@ def test_llamaindex_shows_the_reading_and_the_escalation_as_spans():
 @pytest.mark.parametrize(
     ("drafter", "message"),
     [
-        ("minilm", r"a bundled model \(smollm2, smollm2-rag-drafter, minilm-reader\), the folder of .* got 'minilm'"),
+        (
+            "minilm",
+            r"a bundled model \(smollm2, smollm2-rag-drafter, minilm-reader, mpnet-reader\), the folder of .* "
+            r"got 'minilm'",
+        ),
         ("gpt", "drafter must be .* got 'gpt'"),
         (3, "drafter must be a specrag LanguageModel .*a SpanReader, the name of a bundled model .* or a L.*got int"),
         ([READER, 3], r"drafter\[1\] must be"),

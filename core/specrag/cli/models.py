@@ -15,19 +15,21 @@ app = typer.Typer(no_args_is_help=True, help="The bundled models.")
 
 @app.command()
 def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="As in `specrag models list`; by default all.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="As in `specrag models list`; by default those that the defaults need.")
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="Where to put them (default: user cache).")] = None,
 ) -> None:
     """Download the bundled models, check them and convert them, once."""
     with failures_reported():
-        from specrag.models.bundled import ADAPTERS, BUNDLED, READERS
+        from specrag.models.bundled import ADAPTERS, BUNDLED, FETCHED_BY_DEFAULT, READERS
         from specrag.models.bundled import fetch as fetch_model
 
         shipped = ADAPTERS | READERS  # part of the package: what is fetched is what they change
         for name in names or ():
             if name not in (*BUNDLED, *shipped):
                 raise InvalidInputError(f"no bundled model {name!r}: there are {', '.join((*BUNDLED, *shipped))}")
-        for name in dict.fromkeys(shipped.get(name, name) for name in names or BUNDLED):
+        for name in dict.fromkeys(shipped.get(name, name) for name in names or FETCHED_BY_DEFAULT):
             with working(f"fetching {name}") as update:
                 path = fetch_model(name, to, update)
             out.print(f"{name}: {path}")

