@@ -40,7 +40,8 @@ def loaded(monkeypatch, quick_drafter, smollm2, minilm, reader):
 
 @pytest.mark.slow
 def test_ask_answers_in_json_from_files(docs, loaded, questions):
-    result = run(app, ["ask", questions[0].question, "--docs", str(docs), "--drafts", "3", "--json", *WRITTEN])
+    asked = ["ask", questions[0].question, "--docs", str(docs), "--drafts", "3", "--json"]
+    result = run(app, [*asked, *WRITTEN])
     assert result.exit_code in (0, cli.ABSTAINED), result.output
     answer = json.loads(result.stdout)
     assert len(answer["verdicts"]) + len(answer["failures"]) == 3 and answer["embedding_source"] == "passages"
@@ -51,7 +52,8 @@ def test_ask_answers_in_json_from_files(docs, loaded, questions):
 def test_index_once_then_ask_and_explain(docs, loaded, questions, tmp_path):
     made = run(app, ["index", str(docs), "--to", str(tmp_path / "index")])
     assert made.exit_code == 0 and "passages indexed" in made.stdout
-    result = run(app, ["ask", questions[1].question, "--docs", str(tmp_path / "index"), "--drafts", "2", "--explain", *WRITTEN])
+    asked = ["ask", questions[1].question, "--docs", str(tmp_path / "index"), "--drafts", "2", "--explain"]
+    result = run(app, [*asked, *WRITTEN])
     assert result.exit_code == 0, result.output
     for shown in ("log ρ_draft", "log ρ_SC", "log ρ_SR", "verify", questions[1].question[:20]):
         assert shown in result.stdout

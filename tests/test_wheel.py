@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 DATA = (
     "specrag/data/demo.jsonl",
+    "specrag/data/calibrations/minilm-reader.json",
     "specrag/data/minilm-reader/reader.json",
     "specrag/data/minilm-reader/reader.safetensors",
     "specrag/data/mpnet-reader/adapter_config.json",

@@ -60,13 +60,14 @@ def load_pipeline(
 ) -> SpeculativeRAG:
     """The pipeline of drafters and a verifier; without a drafter's name, the default one.
 
+    The default drafter alone abstains below ``DEFAULT_MIN_CONFIDENCE``, where no other confidence is asked for.
     Without a verifier's name, the first drafter that is a language model verifies.
 
     Args:
         calibration: A file of ``specrag calibrate``.
         settings: Those of ``SpeculativeRAG``; ``None`` leaves the default.
     """
-    from specrag.models.bundled import DEFAULT_DRAFTER
+    from specrag.models.bundled import DEFAULT_DRAFTER, DEFAULT_MIN_CONFIDENCE
     from specrag.speculative.confidence import Calibration
     from specrag.speculative.pipeline import SpeculativeRAG
 
@@ -75,6 +76,8 @@ def load_pipeline(
     given = {name: value for name, value in settings.items() if value is not None}
     if calibration is not None:
         given["calibration"] = Calibration.load(calibration)
+    elif not drafters and verifier is None:
+        given.setdefault("min_confidence", DEFAULT_MIN_CONFIDENCE)
 
     def load(name: str) -> LanguageModel | Reader:
         return _drafting_model(name, models, server, api_key, tokenizer)
