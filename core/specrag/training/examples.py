@@ -25,6 +25,8 @@ from specrag.training.substitution import Substitutes
 
 #: The rationale of an example whose passages do not answer the question.
 NO_EVIDENCE = "The passages do not say."
+# Questions whose similarities to all passages are in memory at once.
+_CHUNK = 512
 #: The label of a token that has no loss.
 IGNORED = -100
 
@@ -112,10 +114,14 @@ def make_examples(
     if len(corpus) < 3:
         raise InvalidInputError(f"the records have {len(corpus)} different passages: distractors need at least 3")
     texts = [passage_text(p) for p in corpus]
-    near = embedder.embed([record.question for record, *_ in usable]) @ embedder.embed(texts).T
+    vectors = embedder.embed(texts)
     folded = [text.casefold() for text in texts]
     random = np.random.default_rng(seed)
-    pools = [_distractors(record, near[i], texts, folded, mixture) for i, (record, *_) in enumerate(usable)]
+    pools = []
+    for at in range(0, len(usable), _CHUNK):  # similarities of all questions at once would fill the memory
+        part = [record for record, *_ in usable[at : at + _CHUNK]]
+        near = embedder.embed([record.question for record in part]) @ vectors.T
+        pools += [_distractors(record, row, texts, folded, mixture) for record, row in zip(part, near, strict=True)]
     substitutes = Substitutes((record, answer) for record, answer, _ in usable)
     return [
         [
@@ -154,12 +160,17 @@ def _distractors(
     """The positions of the hard distractors, nearest first, and of some farther ones."""
     own = {passage_text(record.passages[i]) for i in record.gold}
     answers = [answer.casefold() for answer in record.answers]
-    found: list[int] = []
-    for at in np.argsort(-near):
-        if len(found) >= 5 * mixture.negatives:
+    wanted, looked_at = 5 * mixture.negatives, 20 * mixture.negatives
+    while True:  # nearly always the nearest few hundred hold enough of them
+        looked_at = min(looked_at, len(near))
+        nearest = np.argpartition(-near, looked_at - 1)[:looked_at]
+        ordered = nearest[np.argsort(-near[nearest], kind="stable")]
+        found = [
+            int(at) for at in ordered if texts[at] not in own and not any(answer in folded[at] for answer in answers)
+        ][:wanted]
+        if len(found) == wanted or looked_at == len(near):
             break
-        if texts[at] not in own and not any(answer in folded[at] for answer in answers):
-            found.append(int(at))
+        looked_at *= 10
     return found[: mixture.negatives], found[mixture.negatives :]
 
 
