@@ -204,5 +204,7 @@ class Dispatcher:
             raise UnavailableError(f"{server} answered with a JSON {type(reply).__name__}, expected an object")
         try:
             return ask.read(reply)
+        except RefusedError:  # the reply says that the server has no such endpoint
+            raise
         except ServerError as error:
             raise UnavailableError(redacted(f"{server}: {error}", self._secrets)) from error
