@@ -19,6 +19,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_specrag._runnables import bound_options, is_retriever, known_options, name_of
 from langchain_specrag.embeddings import SpecRAGEmbeddings
 from specrag import _blocking
+from specrag._abandoned import in_own_thread
 from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.bundled import DRAFTING, drafting_model
@@ -156,7 +157,7 @@ class LangChainEmbedder(Embedder):
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
         if self._client.must_block():
-            return await _blocking.in_thread(self.embed, texts)
+            return await in_own_thread(self.embed, texts)
         return unit_vectors(await self._embeddings.aembed_documents(list(texts)))
 
 
@@ -193,7 +194,7 @@ class LangChainLM(ChatLM):
         options = self._options(request)
         async with self._limit or nullcontext():
             if self._client.must_block():
-                answer = await _blocking.in_thread(self._model.invoke, messages, config, **options)
+                answer = await in_own_thread(self._model.invoke, messages, config, **options)
             else:
                 answer = await self._model.ainvoke(messages, config, **options)
         if isinstance(answer, str):

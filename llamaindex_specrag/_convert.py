@@ -18,6 +18,7 @@ from llama_index_instrumentation.span import active_span_id
 from llamaindex_specrag._awaiting import embedder_awaits, llm_awaits
 from llamaindex_specrag.embeddings import SpecRAGEmbedding
 from specrag import _blocking
+from specrag._abandoned import in_own_thread
 from specrag._fields import embedding_in, title_in
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
@@ -115,7 +116,7 @@ class LlamaIndexEmbedder(Embedder):
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
         if self._client.must_block() or not embedder_awaits(self._model):
-            return await _blocking.in_thread(self.embed, texts)
+            return await in_own_thread(self.embed, texts)
         return unit_vectors(await self._model.aget_text_embedding_batch(list(texts)))
 
 
@@ -166,9 +167,9 @@ class LlamaIndexLM(ChatLM):
             given, call, acall = llm.messages_to_prompt(messages), llm.complete, llm.acomplete
             options["formatted"] = True
         if not llm_awaits(llm):
-            return await _blocking.in_thread(lambda: asyncio.run(acall(given, **options)))
+            return await in_own_thread(lambda: asyncio.run(acall(given, **options)))
         if self._client.must_block():
-            return await _blocking.in_thread(call, given, **options)
+            return await in_own_thread(call, given, **options)
         return await acall(given, **options)
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:

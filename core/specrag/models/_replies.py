@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from specrag.errors import ServerError
+from specrag.errors import ServerError, kind_of
 from specrag.models._http import NoSuchEndpointError
 from specrag.models._logprobs import ends_in, listed_tokens
 from specrag.models.base import Segment
@@ -64,7 +64,7 @@ def checked_chat(reply: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    return "missing" if value is None else f"a JSON {type(value).__name__}"
+    return "missing" if value is None else f"a JSON {kind_of(value)}"
 
 
 def usage_of(reply: Reply) -> Usage:

@@ -24,7 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from specrag.engine.onednn import multiplies_bfloat16
 from specrag.engine.tensor_files import save_checked
-from specrag.errors import InvalidInputError, SpecRAGError
+from specrag.errors import InvalidInputError, SpecRAGError, kind_of
 from specrag.models.bundled import READER_SETTINGS
 from specrag.models.reader import ADAPTER_FILE, grouped_logsumexp, shared_log_normalizer, span_scores
 from specrag.training.checkpoints import SealCheckpoints, claimed, results
@@ -128,7 +128,7 @@ def train_reader(
         InvalidInputError: There is nothing to train on, the checkpoints are another run's, or the tokenizer is slow.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise InvalidInputError(f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer")
+        raise InvalidInputError(f"{kind_of(tokenizer)} gives no character offsets: load a fast tokenizer")
     batches = in_order(rounds, settings.rows, settings.seed)
     if not batches:
         raise InvalidInputError("there are no examples to train on")
