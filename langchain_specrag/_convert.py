@@ -7,7 +7,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,13 +18,13 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_specrag._runnables import bound_options, is_retriever, known_options, name_of
 from langchain_specrag.embeddings import SpecRAGEmbeddings
 from specrag import _blocking
+from specrag._abandoned import in_own_thread
 from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models.base import LanguageModel, Reader
-from specrag.models.bundled import DRAFTING, drafting_model
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict, passages_of
-from specrag.speculative.confidence import Calibration
+from specrag.speculative._given import drafters_of, model_of
 from specrag.speculative.pipeline import SpeculativeRAG
 from specrag.speculative.work import Work, current_work
 
@@ -102,31 +101,17 @@ def as_model(model: Any, role: str) -> LanguageModel | Reader:
         InvalidInputError: It is none of these.
         ModelNotFoundError: It is a name, and the model is not on this machine.
     """
-    if isinstance(model, LanguageModel | Reader):
-        return model
-    if isinstance(model, Runnable) and not is_retriever(model):
-        return LangChainLM(model)
-    if isinstance(model, str | Path) and (loaded := drafting_model(model)) is not None:
-        return loaded
-    raise InvalidInputError(
-        f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)), a SpanReader, the name of a "
-        f"bundled model ({', '.join(DRAFTING)}), the folder of a trained reader, or a LangChain chat model or LLM; "
-        f"got {repr(model) if isinstance(model, str | Path) else kind_of(model)}"
+    return model_of(
+        model,
+        role,
+        lambda given: LangChainLM(given) if isinstance(given, Runnable) and not is_retriever(given) else None,
+        "a LangChain chat model or LLM",
     )
 
 
 def as_drafters(given: Any) -> LanguageModel | Reader | tuple[LanguageModel | Reader, ...]:
     """One drafter or a list of them, each converted by ``as_model``."""
-    if isinstance(given, list | tuple):
-        return tuple(as_model(model, f"drafter[{i}]") for i, model in enumerate(given))
-    return as_model(given, "drafter")
-
-
-def as_calibration(given: Any) -> Any:
-    """A calibration from its file; anything else as it is, to be checked by the core."""
-    if isinstance(given, Path) or (isinstance(given, str) and given != "auto"):
-        return Calibration.load(given)
-    return given
+    return drafters_of(given, as_model)
 
 
 def as_embedder(embedder: Any) -> Embedder | None:
@@ -156,7 +141,7 @@ class LangChainEmbedder(Embedder):
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
         if self._client.must_block():
-            return await _blocking.in_thread(self.embed, texts)
+            return await in_own_thread(self.embed, texts)
         return unit_vectors(await self._embeddings.aembed_documents(list(texts)))
 
 
@@ -193,7 +178,7 @@ class LangChainLM(ChatLM):
         options = self._options(request)
         async with self._limit or nullcontext():
             if self._client.must_block():
-                answer = await _blocking.in_thread(self._model.invoke, messages, config, **options)
+                answer = await in_own_thread(self._model.invoke, messages, config, **options)
             else:
                 answer = await self._model.ainvoke(messages, config, **options)
         if isinstance(answer, str):

@@ -15,7 +15,6 @@ from typing_extensions import TypedDict
 
 from langchain_specrag._convert import (
     RESULT_KEYS,
-    as_calibration,
     as_drafters,
     as_embedder,
     as_model,
@@ -34,6 +33,7 @@ from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import Sampling
 from specrag.models.bundled import DEFAULT_DRAFTER
 from specrag.schema import AnswerReady, Event, SpeculativeAnswer
+from specrag.speculative._given import calibration_of
 from specrag.speculative.escalation import Escalation
 from specrag.speculative.perspectives import SubsetMode
 from specrag.speculative.pipeline import SpeculativeRAG
@@ -178,7 +178,7 @@ class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[
             scoring=as_value(Scoring, self.scoring, "scoring"),
             prompts=None if self.prompts is None else as_value(Prompts, self.prompts, "prompts"),
             sampling=as_value(Sampling, self.sampling, "sampling"),
-            calibration=as_calibration(self.calibration),
+            calibration=calibration_of(self.calibration),
             **{name: getattr(self, name) for name in _PLAIN},
         )
 

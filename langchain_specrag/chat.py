@@ -69,17 +69,8 @@ class _Rapid(Rebuilt):
             self.model, self.drafter, rapid=self.rapid, settings=self.settings, **self._sampling(),
             quantization=self.quantization, max_sessions=self.max_sessions,
         )  # fmt: skip
-        sampling = self._chat.settings.sampling
         # Not assigned, so that they do not count as given. A copy made of the fields finds the loaded models there.
-        self.__dict__.update(
-            model=self.model or self._chat.rapid.target.name,
-            rapid=self._chat.rapid,
-            settings=self._chat.settings,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-        )
+        self.__dict__.update(self._chat.fields(self.model))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy over the same models; with ``update``, one that is built with the changed settings."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,14 @@ from llama_index_instrumentation.span import active_span_id
 from llamaindex_specrag._awaiting import embedder_awaits, llm_awaits
 from llamaindex_specrag.embeddings import SpecRAGEmbedding
 from specrag import _blocking
+from specrag._abandoned import in_own_thread
 from specrag._fields import embedding_in, title_in
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
-from specrag.models.bundled import DRAFTING, drafting_model
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage
-from specrag.speculative.confidence import Calibration
+from specrag.speculative._given import drafters_of, model_of
 from specrag.speculative.pipeline import SpeculativeRAG
 from specrag.speculative.work import Work, current_work
 
@@ -59,31 +58,14 @@ def as_model(model: Any, role: str) -> LanguageModel | Reader:
         InvalidInputError: It is none of these.
         ModelNotFoundError: It is a name, and the model is not on this machine.
     """
-    if isinstance(model, LanguageModel | Reader):
-        return model
-    if isinstance(model, BaseLLM):
-        return LlamaIndexLM(model)
-    if isinstance(model, str | Path) and (loaded := drafting_model(model)) is not None:
-        return loaded
-    raise InvalidInputError(
-        f"{role} must be a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)), a SpanReader, the name of a "
-        f"bundled model ({', '.join(DRAFTING)}), the folder of a trained reader, or a LlamaIndex LLM; "
-        f"got {repr(model) if isinstance(model, str | Path) else kind_of(model)}"
+    return model_of(
+        model, role, lambda given: LlamaIndexLM(given) if isinstance(given, BaseLLM) else None, "a LlamaIndex LLM"
     )
 
 
 def as_drafters(given: Any) -> LanguageModel | Reader | tuple[LanguageModel | Reader, ...]:
     """One drafter or a list of them, each converted by ``as_model``."""
-    if isinstance(given, list | tuple):
-        return tuple(as_model(model, f"drafter[{i}]") for i, model in enumerate(given))
-    return as_model(given, "drafter")
-
-
-def as_calibration(given: Any) -> Any:
-    """A calibration from its file; anything else as it is, to be checked by the core."""
-    if isinstance(given, Path) or (isinstance(given, str) and given != "auto"):
-        return Calibration.load(given)
-    return given
+    return drafters_of(given, as_model)
 
 
 def as_embedder(embedder: Any) -> Embedder | None:
@@ -115,7 +97,7 @@ class LlamaIndexEmbedder(Embedder):
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
         if self._client.must_block() or not embedder_awaits(self._model):
-            return await _blocking.in_thread(self.embed, texts)
+            return await in_own_thread(self.embed, texts)
         return unit_vectors(await self._model.aget_text_embedding_batch(list(texts)))
 
 
@@ -166,9 +148,9 @@ class LlamaIndexLM(ChatLM):
             given, call, acall = llm.messages_to_prompt(messages), llm.complete, llm.acomplete
             options["formatted"] = True
         if not llm_awaits(llm):
-            return await _blocking.in_thread(lambda: asyncio.run(acall(given, **options)))
+            return await in_own_thread(lambda: asyncio.run(acall(given, **options)))
         if self._client.must_block():
-            return await _blocking.in_thread(call, given, **options)
+            return await in_own_thread(call, given, **options)
         return await acall(given, **options)
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:

@@ -116,17 +116,8 @@ class RapidLLM(CustomLLM):
             self.model, self.drafter, rapid=self.rapid, settings=self.settings, **self._sampling(),
             quantization=self.quantization, max_sessions=self.max_sessions,
         )  # fmt: skip
-        sampling = self._chat.settings.sampling
         # The fields that were left out show what holds. They do not count as given.
-        self.__dict__.update(
-            model=self.model or self._chat.rapid.target.name,
-            rapid=self._chat.rapid,
-            settings=self._chat.settings,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-        )
+        self.__dict__.update(self._chat.fields(self.model))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy over the same models; with ``update``, one that is built with the changed settings."""

@@ -23,7 +23,6 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.settings import Settings
 
 from llamaindex_specrag._convert import (
-    as_calibration,
     as_drafters,
     as_embedder,
     as_model,
@@ -36,6 +35,7 @@ from specrag import _blocking
 from specrag.errors import InvalidInputError
 from specrag.models.bundled import DEFAULT_DRAFTER
 from specrag.schema import AnswerReady, SpeculativeAnswer
+from specrag.speculative._given import calibration_of
 from specrag.speculative.pipeline import SpeculativeRAG
 
 NO_ANSWER = "The passages do not answer this question."
@@ -119,7 +119,7 @@ class SpeculativeSynthesizer(BaseSynthesizer):
             raise InvalidInputError("no_answer must not be empty: an agent would read nothing")
         _check_names(settings)
         if "calibration" in settings:
-            settings["calibration"] = as_calibration(settings["calibration"])
+            settings["calibration"] = calibration_of(settings["calibration"])
         self._core = SpeculativeRAG(
             drafter=as_drafters(DEFAULT_DRAFTER if drafter is None else drafter),
             verifier=None if verifier is None else as_model(verifier, "verifier"),

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from specrag import SpeculativeRAG, _blocking
-from specrag._abandoned import AbandonedError, in_thread, stop_if_abandoned
+from specrag._abandoned import AbandonedError, in_own_thread, in_thread, stop_if_abandoned
 from specrag.models import GenerationRequest, Sampling, Segment, Stage, Turn
 from specrag.schema import Passage
 from tests.fakes import HashEmbedder
@@ -101,7 +101,11 @@ def test_the_question_after_missed_deadlines_does_not_wait_for_them(smollm2, lay
     assert free_within(smollm2, 10) and counts["last"] == 0
 
 
-def test_an_interrupt_reaches_the_thread():
+THREADS = pytest.mark.parametrize("threaded", [in_thread, in_own_thread])
+
+
+@THREADS
+def test_an_interrupt_reaches_the_thread(threaded):
     """Ctrl-C cancels the coroutine that `_blocking.run` waits for."""
     ended, begun = threading.Event(), threading.Event()
 
@@ -116,7 +120,7 @@ def test_an_interrupt_reaches_the_thread():
             raise
 
     async def interrupted():
-        task = asyncio.ensure_future(in_thread(work))
+        task = asyncio.ensure_future(threaded(work))
         await asyncio.to_thread(begun.wait)
         task.cancel()
         await task
@@ -161,12 +165,13 @@ def test_an_interrupt_ends_the_process_and_does_not_abort_it(smollm2_path):
     assert process.returncode != -signal.SIGABRT and time.monotonic() - start < 15
 
 
-async def test_work_that_is_waited_for_is_not_stopped():
+@THREADS
+async def test_work_that_is_waited_for_is_not_stopped(threaded):
     def work(a, *, b):
         stop_if_abandoned()
         return a + b
 
-    assert await in_thread(work, 1, b=2) == 3
+    assert await threaded(work, 1, b=2) == 3
     stop_if_abandoned()
     with pytest.raises(ZeroDivisionError):
-        await in_thread(lambda: 1 // 0)
+        await threaded(lambda: 1 // 0)

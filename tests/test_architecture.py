@@ -21,7 +21,8 @@ CORE, ADAPTERS = "specrag", ("langchain_specrag", "llamaindex_specrag")
 # the row.
 # "specrag" is the package's own __init__, which names what users import from `specrag` itself.
 LAYERS = (
-    ("_abandoned", "errors"),
+    ("errors",),
+    ("_abandoned",),
     ("_blocking",),
     ("_encodings", "_extras", "_fields", "_files", "_stages", "_unicode"),
     ("schema",),

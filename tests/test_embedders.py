@@ -114,7 +114,7 @@ def with_rows(change):
 )
 def test_replies_that_cannot_be_used_are_refused(change, message):
     with serving(Endpoint(HashEmbedder(), change)) as url, pytest.raises(ServerError, match=message) as error:
-        OpenAIEmbedder(url, "m").embed(["a", "b"])
+        OpenAIEmbedder(url, "m", backoff=0.01).embed(["a", "b"])
     assert url in str(error.value)
 
 

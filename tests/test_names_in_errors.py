@@ -12,7 +12,7 @@ from langchain_specrag import create_speculative_rag_chain as chain_over
 from langchain_specrag._messages import to_message
 from llamaindex_specrag import MultiPerspectivePostprocessor, SpeculativeRAGQueryEngine, SpeculativeSynthesizer
 from specrag import Passage, SpeculativeRAG
-from specrag.errors import kind_of
+from specrag.errors import described, kind_of
 from specrag.rapid.conversation import document_texts
 from tests.fakes import HashEmbedder, first_passage_lm
 from tests.langchain_parts import chain_of
@@ -52,6 +52,10 @@ ASKED = {
     "synthesizer": lambda: SpeculativeSynthesizer(ODD),
     "engine": lambda: SpeculativeRAGQueryEngine.from_args(None, LM, ODD),
     "postprocessor": lambda: MultiPerspectivePostprocessor(embedder=ODD),
+    "the core's drafter": lambda: SpeculativeRAG(drafter=ODD),
+    "one of the core's drafters": lambda: SpeculativeRAG(drafter=[LM, ODD]),
+    "the core's verifier": lambda: SpeculativeRAG(drafter=LM, verifier=ODD),
+    "the core's embedder": lambda: SpeculativeRAG(drafter=LM, embedder=ODD),
     "passage": lambda: Passage.of(ODD),
     "passages": lambda: SpeculativeRAG(drafter=LM).answer("q", ODD),
     "text": lambda: Passage(ODD),
@@ -79,3 +83,11 @@ def test_fields_of_the_packages_classes_are_named_by_their_public_class():
     with pytest.raises(ValueError, match="1 validation error for SpecRAGEmbeddings"):
         SpecRAGEmbeddings(embedder=HashEmbedder(), dratfs=1)
     assert (kind_of(ODD), kind_of(3), kind_of(None), kind_of(object())) == ("Public", "int", "NoneType", "object")
+
+
+def test_an_error_is_described_by_its_public_type_and_what_it_says():
+    class _LineError(ConnectionError):
+        """A private class of somebody's client."""
+
+    assert described(_LineError("cut")) == "ConnectionError: cut"
+    assert described(TimeoutError()) == "TimeoutError"

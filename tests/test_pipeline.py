@@ -10,7 +10,7 @@ from langchain_core.documents import Document
 
 from specrag import Passage, Prompts, SpeculativeRAG
 from specrag.errors import DraftingError, InvalidInputError, LogProbsUnavailableError, ModelError
-from specrag.models import Completion, Sampling
+from specrag.models import Completion, GenerationRequest, Sampling, Segment, Stage, Turn
 from specrag.schema import AnswerReady, DraftDone, DraftFailed, SubsetsChosen, VerdictReady
 from specrag.speculative.verification import Scoring
 from tests.fakes import NAN, HashEmbedder, ScriptedLM, part, shortened
@@ -40,7 +40,8 @@ def test_real_drafts_are_made_scored_and_chosen_over_real_passages(quick_smollm2
     passages = shortened(questions[0].passages)
     short = {"max_rationale_tokens": 16, "max_answer_tokens": 8}
     rag = SpeculativeRAG(drafter=quick_smollm2, embedder=minilm, prompts=Prompts.for_small_models(), seed=0, **short)
-    quick_smollm2.score([_probe()])
+    quick_smollm2.score([_probe()])  # the checks of packed rows and of batches come before the count
+    quick_smollm2.generate([GenerationRequest(_probe(), (Stage(max_tokens=1),))] * 2)
     counts = forward_passes(quick_smollm2.model)
     answer = rag.answer(question, passages)
     drafting = [n for n in counts if n != counts[-1]]
@@ -69,8 +70,6 @@ def subset_of(made):
 
 
 def _probe():
-    from specrag.models import Segment, Turn
-
     return (Turn("assistant", (Segment("a b c", "x"),)),)
 
 

@@ -307,6 +307,19 @@ def test_a_server_with_neither_endpoint_is_said_to_have_neither():
                 OpenAILM("m", url, retries=0).generate([ASK] * 2)
 
 
+def test_a_server_that_answers_every_path_with_a_chat_message_has_no_completions(smollm2):
+    server = Server(lambda path, body: (200, CHAT))
+    with serving(server) as url:
+        lm = OpenAILM("m", url, tokenizer=smollm2.tokenizer)
+        assert lm.generate([ASK])[0].text == "Answer: 42" and not lm.capabilities.prefill
+        with pytest.raises(LogProbsUnavailableError, match="no log-probabilities of a prompt"):
+            lm.score([SCORED])
+        assert lm.capabilities.prompt_log_probs is False
+        with pytest.raises(ServerError, match="has no /completions endpoint"):
+            OpenAILM("m", url, api="completions").generate([ASK])
+    assert server.paths.count("/v1/completions") == 3  # each of the requests was sent once
+
+
 def test_one_server_of_a_pool_without_an_endpoint_does_not_change_the_endpoint():
     lacks = Server(lambda path, body: (404, b"Not Found"))
     has = Server(lambda path, body: (200, CHAT))

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
@@ -144,38 +144,6 @@ class Client:
         if self._first_loop is None:
             self._first_loop = weakref.ref(running)
         return self._first_loop() is not running
-
-
-async def in_thread(function: Callable[..., T], *args: Any, **options: Any) -> T:
-    """What a blocking ``function`` returns, from a thread of its own: calls do not wait for each other's threads.
-
-    The thread runs on when the caller is cancelled. It does not keep the process alive.
-    """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[T] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def finish(result: Any, error: BaseException | None) -> None:
-        if outcome.done():  # nobody waits any more
-            return
-        if error is None:
-            outcome.set_result(result)
-        elif isinstance(error, StopIteration):  # a future cannot hold one
-            outcome.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
-        else:
-            outcome.set_exception(error)
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = context.run(function, *args, **options)
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(finish, result, error)
-
-    threading.Thread(target=work, name="specrag-call", daemon=True).start()
-    return await outcome
 
 
 def _refuse_own_thread(coroutine: Coroutine[Any, Any, Any]) -> None:

@@ -40,3 +40,13 @@ class DraftingError(ModelError):
 def kind_of(value: object) -> str:
     """The type of ``value`` for a message: its first class without an underscore, which a reader can look up."""
     return next(kind.__name__ for kind in type(value).__mro__ if not kind.__name__.startswith("_"))
+
+
+def described(error: BaseException) -> str:
+    """``error`` for a message: its type, and what it says where it says anything."""
+    return f"{kind_of(error)}: {error}" if str(error) else kind_of(error)
+
+
+def said(error: BaseException) -> str:
+    """What ``error`` says; its type where it says nothing."""
+    return str(error) or kind_of(error)

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from specrag.errors import SpecRAGError
+from specrag.errors import SpecRAGError, said
 
 # What of a training's log is shown, and under which words.
 TRAINING_LOG = {
@@ -99,4 +99,4 @@ def failures_reported() -> Iterator[None]:
 def _said(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, SpecRAGError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
+    return said(error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specrag._unicode import well_formed_values
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.schema import Passage
 
 
@@ -70,7 +70,7 @@ class Question:
     def __post_init__(self) -> None:
         for name, value in (("question", self.question), ("context", self.context)):
             if not isinstance(value, str):
-                raise InvalidInputError(f"question {self.id!r}: {name} must be a text, got {type(value).__name__}")
+                raise InvalidInputError(f"question {self.id!r}: {name} must be a text, got {kind_of(value)}")
         for name in ("id", "question", "context", "answers", "choices", "source", "metadata"):
             object.__setattr__(self, name, well_formed_values(getattr(self, name)))
         if not self.question.strip():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specrag.errors import ServerError
+from specrag.errors import ServerError, kind_of
 from specrag.models._circuit import Server
 from specrag.models._connections import Connection
 from specrag.models._http import RefusedError, UnavailableError, fetch
@@ -201,8 +201,10 @@ class Dispatcher:
 
     def _read(self, ask: Ask, server: Server, reply: Any) -> Any:
         if not isinstance(reply, dict):
-            raise UnavailableError(f"{server} answered with a JSON {type(reply).__name__}, expected an object")
+            raise UnavailableError(f"{server} answered with a JSON {kind_of(reply)}, expected an object")
         try:
             return ask.read(reply)
+        except RefusedError:  # the reply says that the server has no such endpoint
+            raise
         except ServerError as error:
             raise UnavailableError(redacted(f"{server}: {error}", self._secrets)) from error

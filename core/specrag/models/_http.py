@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from specrag.errors import InvalidInputError, ServerError
+from specrag.errors import InvalidInputError, ServerError, described
 from specrag.models._circuit import Server
 from specrag.models._secrets import redacted
 
@@ -105,7 +105,7 @@ async def fetch(
     except (TimeoutError, asyncio.TimeoutError):
         raise UnavailableError(f"no whole reply within {timeout:g} s (ReadTimeout)", reached=False) from None
     except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError, UnicodeError, OSError) as error:
-        shown = redacted(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, hidden)
+        shown = redacted(described(error), hidden)
         raise UnavailableError(shown, reached=False) from None
     if response.status_code >= 300:
         raise _failure(response, content, server, path, hidden)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specrag._extras import require
-from specrag.errors import ModelNotFoundError, SpecRAGError
+from specrag.errors import ModelNotFoundError, SpecRAGError, said
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def loading(source: object, kind: str) -> Iterator[None]:
 
             if out_of_memory(error):
                 raise
-        raise ModelNotFoundError(f"{source} could not be loaded as {kind}: {error or type(error).__name__}") from error
+        raise ModelNotFoundError(f"{source} could not be loaded as {kind}: {said(error)}") from error
 
 
 @contextlib.contextmanager

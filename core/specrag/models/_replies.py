@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from specrag.errors import ServerError
+from specrag.errors import ServerError, kind_of
+from specrag.models._http import NoSuchEndpointError
 from specrag.models._logprobs import ends_in, listed_tokens
 from specrag.models.base import Segment
 from specrag.models.chat import ChatReply, content_text
@@ -39,8 +40,16 @@ def choice_of(reply: Reply) -> Mapping[str, Any]:
 
 
 def checked_completion(reply: dict[str, Any]) -> dict[str, Any]:
-    """``reply`` of ``/completions``. Raises ``ServerError`` where it has no text."""
-    text = choice_of(reply).get("text")
+    """``reply`` of ``/completions``.
+
+    Raises:
+        NoSuchEndpointError: It is a chat's message: the server answers every path as it answers chats.
+        ServerError: It has no text.
+    """
+    choice = choice_of(reply)
+    text = choice.get("text")
+    if text is None and isinstance(choice.get("message"), Mapping):
+        raise NoSuchEndpointError("it answers /completions with a chat message")
     if not isinstance(text, str):
         raise ServerError(f"the text of the server's reply is {_kind(text)}, expected a string")
     return reply
@@ -55,7 +64,7 @@ def checked_chat(reply: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    return "missing" if value is None else f"a JSON {type(value).__name__}"
+    return "missing" if value is None else f"a JSON {kind_of(value)}"
 
 
 def usage_of(reply: Reply) -> Usage:

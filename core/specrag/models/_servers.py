@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from specrag.errors import InvalidInputError, ServerError
+from specrag.errors import InvalidInputError, ServerError, kind_of
 from specrag.models._circuit import PASSED_OVER, Server
 from specrag.models._connections import Connection, Connections, client
 from specrag.models._dispatch import Ask, Dispatcher, Failures, Json
@@ -204,7 +204,7 @@ def _checked_headers(headers: Mapping[str, str] | None, api_key: str | None) -> 
     sent = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     for name, value in dict(headers or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise InvalidInputError(f"headers must map names to strings, got {name!r}: {type(value).__name__}")
+            raise InvalidInputError(f"headers must map names to strings, got {name!r}: {kind_of(value)}")
         sent[name] = value
     for name, value in sent.items():
         if not value.isascii() or not value.isprintable() or value != value.strip():

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specrag import _blocking
-from specrag.errors import LogProbsUnavailableError, ModelError, SpecRAGError
+from specrag.errors import LogProbsUnavailableError, ModelError, SpecRAGError, described
 from specrag.models._logprobs import all_listed, ends_in, listed_tokens
 from specrag.models._options import names_log_probs, refused_option
 from specrag.models._secrets import redacted, secrets_of
@@ -191,7 +191,7 @@ class ChatLM(LanguageModel):
                 raise
             except Exception as error:
                 if not self._drops(error, asked):
-                    shown = redacted(f"{self.name}: {type(error).__name__}: {error}", secrets_of(self, depth=3))
+                    shown = redacted(f"{self.name}: {described(error)}", secrets_of(self, depth=3))
                     raise ModelError(shown) from None
                 continue
             if reply.content is not None:

@@ -29,7 +29,7 @@ from specrag._unicode import well_formed
 from specrag.engine.lora import merge_lora
 from specrag.engine.onednn import multiplies_bfloat16
 from specrag.engine.tensor_files import load_checked
-from specrag.errors import InvalidInputError, ModelNotFoundError
+from specrag.errors import InvalidInputError, ModelNotFoundError, kind_of
 from specrag.models.base import Reader, Reading, Span
 
 #: Stands for minus infinity: sums of two stay finite, and gradients through them are 0.
@@ -153,7 +153,7 @@ class SpanReader(Reader):
             tokenizer = own if tokenizer is None else tokenizer
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInputError(
-                f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (a tokenizer.json file)"
+                f"{kind_of(tokenizer)} gives no character offsets: load a fast tokenizer (a tokenizer.json file)"
             )
         if adapter is not None:
             apply_adapter(model, adapter)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from specrag.errors import InvalidInputError, kind_of
+from specrag.errors import InvalidInputError, said
 from specrag.models.base import Segment, Turn
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class ChatTemplate:
                 try:
                     frame = self._frame(source, arranged, generate, tools)
                 except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-                    problem = problem or str(error) or kind_of(error)
+                    problem = problem or said(error)
                     continue
                 if len(self._frames) >= _MOST_FRAMES:
                     self._frames.clear()

@@ -10,7 +10,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypedDict
 
@@ -158,6 +158,15 @@ class RapidChat:
     def opens_thought(self) -> bool:
         """Whether the target's chat template begins each reply with ``<think>``."""
         return opens_thought(self.rapid.target.encoder)
+
+    def fields(self, model: str | None) -> dict[str, Any]:
+        """What holds, under the names of the adapters' fields. ``model``: as the user named the target."""
+        return {
+            "model": model or self.rapid.target.name,
+            "rapid": self.rapid,
+            "settings": self.settings,
+            **asdict(self.settings.sampling),
+        }
 
     def clear(self) -> None:
         """Forget every session that is not in use."""

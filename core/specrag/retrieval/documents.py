@@ -14,7 +14,7 @@ from pathlib import Path
 from specrag._encodings import decode
 from specrag._extras import require
 from specrag._unicode import well_formed
-from specrag.errors import InvalidInputError, NotFoundError
+from specrag.errors import InvalidInputError, NotFoundError, said
 
 SUFFIXES = (".txt", ".md", ".markdown", ".html", ".htm", ".pdf")
 # Folders that hold copies of other people's packages. Folders whose names begin with a dot are left out too.
@@ -168,7 +168,7 @@ def _read_pdf(file: Path, found: _Found) -> None:
                 f"{file} could not be read as PDF: it is encrypted, which needs pip install 'specrag[documents]'"
             ) from error
         except Exception as error:
-            raise InvalidInputError(f"{file} could not be read as PDF: {_said(error)}") from error
+            raise InvalidInputError(f"{file} could not be read as PDF: {said(error)}") from error
         for number, page in enumerate(pages, start=1):
             try:
                 text = page.extract_text()
@@ -184,10 +184,6 @@ def _read_pdf(file: Path, found: _Found) -> None:
     for numbers, why in ((failed, "could not be read"), (empty, "without text, scanned or empty")):
         if numbers:
             found.notes.append(f"{file}: of {len(pages)} pages, {len(numbers)} {why}: {_listed(numbers)}")
-
-
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 def _listed(numbers: list[int]) -> str:

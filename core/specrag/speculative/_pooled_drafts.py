@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from specrag.errors import described
 from specrag.models.base import Reader
 from specrag.schema import Draft, DraftFailure, Passage, ReadingDone, StageBegan, SubsetsChosen
 from specrag.speculative.drafting import Assignment, Drafter
@@ -51,7 +52,7 @@ class PooledDrafts:
                 with working_on(Work("read", first)):
                     made = await SpanDrafter(reader, self.drafts).read(self.question, self.passages, first_index=first)
             except Exception as error:  # a failing reader costs its drafts, whatever it raises
-                yield DraftFailure(first, (), f"{reader.name}: {type(error).__name__}: {error}")
+                yield DraftFailure(first, (), f"{reader.name}: {described(error)}")
                 continue
             yield ReadingDone(first, reader.name, len(made), made[0].log_no_answer if made else None)
             for draft in made:

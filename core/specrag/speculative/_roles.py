@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.schema import Passage
 from specrag.speculative.confidence import Calibration, calibration_for
@@ -29,10 +29,10 @@ def as_drafters(given: Model | Sequence[Model]) -> tuple[Model, ...]:
     if isinstance(given, Model):
         return (given,)
     if not isinstance(given, list | tuple) or not given:
-        raise InvalidInputError(f"drafter must be {_MODELS}, or a list of them; got {type(given).__name__}")
+        raise InvalidInputError(f"drafter must be {_MODELS}, or a list of them; got {kind_of(given)}")
     for i, model in enumerate(given):
         if not isinstance(model, Model):
-            raise InvalidInputError(f"drafter[{i}] must be {_MODELS}, got {type(model).__name__}")
+            raise InvalidInputError(f"drafter[{i}] must be {_MODELS}, got {kind_of(model)}")
     return tuple(given)
 
 
@@ -54,7 +54,7 @@ class Roles:
 
     def __post_init__(self) -> None:
         if self.verifier is not None and not isinstance(self.verifier, Model):
-            raise InvalidInputError(f"verifier must be {_MODELS}, got {type(self.verifier).__name__}")
+            raise InvalidInputError(f"verifier must be {_MODELS}, got {kind_of(self.verifier)}")
         if not isinstance(self.calibration, Calibration) and self.calibration not in ("auto", None):
             raise InvalidInputError(f"calibration must be a Calibration, 'auto' or None, got {self.calibration!r}")
         if isinstance(self.calibration, Calibration) and not self.calibration.fits(*self.names, self.settled.mode):
@@ -152,7 +152,7 @@ def check_types(**values: tuple[Any, Any, str]) -> None:
     """
     for name, (value, kind, expected) in values.items():
         if not isinstance(value, kind):
-            raise InvalidInputError(f"{name} must be {expected}, got {type(value).__name__}")
+            raise InvalidInputError(f"{name} must be {expected}, got {kind_of(value)}")
 
 
 def _pair(drafters: Sequence[str], verifier: str, mode: str) -> str:

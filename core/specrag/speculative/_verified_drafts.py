@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
+from specrag.errors import described
 from specrag.models._problems import heard_by
 from specrag.schema import (
     Draft,
@@ -155,7 +156,7 @@ class VerifiedDrafts:
                 raise error
             self.errors.append(error)
             self.unverified += drafts
-            reason = f"verifier: {type(error).__name__}: {error}"
+            reason = f"verifier: {described(error)}"
             for draft in drafts:
                 yield self._lose(DraftFailure(draft.index, draft.subset, reason))
             return

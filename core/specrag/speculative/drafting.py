@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
-from specrag.errors import InvalidInputError, ModelError
+from specrag.errors import InvalidInputError, ModelError, described
 from specrag.models.base import Completion, GeneratedText, GenerationRequest, LanguageModel, Sampling, Stage, Turn
 from specrag.schema import Draft, DraftFailure, Passage
 from specrag.speculative.prompts import Prompts
@@ -122,7 +122,7 @@ class Drafter:
                 completion = (await self.lm.agenerate([job.request], self._seeded(job.assignment.index)))[0]
             return self._read(completion, job, time.perf_counter() - start)
         except Exception as error:  # a failing model costs its draft, whatever it raises
-            return _failure(job, f"{type(error).__name__}: {error}")
+            return _failure(job, described(error))
 
     def _seeded(self, index: int) -> Sampling:
         """The sampling of one draft: seeded as its row of a batch is."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from specrag.errors import ModelError
+from specrag.errors import ModelError, described
 from specrag.models.base import GenerationRequest, LanguageModel, Stage, Turn
 from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict
 from specrag.speculative.drafting import split_reply
@@ -46,7 +46,7 @@ async def escalated(
     try:
         text, usage = await answer_from(lm, prompts, answer.question, shown, max_tokens)
     except Exception as error:  # the drafts are still there, whatever the model raises
-        note = f"the verifier could not answer itself: {type(error).__name__}: {error}"
+        note = f"the verifier could not answer itself: {described(error)}"
         return replace(answer, notes=(*answer.notes, note))
     abstained = prompts.is_abstention(text)
     return replace(

@@ -20,13 +20,13 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from specrag.engine.onednn import multiplies_bfloat16
 from specrag.engine.tensor_files import save_checked
-from specrag.errors import InvalidInputError, SpecRAGError
+from specrag.errors import InvalidInputError, SpecRAGError, kind_of
 from specrag.models.bundled import READER_SETTINGS
 from specrag.models.reader import ADAPTER_FILE, grouped_logsumexp, shared_log_normalizer, span_scores
+from specrag.training.arguments import training_arguments
 from specrag.training.checkpoints import SealCheckpoints, claimed, results
 from specrag.training.reader_batches import ReaderCollator, in_order
 from specrag.training.reader_examples import ReaderExample
@@ -34,6 +34,8 @@ from specrag.training.reader_examples import ReaderExample
 # The module that gives a token its two logits, in every AutoModelForQuestionAnswering.
 _HEAD = "qa_outputs"
 _AVERAGE_FILE = "average.safetensors"
+# Arguments of this training alone; an entry of the data is a whole batch.
+_OWN = {"weight_decay": 0.01, "per_device_train_batch_size": 1, "logging_steps": 20}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ def train_reader(
         InvalidInputError: There is nothing to train on, the checkpoints are another run's, or the tokenizer is slow.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise InvalidInputError(f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer")
+        raise InvalidInputError(f"{kind_of(tokenizer)} gives no character offsets: load a fast tokenizer")
     batches = in_order(rounds, settings.rows, settings.seed)
     if not batches:
         raise InvalidInputError("there are no examples to train on")
@@ -144,7 +146,7 @@ def train_reader(
         trainer = _ReaderTrainer(
             longest=settings.longest,
             model=trained,
-            args=_arguments(checkpoints, settings, model.device),
+            args=training_arguments(checkpoints, settings, model.device, learning_rate=settings.learning_rate, **_OWN),
             train_dataset=_Batches(batches),  # type: ignore[arg-type]
             data_collator=ReaderCollator(tokenizer, settings.max_tokens, settings.longest),
             callbacks=[average, _Report(average, progress, evaluate, evaluation_steps), SealCheckpoints()],
@@ -288,28 +290,3 @@ class _Report(TrainerCallback):  # type: ignore[misc]
             examined = copy.deepcopy(model).eval()
             self._average.into(examined)
             self._progress(state.global_step, state.max_steps, self._evaluate(examined))
-
-
-def _arguments(folder: Path, settings: ReaderSettings, device: torch.device) -> TrainingArguments:
-    bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and multiplies_bfloat16(device))
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=1,
-        per_device_train_batch_size=1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        bf16=bfloat16,
-        use_cpu=device.type == "cpu",
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        save_steps=settings.checkpoint_steps,
-        save_total_limit=2,
-        logging_steps=20,
-        report_to="none",
-        disable_tqdm=True,
-        seed=settings.seed,
-        dataloader_pin_memory=device.type == "cuda",
-    )

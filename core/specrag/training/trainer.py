@@ -19,12 +19,13 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from specrag.engine.lora import adapter_files, read_lora
-from specrag.engine.onednn import multiplies_bfloat16, unpack
+from specrag.engine.onednn import unpack
 from specrag.engine.tensor_files import save_checked
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.models.transformers import TransformersLM
 from specrag.speculative.drafting import Drafter
 from specrag.speculative.prompts import Prompts
+from specrag.training.arguments import training_arguments
 from specrag.training.checkpoints import SealCheckpoints, claimed, results
 from specrag.training.examples import IGNORED, EncodedExample, Example, encode_example, in_batches
 from specrag.training.model_card import write_card
@@ -78,7 +79,17 @@ def train(
         torch.manual_seed(settings.seed)
         model = _with_lora(base.model, settings, adapter) if settings.method == "lora" else base.model
         watch = _Watch(base, held, prompts, settings.evaluation_steps, progress)
-        metrics = _fit(base, model, data, _arguments(output / "checkpoints", settings, base.device), watch, resumed)
+        arguments = training_arguments(
+            output / "checkpoints",
+            settings,
+            base.device,
+            learning_rate=settings.peak,
+            weight_decay=0.0,
+            per_device_train_batch_size=settings.micro_batch_size,
+            gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+            logging_steps=10,
+        )
+        metrics = _fit(base, model, data, arguments, watch, resumed)
         quality = evaluate_drafter(base, held, prompts) if held else None
         with results(output, last="model" if settings.method == "full" else "adapter_model") as folder:
             _save(model, base, folder, settings)
@@ -232,32 +243,6 @@ def _with_lora(model: Any, settings: TrainingSettings, adapter: str | Path | Non
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
-
-
-def _arguments(folder: Path, settings: TrainingSettings, device: torch.device) -> TrainingArguments:
-    bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and multiplies_bfloat16(device))
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=1,
-        per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
-        learning_rate=settings.peak,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        bf16=bfloat16,
-        use_cpu=device.type == "cpu",
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        save_steps=settings.checkpoint_steps,
-        save_total_limit=2,
-        logging_steps=10,
-        report_to="none",
-        disable_tqdm=True,
-        seed=settings.seed,
-        dataloader_pin_memory=device.type == "cuda",
-    )
 
 
 def _content(data: Sequence[EncodedExample], settings: TrainingSettings, adapter: str | Path | None) -> bytes:
