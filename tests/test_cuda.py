@@ -1,4 +1,4 @@
-"""Cache, attention and exactness on a GPU. Skipped where there is none; `benchmarks/gpu.sh` runs these on one."""
+"""Cache, attention and exactness on a GPU. Skipped where there is none; docs/results.md says where they ran."""
 
 from __future__ import annotations
 
