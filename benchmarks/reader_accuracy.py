@@ -1,11 +1,12 @@
 """Standard RAG against a span reader whose drafts the same model verifies side by side.
 
-    python benchmarks/reader_accuracy.py --verifier MODEL [--readers minilm-reader] [--questions 150] [--skip 150]
-        --out FILE.jsonl
+    python benchmarks/reader_accuracy.py --out FILE.jsonl [--verifier MODEL] [--readers minilm-reader]
+        [--questions 150] [--skip 150]
 
 Data: NQ dev with ten passages per question (`data/`). Right: the answer contains one of the right answers.
 Standard RAG is the verifier that reads all ten passages. Per reader there are two rows: its best span, and its five
-best distinct spans compared by the verifier (`Scoring(mode="listwise")`). Per question the rows take turns.
+best distinct spans compared by the verifier (`Scoring(mode="listwise")`). "Covered": one of the five holds a right
+answer. Per question the rows take turns. Without a verifier the readers run alone.
 Every answer is written to FILE at once; a run that is repeated goes on where it stopped. Intervals are Wilson's, 95 %.
 """
 
@@ -30,7 +31,7 @@ from specrag.models.reader import SpanReader
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--verifier", required=True, help="model folder or .gguf file")
+    parser.add_argument("--verifier", help="model folder or .gguf file")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--readers", nargs="+", default=["minilm-reader"], help="bundled names, or NAME=BASE:ADAPTER")
     parser.add_argument("--questions", type=int, default=150)
@@ -41,12 +42,13 @@ def main() -> None:
     questions = load_questions(DATA)[args.skip :][: args.questions]
     rows = [json.loads(line) for line in args.out.open()] if args.out.exists() else []
     done = {(row["row"], row["id"]) for row in rows}
-    lm = TransformersLM(args.verifier, dtype=getattr(torch, args.dtype))
+    lm = TransformersLM(args.verifier, dtype=getattr(torch, args.dtype)) if args.verifier else None
     embedder, prompts = bundled("minilm"), Prompts()
     readers = {name.partition("=")[0]: load(name) for name in args.readers}
     listwise = {
         name: SpeculativeRAG(drafter=reader, verifier=lm, embedder=embedder, scoring=Scoring(mode="listwise"))
         for name, reader in readers.items()
+        if lm is not None
     }
     print(machine(), lm, flush=True)
     with args.out.open("a") as out:
@@ -58,23 +60,23 @@ def main() -> None:
             out.flush()
 
         for number, q in enumerate(questions, 1):
-            if not args.no_standard and ("standard", q.id) not in done:
+            if lm is not None and not args.no_standard and ("standard", q.id) not in done:
                 keep("standard", q, *answered_by_standard(lm, prompts, q))
             for name, reader in readers.items():
-                if (f"{name} + listwise", q.id) in done:
-                    continue
-                start = time.perf_counter()
-                alone = SpeculativeRAG(drafter=reader, embedder=embedder).answer(q.question, q.passages)
-                keep(f"{name} alone", q, alone.text, time.perf_counter() - start)
-                start = time.perf_counter()
-                answer = listwise[name].answer(q.question, q.passages)
-                seconds = time.perf_counter() - start
-                drafts = [
-                    {"text": v.draft.text, "draft": v.log_draft, "listwise": v.log_listwise} for v in answer.verdicts
-                ]
-                covered = any(contains_answer(d["text"], q.answers) for d in drafts)
-                keep(f"{name} + listwise", q, answer.text, seconds, drafts=drafts, covered=covered,
-                     none=answer.verdicts[0].log_none if answer.verdicts else None)  # fmt: skip
+                pipelines = {f"{name} alone": SpeculativeRAG(drafter=reader, embedder=embedder)}
+                pipelines |= {f"{name} + listwise": listwise[name]} if name in listwise else {}
+                for row, rag in pipelines.items():
+                    if (row, q.id) in done:
+                        continue
+                    start = time.perf_counter()
+                    answer = rag.answer(q.question, q.passages)
+                    seconds = time.perf_counter() - start
+                    drafts = [
+                        {"text": v.draft.text, "draft": v.log_draft, "listwise": v.log_listwise}
+                        for v in answer.verdicts
+                    ]
+                    covered = any(contains_answer(draft["text"], q.answers) for draft in drafts)
+                    keep(row, q, answer.text, seconds, drafts=drafts, covered=covered, confidence=answer.confidence)
             if number % 10 == 0:
                 report(rows)
     report(rows)
