@@ -211,6 +211,8 @@ def test_calls_that_a_template_refuses_are_written_as_text(smollm2_tokenizer):
         ("{% for m in messages %}", [("user", "Q")], "cannot write a conversation"),
         ("{{ messages[0].content }}{{ messages[0].content }}", [("user", "Q")], "dropped a turn, or wrote one twice"),
         ("{{ messages[0].content.nothing.there }}", [("user", "Q")], "cannot write a conversation"),
+        ("{{ messages[0].content }}{{ 1 / 0 }}", [("user", "Q")], "division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", [("user", "Q")], "recursion"),
     ],
 )
 def test_what_no_arrangement_can_write_is_one_clear_error(smollm2_tokenizer, template, said, reason):

@@ -112,6 +112,13 @@ def test_a_page_has_line_breaks_where_a_browser_has_them(tmp_path, page, text):
     assert read(tmp_path / "a.html", page.encode()) == (text, [])
 
 
+def test_the_name_of_a_drawing_is_not_the_pages_title(tmp_path):
+    drawing = "<svg><title>icon</title></svg>"
+    for page, title in ((f"{drawing}<p>text", "a"), (f"{drawing}<title>Alba</title><p>text", "Alba")):
+        (tmp_path / "a.html").write_text(page)
+        assert [document.title for document in read_documents(tmp_path / "a.html")] == [title]
+
+
 # --- PDF ------------------------------------------------------------------------------------------------
 
 

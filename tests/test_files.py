@@ -62,6 +62,14 @@ def test_a_link_stays_a_link_to_what_is_written(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "file").read_text() == "text"
 
 
+@pytest.mark.parametrize("name", ["nul\0", "~nobody-of-this-name/x"])
+def test_what_is_no_path_is_refused(name):
+    with pytest.raises(InvalidInputError, match="cannot be used as a path"):
+        _files.whole(name)
+    with pytest.raises(InvalidInputError, match="cannot be used as a path"):
+        PassageIndex.check_target(name)
+
+
 def test_a_folder_with_something_in_it_is_not_replaced(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "precious").write_text("x")

@@ -10,6 +10,7 @@ import pytest
 
 from specrag import Passage, SpeculativeRAG
 from specrag._unicode import well_formed, well_formed_values
+from specrag.errors import InvalidInputError
 from specrag.evaluation.data import load_questions, save_questions
 from specrag.models.base import GeneratedText, GenerationRequest, Segment, Stage, Turn
 from specrag.rapid import LongContext
@@ -38,6 +39,13 @@ def test_passages_and_documents_are_mended():
     made = Passage.of({"text": HALF, "title": HALF, "id": HALF, "metadata": {HALF: [HALF]}})
     assert made == Passage(MENDED, MENDED, MENDED) and made.metadata == {MENDED: [MENDED]}
     assert Document(HALF, HALF, HALF) == Document(MENDED, MENDED, MENDED)
+
+
+def test_metadata_that_hold_themselves_are_refused():
+    metadata = {}
+    metadata["all"] = [metadata]
+    with pytest.raises(InvalidInputError, match="Passage.metadata holds itself"):
+        Passage.of({"text": "a", "metadata": metadata})
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

@@ -262,6 +262,16 @@ def test_replies_that_are_not_the_protocol_are_refused(reply):
         OpenAILM("m", url, retries=0).generate(ASK)
 
 
+@pytest.mark.parametrize("error", [{"message": "no GPU left for sk-very-secret"}, "no GPU left for sk-very-secret"])
+def test_an_error_in_a_reply_of_status_200_is_said_without_the_key(error):
+    def answer(method, path, body, headers):
+        return 200, models_reply() if method == "GET" else json.dumps({"error": error}).encode(), {}
+
+    with serving(answer) as url, pytest.raises(ServerError, match="no GPU left") as raised:
+        OpenAILM("m", url, api_key="sk-very-secret", retries=0).generate(ASK)
+    assert "very-secret" not in str(raised.value)
+
+
 def test_the_api_key_is_sent_and_never_shown(caplog):
     key = "sk-very-secret"
     server = Flaky(401, message=f"Incorrect API key provided: {key}")

@@ -128,8 +128,15 @@ def _refused_by_disk(error: Exception) -> str | None:
 
 
 def whole(path: str | Path) -> Path:
-    """``path`` without links and ``~``, so that it has a name and a parent, and what a link leads to is written."""
-    return Path(path).expanduser().resolve()
+    """``path`` without links and ``~``, so that it has a name and a parent, and what a link leads to is written.
+
+    Raises:
+        InvalidInputError: It is no path: links that lead to each other, or a character that no name may have.
+    """
+    try:
+        return Path(path).expanduser().resolve()
+    except (RuntimeError, ValueError, OSError) as error:  # RuntimeError: a loop of links, or no home for "~"
+        raise InvalidInputError(f"{str(path)!r} cannot be used as a path: {error}") from error
 
 
 def left_by_a_killed_writer(target: Path) -> bool:

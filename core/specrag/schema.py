@@ -64,7 +64,10 @@ class Passage:
             "metadata": mapping_of(self.metadata),
         }
         for name, value in read.items():
-            object.__setattr__(self, name, well_formed_values(value))
+            try:
+                object.__setattr__(self, name, well_formed_values(value))
+            except RecursionError:
+                raise InvalidInputError(f"Passage.{name} holds itself, or is nested too deeply") from None
 
     @classmethod
     def of(cls, value: Any) -> Passage:

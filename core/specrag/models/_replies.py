@@ -31,6 +31,8 @@ def choice_of(reply: Reply) -> Mapping[str, Any]:
         ServerError: There is none, or the server says that it failed.
     """
     choices = reply.get("choices")
+    if reply.get("error") and not choices:
+        raise ServerError(f"the server answered with an error: {_error_text(reply['error'])}")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
         raise ServerError(f"the server's reply has no choices; its keys: {', '.join(reply)}")
     choice: Mapping[str, Any] = choices[0]
@@ -61,6 +63,11 @@ def checked_chat(reply: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("content"), str | list | None):
         raise ServerError(f"the message of the server's reply is {_kind(message)}, expected an object with a content")
     return reply
+
+
+def _error_text(error: Any) -> str:
+    message = error.get("message") if isinstance(error, Mapping) else None
+    return str(message or error)[:200]
 
 
 def _kind(value: Any) -> str:

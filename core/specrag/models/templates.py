@@ -25,6 +25,11 @@ OPEN, CLOSE = "\ue0f0", "\ue0f1"
 _MARKER = re.compile(f"{OPEN}(\\d+){CLOSE}")
 _TOOL_ROLE = re.compile(r"""["']tool["']""")
 _JOIN = "\n\n"
+# What a template raises: its own refusal, or what an expression in it runs into (1 / 0, a macro that calls itself).
+_REFUSALS = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, NameError, RecursionError),
+)
 # Frames that are remembered. A frame with tools is as long as their schemas.
 _MOST_FRAMES = 256
 
@@ -88,7 +93,7 @@ class ChatTemplate:
             if key not in self._frames:
                 try:
                     frame = self._frame(source, arranged, generate, tools)
-                except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+                except _REFUSALS as error:
                     problem = problem or said(error)
                     continue
                 if len(self._frames) >= _MOST_FRAMES:
@@ -108,11 +113,11 @@ class ChatTemplate:
         """
         try:
             return self._rendered(source, _messages(turns), generate, tools)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except _REFUSALS as error:
             try:  # templates of models that also see images take lists of parts
                 in_parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in _messages(turns)]
                 return self._rendered(source, in_parts, generate, tools)
-            except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+            except _REFUSALS:
                 raise error from None
 
     def _rendered(

@@ -45,7 +45,7 @@ def read_html(raw: bytes) -> tuple[str | None, Decoded]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it looks like XML, or like the name of a file
         soup = BeautifulSoup(decoded.text, "html.parser")
-    title = soup.title
+    title = soup.find(lambda tag: tag.name == "title" and tag.find_parent("svg") is None)
     named = " ".join(title.get_text().split()) if title is not None else ""
     text = re.sub(r" ?\n ?", "\n", re.sub(r"[^\S\n]+", " ", "".join(_pieces(soup, title))))
     return named or None, Decoded(re.sub(r"\n{3,}", "\n\n", text).strip(), decoded.note)
