@@ -175,3 +175,16 @@ async def test_work_that_is_waited_for_is_not_stopped(threaded):
     stop_if_abandoned()
     with pytest.raises(ZeroDivisionError):
         await threaded(lambda: 1 // 0)
+
+
+def test_the_loops_thread_ends_before_the_interpreter_does():
+    """Handlers run last in, first out: the one here runs after that of the loop."""
+    code = """
+import atexit, threading
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
+from specrag import _blocking
+async def work(): return 1
+_blocking.run(work())
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "['MainThread']"

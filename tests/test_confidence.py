@@ -12,6 +12,7 @@ from specrag import Passage, Scoring, SpeculativeRAG
 from specrag.errors import InvalidInputError, NotFoundError
 from specrag.schema import AnswerReady, Draft, Verdict
 from specrag.speculative.confidence import Calibration, features, fit_calibration, model_key
+from specrag.speculative.routing import Routing
 from tests.fakes import HashEmbedder, ScriptedLM, ScriptedReader
 
 PASSAGES = [Passage("The tower was finished in 1889."), Passage("It was begun in 1887."), Passage("Paris has a river.")]
@@ -134,6 +135,16 @@ def test_settings_that_need_a_calibration_say_so_and_another_models_is_refused()
         rag(0.5, calibration=calibration(drafters=("other",)))
     with pytest.raises(InvalidInputError, match=r"min_confidence must be a probability in \[0, 1\]"):
         rag(0.5, min_confidence=1.5)
+    for name in ("min_confidence", "escalate_below", "deadline"):
+        with pytest.raises(InvalidInputError, match=f"{name} must be a number, got '0.5'"):
+            rag(0.5, **{name: "0.5"})
+    for name in ("threshold", "second_order_below"):
+        with pytest.raises(InvalidInputError, match=f"{name} must be a number, got 'x'"):
+            Scoring(**{name: "x"})
+    with pytest.raises(InvalidInputError, match="the weight of draft must be a number, got 'x'"):
+        Scoring(weights={"draft": "x"})
+    with pytest.raises(InvalidInputError, match="no_answer_above must be a number"):
+        Routing(no_answer_above="x")
     with pytest.raises(InvalidInputError, match="escalate must be 'passages', 'standard' or None"):
         rag(0.5, escalate="always")
     with pytest.raises(InvalidInputError, match="escalate needs a verifier that is a language model"):

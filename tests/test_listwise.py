@@ -11,6 +11,7 @@ from specrag.errors import InvalidInputError, LogProbsUnavailableError
 from specrag.models import Capabilities, Completion, GeneratedText
 from specrag.schema import Draft, Usage
 from specrag.speculative.listwise import ListwiseVerifier, label_log_prob
+from specrag.speculative.selection import scores_counting
 from tests.fakes import ScriptedLM
 
 
@@ -82,7 +83,9 @@ async def test_more_drafts_than_labels_leave_out_the_least_likely():
     lm = Labeller(worth)
     drafts = [draft(i, f"city {i}", -float(i)) for i in range(30)]
     made = await ListwiseVerifier(lm, scoring=Scoring(mode="listwise", second_order_below=0)).verify("q", drafts)
-    assert [v.log_listwise is None for v in made.outcomes] == [False] * 25 + [True] * 5
+    logs = [verdict.log_listwise for verdict in made.outcomes]
+    assert all(-math.inf < log <= 0 for log in logs[:25]) and logs[25:] == [-math.inf] * 5
+    assert scores_counting(made.outcomes, ("draft", "listwise")) == ("draft", "listwise")
     assert "30 different drafts: the 25" in made.notes[0]
 
 

@@ -107,6 +107,8 @@ def test_a_byte_order_mark_is_ignored(tmp_path):
         ("hello\n", r"line 1: expected JSON, JSON lines or tab-separated text, got \"hello\""),
         ('{"question": "q", "answers": ["a"]}\n{broken\n', r"line 2: not valid JSON"),
         ('{"question": "q", \n', r"line 1: not valid JSON"),
+        ("[" * 100_000, r"not valid JSON"),
+        ('{"question": ' + "[" * 100_000 + "\n", r"line 1: not valid JSON"),
         ("[1, 2]", r"entry 1: expected an object, got 1"),
         (
             '{"text": "a passage"}\n',

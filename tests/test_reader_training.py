@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from specrag.models.reader import ADAPTER_FILE, SpanReader
 from specrag.training.reader import ReaderSettings, train_reader
 from specrag.training.reader_batches import ReaderCollator, encode_group, in_order
 from specrag.training.reader_examples import ReaderExample, ReaderMixture, make_reader_examples
+from specrag.training.settings import TrainingSettings
 from tests.fakes import HashEmbedder
 from tests.reader_parts import records, word_tokenizer
 from tests.test_span_reader import tiny_bert
@@ -220,3 +222,10 @@ def test_there_must_be_examples_and_a_fast_tokenizer(tokenizer, tmp_path):
         train_reader(tiny_bert(100), tokenizer, [[]], tmp_path)
     with pytest.raises(InvalidInputError, match="no character offsets"):
         train_reader(tiny_bert(100), object(), rounds(1), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [ReaderSettings, TrainingSettings])
+@pytest.mark.parametrize("rate", [-1.0, 0.0, math.nan, math.inf, "3e-4"])
+def test_a_learning_rate_that_no_optimiser_takes_is_refused_before_anything_loads(kind, rate):
+    with pytest.raises(InvalidInputError, match="learning_rate must be a"):
+        kind(learning_rate=rate)

@@ -7,6 +7,7 @@ connection pools stay open between calls. The caller's context variables go alon
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import contextvars
 import os
@@ -34,8 +35,17 @@ def _background_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None or _owner != os.getpid():
             _loop, _owner = asyncio.new_event_loop(), os.getpid()
-            threading.Thread(target=_loop.run_forever, name="specrag", daemon=True).start()
+            thread = threading.Thread(target=_loop.run_forever, name="specrag", daemon=True)
+            thread.start()
+            atexit.register(_stop, _loop, thread, _owner)
         return _loop
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, owner: int) -> None:
+    """End the loop's thread before the interpreter ends: one that still frees tensors then aborts the process."""
+    if owner == os.getpid():
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(_LONGEST_FAREWELL)
 
 
 def _submit(coroutine: Coroutine[Any, Any, T]) -> tuple[Future[T], threading.Event]:

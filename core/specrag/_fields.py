@@ -63,6 +63,17 @@ def number_of(value: Any, name: str) -> float | None:
     raise InvalidInputError(f"{name} must be a number, got {a(value)}")
 
 
+def check_numbers(**values: Any) -> None:
+    """Whether each value is a number or ``None``; a text that spells one is none.
+
+    Raises:
+        InvalidInputError: One is something else. The message names it.
+    """
+    for name, value in values.items():
+        if value is not None and (not isinstance(value, Real) or isinstance(value, bool | np.bool_)):
+            raise InvalidInputError(f"{name} must be a number, got {value!r}")
+
+
 def vector_of(value: Any, name: str) -> np.ndarray | None:  # [dim], float32
     """A vector, or ``None`` when it is missing. Who uses it sees whether all of it are numbers.
 

@@ -7,9 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+from specrag._fields import check_numbers
+from specrag.errors import InvalidInputError
 from specrag.schema import Timings
 
 Stage = Literal["embed", "cluster", "draft", "verify", "escalate"]
+
+
+def check_deadline(seconds: float | None) -> None:
+    """Whether ``seconds`` is a deadline, or none.
+
+    Raises:
+        InvalidInputError: It is not a positive number.
+    """
+    check_numbers(deadline=seconds)
+    if seconds is not None and not seconds > 0:
+        raise InvalidInputError(f"deadline must be a positive number of seconds, got {seconds}")
 
 
 class Clock:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from specrag._fields import check_numbers
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.schema import Passage
@@ -129,6 +130,7 @@ class Roles:
         Raises:
             InvalidInputError: They do not.
         """
+        check_numbers(min_confidence=min_confidence, escalate_below=below)
         for name, value in (("min_confidence", min_confidence), ("escalate_below", below)):
             if value is not None and not 0 <= value <= 1:
                 raise InvalidInputError(f"{name} must be a probability in [0, 1], got {value}")

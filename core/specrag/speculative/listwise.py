@@ -66,6 +66,9 @@ class ListwiseVerifier:
     async def verify(self, question: str, drafts: Sequence[Draft]) -> Verification:
         """A verdict per draft, in order; drafts with the same answer get the same score.
 
+        There are labels for 25 answers. Of more, those with the best scores of their own are compared, and the others
+        cannot be chosen: their score is minus infinity.
+
         Raises:
             LogProbsUnavailableError: The model does not list likely tokens.
             ModelError: It failed.
@@ -88,7 +91,7 @@ class ListwiseVerifier:
         by_answer = {normalize_answer(d.text) or d.text: value for d, value in zip(shown, logs, strict=True)}
         outcomes: list[Verdict | DraftFailure] = []
         for draft in drafts:
-            value = by_answer.get(normalize_answer(draft.text) or draft.text)
+            value = by_answer.get(normalize_answer(draft.text) or draft.text, -math.inf)
             outcomes.append(replace(self.verdict(draft), log_listwise=value, log_none=none))
         return Verification(tuple(outcomes), usage, tuple(notes))
 

@@ -19,7 +19,7 @@ from specrag.models.embedders import Embedder
 from specrag.schema import AnswerReady, Event, SpeculativeAnswer, StageBegan
 from specrag.speculative._answers import Selection
 from specrag.speculative._asked import Asked, Perspectives
-from specrag.speculative._clock import Clock
+from specrag.speculative._clock import Clock, check_deadline
 from specrag.speculative._pooled_drafts import PooledDrafts
 from specrag.speculative._roles import Model, Roles, as_drafters, check_types
 from specrag.speculative._verified_drafts import VerifiedDrafts
@@ -112,8 +112,7 @@ class SpeculativeRAG:
             if not isinstance(value, int) or value < 1:
                 raise InvalidInputError(f"{name} must be a whole number of at least 1, got {value!r}")
         check_mode(self.subsets)
-        if self.deadline is not None and not self.deadline > 0:
-            raise InvalidInputError(f"deadline must be a positive number of seconds, got {self.deadline}")
+        check_deadline(self.deadline)
         roles = Roles(drafters, self.verifier, self.scoring, self.calibration)
         roles.check_confidence(self.min_confidence, self.escalate, self.escalate_below)
         object.__setattr__(self, "_roles", roles)

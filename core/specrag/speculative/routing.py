@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specrag._fields import check_numbers
 from specrag.errors import InvalidInputError
 from specrag.schema import Draft
 
@@ -51,6 +52,7 @@ class Routing:
     no_answer_above: float | None = 0.5
 
     def __post_init__(self) -> None:
+        check_numbers(no_answer_above=self.no_answer_above)
         if self.no_answer_above is not None and not 0 <= self.no_answer_above <= 1:
             raise InvalidInputError(f"no_answer_above must lie in [0, 1], got {self.no_answer_above}")
 

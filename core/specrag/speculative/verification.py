@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+from specrag._fields import check_numbers
 from specrag.errors import InvalidInputError, LogProbsUnavailableError
 from specrag.models.base import GenerationRequest, LanguageModel, Score, Segment, Stage, Turn
 from specrag.schema import ALL_SCORES, Draft, DraftFailure, ScoreName, Usage, Verdict
@@ -70,6 +71,7 @@ class Scoring:
             if getattr(self, name) not in get_args(kind):
                 *others, last = map(repr, get_args(kind))
                 raise InvalidInputError(f"{name} must be {', '.join(others)} or {last}, got {getattr(self, name)!r}")
+        check_numbers(threshold=self.threshold, second_order_below=self.second_order_below)
         if self.scores is not None:
             object.__setattr__(self, "scores", tuple(self.scores))
         named = (*(self.scores or ()), *(self.weights or ()))
@@ -80,6 +82,8 @@ class Scoring:
         for what, value in (("threshold", self.threshold), ("second_order_below", self.second_order_below)):
             if value is not None and math.isnan(value):
                 raise InvalidInputError(f"{what} must be a number, got NaN")
+        if self.weights is not None:
+            check_numbers(**{f"the weight of {name}": weight for name, weight in self.weights.items()})
         if not all(math.isfinite(weight) for weight in (self.weights or {}).values()):
             raise InvalidInputError(f"weights must be finite numbers, got {self.weights}")
 

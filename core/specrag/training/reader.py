@@ -30,6 +30,7 @@ from specrag.training.arguments import training_arguments
 from specrag.training.checkpoints import SealCheckpoints, claimed, results
 from specrag.training.reader_batches import ReaderCollator, in_order
 from specrag.training.reader_examples import ReaderExample
+from specrag.training.settings import check_learning_rate
 
 # The module that gives a token its two logits, in every AutoModelForQuestionAnswering.
 _HEAD = "qa_outputs"
@@ -71,6 +72,7 @@ class ReaderSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_learning_rate(self.learning_rate)
         for name in ("rows", "max_tokens", "longest", "checkpoint_steps", "rank", "alpha"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from specrag._fields import check_numbers
 from specrag.errors import InvalidInputError
+
+
+def check_learning_rate(rate: float | None) -> None:
+    """Whether the optimiser can use ``rate``.
+
+    Raises:
+        InvalidInputError: It is not a positive, finite number.
+    """
+    check_numbers(learning_rate=rate)
+    if rate is not None and not 0 < rate < math.inf:
+        raise InvalidInputError(f"learning_rate must be a positive number, got {rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +55,7 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_learning_rate(self.learning_rate)
         if self.method not in ("lora", "full"):
             raise InvalidInputError(f"method must be 'lora' or 'full', got {self.method!r}")
         for name in ("rank", "alpha", "batch_size", "micro_batch_size", "max_tokens", "checkpoint_steps"):

@@ -136,7 +136,7 @@ def _rows(file: TextIO, path: Path) -> Iterator[Row]:
     elif line.lstrip().startswith("{"):
         try:
             first = json.loads(line)
-        except json.JSONDecodeError as error:  # an object over several lines, or a broken line
+        except (json.JSONDecodeError, RecursionError) as error:  # an object over several lines, or a broken line
             yield from _entries(_parsed(line + file.read(), f"{path}, line {number}", error), path)
             return
         if _contained(first) is not None:
@@ -154,10 +154,10 @@ def _rows(file: TextIO, path: Path) -> Iterator[Row]:
         )
 
 
-def _parsed(text: str, where: str, cause: json.JSONDecodeError | None = None) -> Any:
+def _parsed(text: str, where: str, cause: Exception | None = None) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InvalidInputError(f"{where}: not valid JSON ({cause or error})") from error
 
 
