@@ -98,8 +98,9 @@ def report(rows: list[dict]) -> None:
         covered = [row["covered"] for row in own if "covered" in row]
         print(
             f"{name:28} {right:4} of {len(own):4} right {right / len(own):6.1%} ({low:.0%}-{high:.0%})  "
-            f"{median(row['seconds'] for row in own):5.1f} s, {median(ratios) if ratios else float('nan'):.2f} of "
-            f"standard RAG's" + (f", covered {sum(covered) / len(covered):.1%}" if covered else ""),
+            f"{median(row['seconds'] for row in own):5.1f} s"
+            + (f", {median(ratios):.2f} of standard RAG's" if ratios else "")
+            + (f", covered {sum(covered) / len(covered):.1%}" if covered else ""),
             flush=True,
         )
 
