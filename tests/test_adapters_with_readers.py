@@ -80,13 +80,9 @@ def test_confidence_and_its_settings_pass_through(ask, tmp_path):
 
 
 def escalating(framework_model: Any) -> dict[str, Any]:
-    name = type(framework_model).__name__
-    calibration = Calibration(("scripted-reader",), name.lower(), "pointwise", {"draft": 4.0}, 0.0, 100, 0.5)
-    scoring = {"scores": ("draft",), "mode": "pointwise"}
     return {
         "verifier": framework_model,
-        "scoring": scoring,
-        "calibration": calibration,
+        "calibration": Calibration(("scripted-reader",), "", "pointwise", {"draft": 4.0}, 0.0, 100, 0.5),
         "escalate": "passages",
         "escalate_below": 0.9,
     }
@@ -127,8 +123,6 @@ async def test_langchain_tells_of_the_reading_as_a_custom_event():
 
 def test_llamaindex_shows_the_reading_and_the_escalation_as_spans():
     settings = escalating(WithLogProbs())
-    del settings["scoring"]  # a mapping there is LangChain's alone
-    settings["calibration"] = Calibration(("scripted-reader",), "withlogprobs", "listwise", {"draft": 4.0}, 0, 100, 0.5)
     with collecting() as (events, spans):
         response = SpeculativeSynthesizer(READER, **settings).synthesize(QUESTION, NODES)
     assert response.metadata["escalated"] == "passages"

@@ -74,7 +74,7 @@ def test_a_readers_folder_and_any_question_answering_encoder_are_drafters(docs, 
 
 def test_several_drafters_are_pooled(docs, own, tiny_path):
     both = ["--drafter", str(own), "--drafter", str(tiny_path), "--drafts", "2"]
-    answer = asked(docs, *both, question="is tower 4 taller than tower 3 or not")  # no span says so: both draft
+    answer = asked(docs, *both, question="which is taller, tower 4 or tower 3")  # no span says so: both draft
     assert {v["draft"]["drafter"] for v in answer["verdicts"]} >= {str(tiny_path), "own-reader"}
     shown = run(app, ["ask", "is tower 4 tall", "--docs", str(docs), "--explain", *both])
     assert shown.exit_code in (0, ABSTAINED) and "log ρ_SC" in shown.stdout

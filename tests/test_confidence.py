@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,15 +163,7 @@ def answering(text: object) -> ScriptedLM:
 
 
 def escalating(share: float, lm: ScriptedLM, escalate: str = "passages", **settings) -> SpeculativeRAG:
-    made = calibration(verifier="scripted")
-    return rag(
-        share,
-        verifier=lm,
-        scoring=Scoring(("draft",), mode="pointwise"),
-        calibration=made,
-        escalate=escalate,
-        **settings,
-    )
+    return rag(share, verifier=lm, escalate=escalate, **settings)
 
 
 def test_a_doubtful_choice_is_answered_by_the_verifier_from_the_best_drafts_passages():
@@ -197,8 +190,7 @@ def test_nothing_found_is_escalated_too_and_the_verifier_may_abstain():
     made = SpeculativeRAG(
         drafter=ScriptedReader({}),
         verifier=lm,
-        scoring=Scoring(("draft",), mode="pointwise"),
-        calibration=calibration(verifier="scripted"),
+        calibration=calibration(),
         escalate="passages",
     ).answer("when", PASSAGES)
     assert made.abstained and made.escalated == "passages" and made.passages == ()
@@ -214,6 +206,30 @@ def test_a_verifier_that_fails_leaves_the_draft_with_a_note():
 def test_escalation_comes_before_abstention_by_confidence():
     answer = escalating(0.3, answering("in 1889"), min_confidence=0.6).answer("when", PASSAGES)
     assert (answer.text, answer.abstained, answer.escalated) == ("in 1889", False, "passages")
+
+
+def test_a_verifier_that_answers_in_doubt_scores_nothing_so_the_readers_own_calibration_holds():
+    lm = answering("never asked")
+    made = SpeculativeRAG(drafter=ScriptedReader({"1889": 0.9}, name="minilm-reader"), verifier=lm, escalate="passages")
+    answer = made.answer("when", PASSAGES)  # no `calibration=`: the one that ships for the reader alone
+    assert (answer.text, answer.scores_used) == ("1889", ("draft",)) and answer.confidence > 0.5
+    assert lm.generate_calls == [] and lm.score_calls == []
+
+
+def test_a_calibration_for_compared_drafts_keeps_them_compared():
+    compared = replace(calibration(verifier="scripted"), mode="listwise")
+    made = rag(0.9, verifier=answering("x"), calibration=compared, escalate="passages")
+    assert made.roles.settled.mode == "listwise" and made.roles.names == (("scripted-reader",), "scripted")
+    with pytest.raises(InvalidInputError, match="not for scripted-reader verified by nobody"):
+        rag(0.9, verifier=answering("x"), calibration=calibration(verifier="scripted"), escalate="passages")
+
+
+def test_a_question_that_no_span_answers_is_escalated_however_sure_the_reader_is():
+    asked = "was the tower finished in 1889"
+    answer = escalating(0.9, answering("yes")).answer(asked, PASSAGES)
+    assert (answer.text, answer.escalated) == ("yes", "passages")
+    for routing in (None, Routing(forms=False)):
+        assert escalating(0.9, answering("yes"), routing=routing).answer(asked, PASSAGES).escalated is None
 
 
 async def test_the_stream_ends_with_the_escalated_answer():

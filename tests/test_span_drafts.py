@@ -11,7 +11,7 @@ from specrag.errors import DraftingError, InvalidInputError
 from specrag.models.base import Reading, Span
 from specrag.schema import AnswerReady, DraftDone, SubsetsChosen, VerdictReady
 from specrag.speculative.reading import SpanDrafter, distinct_spans, span_evidence
-from specrag.speculative.routing import Routing, needs_language_model
+from specrag.speculative.routing import Routing, asks_yes_or_no, needs_language_model
 from tests.fakes import HashEmbedder, ScriptedLM, ScriptedReader
 
 TOWER = Passage("Work began in 1887. The tower was finished in March 1889, to the day.", title="Eiffel Tower")
@@ -133,7 +133,7 @@ def test_the_language_model_is_asked_only_where_a_span_cannot_answer():
     rag = SpeculativeRAG(drafter=[reader(), lm], embedder=HashEmbedder(), scoring=Scoring(("draft",)))
     assert rag.answer("when was the tower finished", PASSAGES).text == "March 1889"
     assert lm.generate_calls == []
-    asked = rag.answer("is the tower in paris", PASSAGES)
+    asked = rag.answer("why was the tower built in march", PASSAGES)
     assert lm.generate_calls and len(asked.verdicts) == 4  # "march 1889" of both is one draft
     assert asked.verdicts[0].same and asked.verdicts[0].log_agreement is not None
 
@@ -196,6 +196,28 @@ def test_two_language_models_draft_every_subset_side_by_side():
 )
 def test_the_form_of_a_question_says_whether_a_span_can_answer(question, needs):
     assert needs_language_model(question) is needs
+
+
+@pytest.mark.parametrize(
+    ("question", "yes_or_no"),
+    [
+        ("did the tower open before 1900", True),
+        ("is the tower open or not", True),
+        ("Is the tower or the bridge older?", False),  # one of the two is the answer
+        ("when did the tower open", False),
+    ],
+)
+def test_yes_or_no_is_told_from_a_choice(question, yes_or_no):
+    assert asks_yes_or_no(question) is yes_or_no
+
+
+def test_a_span_does_not_compete_for_a_yes_or_a_no():
+    lm = ScriptedLM(lambda prompt: ("It opened in 1889.", "yes"))
+    pooled = SpeculativeRAG(drafter=[reader(), lm], drafts=1, embedder=HashEmbedder())
+    answer = pooled.answer("did the tower open before 1900", PASSAGES)
+    assert answer.text == "yes" and {v.draft.drafter for v in answer.verdicts} == {lm.name}
+    always = pooled.replace(routing=None).answer("did the tower open before 1900", PASSAGES)
+    assert len({v.draft.drafter for v in always.verdicts}) == 2
 
 
 def test_what_a_pool_refuses():

@@ -45,7 +45,9 @@ class PooledDrafts:
         """Drafts and failures as they are made, what begins, and the subsets when they are chosen."""
         copied: list[Draft] = []
         after = self.drafts * len(self.writers)  # written drafts have the first indexes
-        for number, reader in enumerate(self.readers):
+        skipped = bool(self.writers) and self.routing is not None and self.routing.skips(self.question)
+        readers = () if skipped else self.readers
+        for number, reader in enumerate(readers):
             first = after + number * self.drafts
             yield StageBegan("read", first, reader.name)
             try:
@@ -58,7 +60,7 @@ class PooledDrafts:
             for draft in made:
                 yield draft
             copied += made
-        asked = not self.readers or self.routing is None or self.routing.asks(self.question, copied)
+        asked = not readers or self.routing is None or self.routing.asks(self.question, copied)
         if not self.writers or not asked:
             yield SubsetsChosen((), "none")
             return

@@ -18,6 +18,8 @@ from specrag.speculative.span_verification import NoVerifier, SpanVerifier
 from specrag.speculative.verification import DraftVerifier, Scoring, Verifier
 
 Model = LanguageModel | Reader
+#: Scores that no verifier makes.
+OWN_SCORES: frozenset[str] = frozenset(("draft", "agreement"))
 _MODELS = "a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)) or a SpanReader"
 
 
@@ -46,18 +48,22 @@ class Roles:
         verifier: As given; ``None`` where none was.
         scoring: As given.
         calibration: As given.
+        escalate: As given.
     """
 
     drafters: tuple[Model, ...]
     verifier: Model | None
     scoring: Scoring
     calibration: Calibration | Literal["auto"] | None
+    escalate: Escalation | None = None
 
     def __post_init__(self) -> None:
         if self.verifier is not None and not isinstance(self.verifier, Model):
             raise InvalidInputError(f"verifier must be {_MODELS}, got {kind_of(self.verifier)}")
         if not isinstance(self.calibration, Calibration) and self.calibration not in ("auto", None):
             raise InvalidInputError(f"calibration must be a Calibration, 'auto' or None, got {self.calibration!r}")
+        if self.escalate not in ("passages", "standard", None):
+            raise InvalidInputError(f"escalate must be 'passages', 'standard' or None, got {self.escalate!r}")
         if isinstance(self.calibration, Calibration) and not self.calibration.fits(*self.names, self.settled.mode):
             given = self.calibration
             raise InvalidInputError(
@@ -77,8 +83,13 @@ class Roles:
 
     @property
     def judge(self) -> Model | None:
-        """Who verifies: the verifier, or else the first writer; ``None``: nobody."""
+        """Who can verify: the verifier, or else the first writer; ``None``: nobody."""
         return self.verifier or next(iter(self.writers), None)
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a score that counts comes from the judge."""
+        return self.judge is not None and not set(self.settled.counted) <= OWN_SCORES
 
     @property
     def pooled(self) -> bool:
@@ -95,8 +106,9 @@ class Roles:
         """The scoring with its mode and its scores settled for these models."""
         mode, scores = self.scoring.mode, self.scoring.scores
         if mode == "auto":
-            listwise = bool(self.readers) and isinstance(self.verifier, LanguageModel)
+            listwise = bool(self.readers) and isinstance(self.verifier, LanguageModel) and not self._asks_in_doubt
             mode = "listwise" if listwise else "pointwise"
+            scores = ("draft",) if scores is None and self._asks_in_doubt else scores
         if scores is None and not isinstance(self.judge, LanguageModel):
             scores = ("draft",) if self.judge is None else ("draft", "span")
         elif scores is None and self.pooled:
@@ -104,9 +116,19 @@ class Roles:
         return replace(self.scoring, mode=mode, scores=scores)
 
     @property
+    def _asks_in_doubt(self) -> bool:
+        """Whether the verifier only answers in doubt, and scores nothing.
+
+        So it is by default where readers draft alone and there is escalation: a trained reader chooses better than a
+        small language model that compares its spans (docs/results.md). A calibration for listwise scores asks for them.
+        """
+        compared = isinstance(self.calibration, Calibration) and self.calibration.mode == "listwise"
+        return self.escalate is not None and not self.writers and not compared
+
+    @property
     def names(self) -> tuple[tuple[str, ...], str]:
         """The names of the drafters and of who verifies; ``""``: nobody."""
-        return tuple(model.name for model in self.drafters), "" if self.judge is None else self.judge.name
+        return tuple(model.name for model in self.drafters), self.judge.name if self.judge and self.verifies else ""
 
     @property
     def calibrated(self) -> Calibration | None:
@@ -118,13 +140,13 @@ class Roles:
     def verifying(self, prompts: Prompts, passages: Sequence[Passage]) -> DraftVerifier:
         """Whatever scores the drafts of a question, all of whose passages are ``passages``."""
         judge, scoring = self.judge, self.settled
-        if judge is None:
+        if judge is None or not self.verifies:
             return NoVerifier(scoring)
         if isinstance(judge, Reader):
             return SpanVerifier(judge, tuple(passages), scoring)
         return (ListwiseVerifier if scoring.mode == "listwise" else Verifier)(judge, prompts, scoring)
 
-    def check_confidence(self, min_confidence: float | None, escalate: Escalation | None, below: float) -> None:
+    def check_confidence(self, min_confidence: float | None, below: float) -> None:
         """Whether these settings make sense for these models.
 
         Raises:
@@ -134,11 +156,9 @@ class Roles:
         for name, value in (("min_confidence", min_confidence), ("escalate_below", below)):
             if value is not None and not 0 <= value <= 1:
                 raise InvalidInputError(f"{name} must be a probability in [0, 1], got {value}")
-        if escalate is not None and escalate not in ("passages", "standard"):
-            raise InvalidInputError(f"escalate must be 'passages', 'standard' or None, got {escalate!r}")
-        if escalate is not None and not isinstance(self.judge, LanguageModel):
+        if self.escalate is not None and not isinstance(self.judge, LanguageModel):
             raise InvalidInputError("escalate needs a verifier that is a language model: it answers itself")
-        wanted = "min_confidence" if min_confidence is not None else "escalate" if escalate else None
+        wanted = "min_confidence" if min_confidence is not None else "escalate" if self.escalate else None
         if wanted and self.calibrated is None:
             raise InvalidInputError(
                 f"{wanted} needs a calibration, and none ships for {_pair(*self.names, self.settled.mode)}: "

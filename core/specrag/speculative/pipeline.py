@@ -28,7 +28,7 @@ from specrag.speculative.drafting import Drafter
 from specrag.speculative.escalation import Escalation, escalated
 from specrag.speculative.perspectives import SubsetMode, check_mode
 from specrag.speculative.prompts import Prompts
-from specrag.speculative.routing import Routing
+from specrag.speculative.routing import Routing, needs_language_model
 from specrag.speculative.verification import Scoring
 from specrag.speculative.work import Work, working_on
 
@@ -57,8 +57,10 @@ class SpeculativeRAG:
         calibration: Turns scores into ``answer.confidence``: a ``Calibration``, ``"auto"`` (the one that ships for
             these models, where there is one), or ``None``.
         min_confidence: Abstain below this probability of being right. Needs a calibration.
-        escalate: Below ``escalate_below``, the verifier answers itself: from the passages of the best drafts
-            (``"passages"``, at most four) or from all (``"standard"``, standard RAG). The answer says so.
+        escalate: In doubt, the verifier answers itself: from the passages of the best drafts (``"passages"``, at most
+            four) or from all (``"standard"``, standard RAG). The answer says so. Doubt is a confidence below
+            ``escalate_below``, or, where readers draft alone, a question whose form no span answers (``routing``).
+            Where readers draft alone, the verifier then scores no drafts, unless ``scoring`` names a mode or scores.
         escalate_below: A probability of being right. Needs a calibration.
         reuse_embeddings: Use ``Passage.embedding`` for the perspectives when every passage has one.
         deadline: Seconds after which the best draft that is verified by then is the answer. Where none is, because the
@@ -113,8 +115,8 @@ class SpeculativeRAG:
                 raise InvalidInputError(f"{name} must be a whole number of at least 1, got {value!r}")
         check_mode(self.subsets)
         check_deadline(self.deadline)
-        roles = Roles(drafters, self.verifier, self.scoring, self.calibration)
-        roles.check_confidence(self.min_confidence, self.escalate, self.escalate_below)
+        roles = Roles(drafters, self.verifier, self.scoring, self.calibration, self.escalate)
+        roles.check_confidence(self.min_confidence, self.escalate_below)
         object.__setattr__(self, "_roles", roles)
         trained = [Prompts.trained_with(writer) for writer in roles.writers]
         object.__setattr__(self, "_trained_with", next((own for own in trained if own is not None), None))
@@ -184,7 +186,8 @@ class SpeculativeRAG:
         roles = self._roles
         answer = Selection(roles.settled, roles.calibrated, self.min_confidence, roles.merges).answer(asked, drafts)
         if self._in_doubt(answer):
-            yield StageBegan("escalate", model=roles.names[1])
+            assert roles.judge is not None  # checked at construction
+            yield StageBegan("escalate", model=roles.judge.name)
             answer = await self._escalated(asked, answer)
         yield AnswerReady(answer)
 
@@ -223,7 +226,13 @@ class SpeculativeRAG:
     def _in_doubt(self, answer: SpeculativeAnswer) -> bool:
         if self.escalate is None or (self.deadline is not None and answer.timings.total >= self.deadline):
             return False
-        return not answer.verdicts or answer.confidence is None or answer.confidence < self.escalate_below
+        forms = self.routing is not None and self.routing.forms and not self._roles.writers
+        return (
+            not answer.verdicts
+            or answer.confidence is None
+            or answer.confidence < self.escalate_below
+            or (forms and needs_language_model(answer.question))
+        )
 
     async def _escalated(self, asked: Asked, answer: SpeculativeAnswer) -> SpeculativeAnswer:
         judge = self._roles.judge

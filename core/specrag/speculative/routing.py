@@ -35,12 +35,18 @@ def needs_language_model(question: str) -> bool:
     return any(pattern.search(question) for pattern in (_YES_OR_NO, _EXPLANATION, _COMPARISON))
 
 
+def asks_yes_or_no(question: str) -> bool:
+    """Whether ``question`` wants yes or no. "Is it the fox or the hen" does not: it names its answers."""
+    return bool(_YES_OR_NO.search(question)) and not re.search(r"\bor\b(?! not\b)", question, re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Routing:
     """When the language models of a pipeline with readers are asked.
 
     Args:
-        forms: Ask them where ``needs_language_model`` says that no span can answer.
+        forms: Ask them where ``needs_language_model`` says that no span can answer. Where the question wants yes or no
+            (``asks_yes_or_no``), ask them alone: a span would only win over the right draft.
         no_answer_above: Ask them where the reader gives "no span answers" more than this probability. ``None``: its
             doubt does not matter.
 
@@ -55,6 +61,10 @@ class Routing:
         check_numbers(no_answer_above=self.no_answer_above)
         if self.no_answer_above is not None and not 0 <= self.no_answer_above <= 1:
             raise InvalidInputError(f"no_answer_above must lie in [0, 1], got {self.no_answer_above}")
+
+    def skips(self, question: str) -> bool:
+        """Whether the readers of a pipeline with language models are not asked at all."""
+        return self.forms and asks_yes_or_no(question)
 
     def asks(self, question: str, copied: Sequence[Draft]) -> bool:
         """Whether the language models are asked, after the readers copied these drafts."""
