@@ -87,6 +87,11 @@ class Roles:
         return self.verifier or next(iter(self.writers), None)
 
     @property
+    def judge_name(self) -> str:
+        """The name of who can verify; ``""``: nobody."""
+        return "" if self.judge is None else self.judge.name
+
+    @property
     def verifies(self) -> bool:
         """Whether a score that counts comes from the judge."""
         return self.judge is not None and not set(self.settled.counted) <= OWN_SCORES
@@ -128,7 +133,7 @@ class Roles:
     @property
     def names(self) -> tuple[tuple[str, ...], str]:
         """The names of the drafters and of who verifies; ``""``: nobody."""
-        return tuple(model.name for model in self.drafters), self.judge.name if self.judge and self.verifies else ""
+        return tuple(model.name for model in self.drafters), self.judge_name if self.verifies else ""
 
     @property
     def calibrated(self) -> Calibration | None:

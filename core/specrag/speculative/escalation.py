@@ -15,10 +15,21 @@ from specrag.models.base import GenerationRequest, LanguageModel, Stage, Turn
 from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict
 from specrag.speculative.drafting import split_reply
 from specrag.speculative.prompts import Prompts
+from specrag.speculative.routing import Routing, needs_language_model
 
 Escalation = Literal["passages", "standard"]
 #: With ``"passages"``, the verifier reads so many at most.
 MOST_PASSAGES = 4
+
+
+def in_doubt(answer: SpeculativeAnswer, below: float, routing: Routing | None) -> bool:
+    """Whether the choice gives way.
+
+    It does where nothing was found, where its confidence is lower than ``below``, and where ``routing`` looks at the
+    forms of questions and no span can answer this one.
+    """
+    unsure = not answer.verdicts or answer.confidence is None or answer.confidence < below
+    return unsure or (routing is not None and routing.forms and needs_language_model(answer.question))
 
 
 async def escalated(

@@ -25,10 +25,10 @@ from specrag.speculative._roles import Model, Roles, as_drafters, check_types
 from specrag.speculative._verified_drafts import VerifiedDrafts
 from specrag.speculative.confidence import Calibration
 from specrag.speculative.drafting import Drafter
-from specrag.speculative.escalation import Escalation, escalated
+from specrag.speculative.escalation import Escalation, escalated, in_doubt
 from specrag.speculative.perspectives import SubsetMode, check_mode
 from specrag.speculative.prompts import Prompts
-from specrag.speculative.routing import Routing, needs_language_model
+from specrag.speculative.routing import Routing
 from specrag.speculative.verification import Scoring
 from specrag.speculative.work import Work, working_on
 
@@ -58,9 +58,9 @@ class SpeculativeRAG:
             these models, where there is one), or ``None``.
         min_confidence: Abstain below this probability of being right. Needs a calibration.
         escalate: In doubt, the verifier answers itself: from the passages of the best drafts (``"passages"``, at most
-            four) or from all (``"standard"``, standard RAG). The answer says so. Doubt is a confidence below
-            ``escalate_below``, or, where readers draft alone, a question whose form no span answers (``routing``).
-            Where readers draft alone, the verifier then scores no drafts, unless ``scoring`` names a mode or scores.
+            four) or from all (``"standard"``, standard RAG). Doubt is a confidence below ``escalate_below``. Where
+            readers draft alone, a question that no span answers (``routing``) is in doubt too, and the verifier then
+            scores no drafts, unless ``scoring`` names a mode or scores.
         escalate_below: A probability of being right. Needs a calibration.
         reuse_embeddings: Use ``Passage.embedding`` for the perspectives when every passage has one.
         deadline: Seconds after which the best draft that is verified by then is the answer. Where none is, because the
@@ -186,8 +186,7 @@ class SpeculativeRAG:
         roles = self._roles
         answer = Selection(roles.settled, roles.calibrated, self.min_confidence, roles.merges).answer(asked, drafts)
         if self._in_doubt(answer):
-            assert roles.judge is not None  # checked at construction
-            yield StageBegan("escalate", model=roles.judge.name)
+            yield StageBegan("escalate", model=roles.judge_name)
             answer = await self._escalated(asked, answer)
         yield AnswerReady(answer)
 
@@ -226,13 +225,7 @@ class SpeculativeRAG:
     def _in_doubt(self, answer: SpeculativeAnswer) -> bool:
         if self.escalate is None or (self.deadline is not None and answer.timings.total >= self.deadline):
             return False
-        forms = self.routing is not None and self.routing.forms and not self._roles.writers
-        return (
-            not answer.verdicts
-            or answer.confidence is None
-            or answer.confidence < self.escalate_below
-            or (forms and needs_language_model(answer.question))
-        )
+        return in_doubt(answer, self.escalate_below, None if self._roles.writers else self.routing)
 
     async def _escalated(self, asked: Asked, answer: SpeculativeAnswer) -> SpeculativeAnswer:
         judge = self._roles.judge
