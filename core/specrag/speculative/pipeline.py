@@ -185,9 +185,9 @@ class SpeculativeRAG:
             asked.notes.append(f"the deadline of {self.deadline} s passed with {drafts.still_open} drafts open")
         roles = self._roles
         answer = Selection(roles.settled, roles.calibrated, self.min_confidence, roles.merges).answer(asked, drafts)
-        if self._in_doubt(answer):
+        if self.escalate is not None and self._in_doubt(answer):
             yield StageBegan("escalate", model=roles.judge_name)
-            answer = await self._escalated(asked, answer)
+            answer = await self._escalated(self.escalate, asked, answer)
         yield AnswerReady(answer)
 
     # --- the stages ---------------------------------------------------------------------------------
@@ -223,15 +223,13 @@ class SpeculativeRAG:
         return Drafter(writer, self.texts, self.max_rationale_tokens, self.max_answer_tokens, self.sampling)
 
     def _in_doubt(self, answer: SpeculativeAnswer) -> bool:
-        if self.escalate is None or (self.deadline is not None and answer.timings.total >= self.deadline):
+        if self.deadline is not None and answer.timings.total >= self.deadline:
             return False
         return in_doubt(answer, self.escalate_below, None if self._roles.writers else self.routing)
 
-    async def _escalated(self, asked: Asked, answer: SpeculativeAnswer) -> SpeculativeAnswer:
+    async def _escalated(self, to: Escalation, asked: Asked, answer: SpeculativeAnswer) -> SpeculativeAnswer:
         judge = self._roles.judge
-        assert self.escalate is not None and isinstance(judge, LanguageModel)  # checked at construction
+        assert isinstance(judge, LanguageModel)  # checked at construction
         with asked.clock.measure("escalate"), working_on(Work("escalate")):
-            made = await escalated(
-                answer, self.escalate, judge, self.texts, asked.kept, asked.passages, self.max_answer_tokens
-            )
+            made = await escalated(answer, to, judge, self.texts, asked.kept, asked.passages, self.max_answer_tokens)
         return replace(made, timings=asked.clock.timings())
