@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from specrag._fields import missing
 from specrag._files import whole
-from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError
 from specrag.models.embedders import Embedder
 from specrag.retrieval import _folder
 from specrag.retrieval.documents import read_documents
 from specrag.retrieval.splitting import split_passages
 from specrag.schema import Passage, passages_of
-from specrag.text import passage_text
+from specrag.text import passage_text, question_of
 
 # Passages embedded between two reports of progress.
 BATCH = 256
@@ -80,7 +80,7 @@ class PassageIndex:
 
         Args:
             passages: Anything that ``Passage.of`` takes. Metadata is kept as JSON keeps it: tuples become lists, and
-                keys become strings.
+                keys become strings. What tables write where there is nothing (NaN, pandas' NA) becomes ``None``.
             progress: Called with the number done and the number known so far, after each batch.
 
         Raises:
@@ -121,9 +121,7 @@ class PassageIndex:
         Raises:
             InvalidInputError: The question is empty, or ``count`` is below 1.
         """
-        question = well_formed(question)
-        if not question.strip():
-            raise InvalidInputError("the question is empty")
+        question = question_of(question)
         if count < 1:
             raise InvalidInputError(f"count must be at least 1, got {count}")
         if self._index is None:
@@ -214,7 +212,7 @@ class PassageIndex:
 def _storable(passage: Passage, position: int) -> Passage:
     """``passage`` without its embedding, and with metadata that stay as they are when they are written and read."""
     try:
-        metadata = json.loads(json.dumps(dict(passage.metadata), allow_nan=False)) if passage.metadata else {}
+        metadata = json.loads(json.dumps(_kept(dict(passage.metadata)), allow_nan=False)) if passage.metadata else {}
     except (TypeError, ValueError, RecursionError) as error:
         name = f"passages[{position}]" + (f" ({passage.id})" if passage.id else "")
         raise InvalidInputError(
@@ -223,6 +221,17 @@ def _storable(passage: Passage, position: int) -> Passage:
     if passage.embedding is None and metadata == passage.metadata:
         return passage
     return replace(passage, embedding=None, metadata=metadata)
+
+
+def _kept(value: Any) -> Any:
+    """``value`` with ``None`` for what is missing, and with Python's own numbers for numpy's."""
+    if isinstance(value, Mapping):
+        return {key: _kept(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_kept(item) for item in value]
+    if missing(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def index_documents(
