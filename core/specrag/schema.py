@@ -229,7 +229,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock seconds of each stage. ``draft`` and ``verify`` overlap when drafts are verified as they arrive."""
+    """Wall-clock seconds of each stage. ``draft`` and ``verify`` overlap when drafts are verified as they arrive.
+
+    ``retrieve`` and ``grade`` are stages of the systems in ``specrag.baselines``: a second retriever is asked, and
+    passages or candidates are judged.
+    """
 
     embed: float = 0.0
     cluster: float = 0.0
@@ -237,6 +241,8 @@ class Timings:
     verify: float = 0.0
     escalate: float = 0.0
     total: float = 0.0
+    retrieve: float = 0.0
+    grade: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -264,6 +270,8 @@ class SpeculativeAnswer:
         drafter_usage, verifier_usage: Tokens that each model read and wrote.
         notes: What was not done as asked: substitutes, cut passages, a missed deadline.
         read: Positions of the passages that the verifier read when it answered itself.
+        critiques: What a corrective or self-reflective system judged, one mapping per passage: its position
+            (``"passage"``) and the judgements by name. Other systems have none.
     """
 
     question: str
@@ -284,6 +292,7 @@ class SpeculativeAnswer:
     notes: tuple[str, ...] = ()
     read: tuple[int, ...] | None = None
     unverified: tuple[Draft, ...] = ()
+    critiques: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain JSON values, without embeddings."""
