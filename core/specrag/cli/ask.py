@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specrag._files import check_file_target, write_text
 from specrag.cli.answers import follow, show, show_json
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
 from specrag.cli.loading import check_models, load_embedder, load_pipeline, with_statement
@@ -26,6 +27,10 @@ from specrag.cli.options import (
     VerifierOption,
     check_there,
 )
+
+if TYPE_CHECKING:
+    from specrag.models.embedders import Embedder
+    from specrag.retrieval import PassageIndex
 
 if TYPE_CHECKING:
     from specrag.models.embedders import Embedder
@@ -66,6 +71,9 @@ def ask(
     seed: int = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON on stdout.")] = False,
     explain: Annotated[bool, typer.Option(help="A table of all drafts, their passages and scores.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the answer, its drafts and passages.")
+    ] = None,
     models: ModelsOption = None,
 ) -> None:
     """Answer a question from your documents."""
@@ -75,6 +83,8 @@ def ask(
         question_of(question)
         check_there(docs)
         check_models(drafter, verifier, server, embedder, embedder_server)
+        if html is not None:
+            check_file_target(html)
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             rag = load_pipeline(
@@ -91,6 +101,8 @@ def ask(
             ).replace(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
             rag = with_statement(rag, statement)
         answer = follow(rag, question, _index_of(docs, used).search(question, top))
+        if html is not None:
+            write_text(html, answer.to_html())
         if as_json:
             show_json(answer)
         else:
