@@ -25,6 +25,7 @@ LAYERS = (
     ("_abandoned",),
     ("_blocking",),
     ("_encodings", "_extras", "_fields", "_files", "_stages", "_unicode"),
+    ("_page",),
     ("schema",),
     ("text",),
     ("engine",),

@@ -18,6 +18,12 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 DATA = (
+    "specrag/_page/elements.js",
+    "specrag/_page/example.js",
+    "specrag/_page/page.css",
+    "specrag/_page/page.html",
+    "specrag/_page/page.js",
+    "specrag/_page/table.js",
     "specrag/data/demo.jsonl",
     "specrag/data/calibrations/minilm-reader.json",
     "specrag/data/minilm-reader/reader.json",
@@ -81,7 +87,7 @@ def test_the_wheel_and_the_source_hold_what_they_should(built):
     assert f"Version: {specrag.__version__}" in metadata and "Project-URL: Changelog" in metadata
     with tarfile.open(built / f"{name}.tar.gz") as source:
         kept = set(source.getnames())
-    for file in ("Makefile", "pyproject.toml", "tests/test_wheel.py", "docs/index.md", f"core/{DATA[0]}"):
+    for file in ("Makefile", "pyproject.toml", "tests/test_wheel.py", "docs/index.md", "core/specrag/data/demo.jsonl"):
         assert f"{name}/{file}" in kept
     assert not any("__pycache__" in file or "/.venv" in file for file in files | kept)
 

@@ -303,6 +303,21 @@ class SpeculativeAnswer:
         left_out = ("question", "text", "rationale", "passages", "abstained", "reason", "verdicts", "unverified")
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
 
+    def to_html(self) -> str:
+        """A page that shows the answer: the passages that were read, the drafts, every score and the choice.
+
+        It is one HTML file that loads nothing. Write it with ``encoding="utf-8"``.
+        """
+        from specrag._page import answer_page  # brings jinja2
+
+        return answer_page(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        """The same page in a frame, as notebooks show it."""
+        from specrag._page import framed
+
+        return framed(self.to_html(), title=self.question)
+
     @property
     def subset(self) -> tuple[int, ...]:
         """Positions of ``passages`` in the caller's list; empty when ``abstained``."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specrag._files import check_file_target, write_text
 from specrag.cli.answers import follow, show, show_json
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
 from specrag.cli.loading import load_embedder, load_pipeline, with_statement
@@ -27,6 +28,10 @@ from specrag.cli.options import (
     check_there,
 )
 from specrag.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from specrag.models.embedders import Embedder
+    from specrag.retrieval import PassageIndex
 
 ABSTAINED = 3  # the exit code of an answer that abstains
 # What the demo says of its drafter, where none is given.
@@ -63,15 +68,18 @@ def ask(
     seed: int = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON on stdout.")] = False,
     explain: Annotated[bool, typer.Option(help="A table of all drafts, their passages and scores.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the answer, its drafts and passages.")
+    ] = None,
     models: ModelsOption = None,
 ) -> None:
     """Answer a question from your documents."""
     with failures_reported():
-        from specrag.retrieval import PassageIndex, index_documents
-
         if not question.strip():
             raise InvalidInputError("the question is empty")
         check_there(docs)
+        if html is not None:
+            check_file_target(html)
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             rag = load_pipeline(
@@ -87,19 +95,27 @@ def ask(
                 escalate_below=escalate_below,
             ).replace(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
             rag = with_statement(rag, statement)
-        if PassageIndex.is_saved_at(docs):
-            index = PassageIndex.load(docs, used)
-        else:
-            notes: list[str] = []
-            with counting("indexing") as progress:
-                index = index_documents(docs, used, notes=notes, progress=progress)
-            show_notes(notes)
-        answer = follow(rag, question, index.search(question, top))
+        answer = follow(rag, question, _index_of(docs, used).search(question, top))
+        if html is not None:
+            write_text(html, answer.to_html())
         if as_json:
             show_json(answer)
         else:
             show(answer, explain=explain)
     raise typer.Exit(ABSTAINED if answer.abstained else 0)
+
+
+def _index_of(docs: Path, embedder: Embedder) -> PassageIndex:
+    """The index at ``docs``, or a new one of the file or folder there."""
+    from specrag.retrieval import PassageIndex, index_documents
+
+    if PassageIndex.is_saved_at(docs):
+        return PassageIndex.load(docs, embedder)
+    notes: list[str] = []
+    with counting("indexing") as progress:
+        index = index_documents(docs, embedder, notes=notes, progress=progress)
+    show_notes(notes)
+    return index
 
 
 def demo(

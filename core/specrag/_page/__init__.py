@@ -1,0 +1,13 @@
+"""Pages that show answers, each one HTML file with its styles, scripts and data in it. A page loads nothing.
+
+It stands on plain values, as `SpeculativeAnswer.to_dict` and the rows of an evaluation have them, so that the answer at
+the bottom and the reports at the top use the same one.
+
+- `document`: the file: the template, and the data in it.
+- `examples`: what the page's scripts read: questions with their passages, answers, drafts and scores.
+"""
+
+from specrag._page.document import Summary, framed, write
+from specrag._page.examples import SCORES, answer_page
+
+__all__ = ["SCORES", "Summary", "answer_page", "framed", "write"]
