@@ -51,6 +51,7 @@ def answered(system: str, question: Question, text: str, *, right: bool, drafts:
         "escalated": None,
         "failures": [],
         "notes": [],
+        "critiques": [],
     }
     given = {
         "metrics": {"contains": float(right), "f1": 0.75 * right},
@@ -77,7 +78,10 @@ def rows_of(at: int, question: Question) -> Iterator[AnswerRow]:
     gold, other = question.answers[0], f"Answer {at % 7}"
     good, bad = at % 3 != 0, at % 4 == 0
     yield answered("standard", question, gold if good else other, right=good, seconds=2 + at % 11)
-    yield answered("corrective", question, other if bad else gold, right=not bad)
+    corrective = answered("corrective", question, other if bad else gold, right=not bad)
+    grades = [{"passage": i, "grade": 0.9 - i / 4, "verdict": "incorrect" if i > 2 else "correct"} for i in range(4)]
+    corrective.answer["critiques"] = [*grades, {"passage": 0, "strip": f"It was {gold}.", "grade": 0.75}]
+    yield corrective
     silent = at % 5 == 0
     yield answered("self-reflective", question, "" if silent else gold, right=not silent, abstained=silent)
     lost = {"index": 4, "subset": [8, 9], "error": "ModelError: the server closed the connection"}

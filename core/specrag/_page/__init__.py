@@ -7,7 +7,7 @@ the bottom and the reports at the top use the same one.
 - `examples`: what the page's scripts read: questions with their passages, answers, drafts and scores.
 """
 
-from specrag._page.document import Summary, framed, write
+from specrag._page.document import Table, framed, write
 from specrag._page.examples import SCORES, answer_page
 
-__all__ = ["SCORES", "Summary", "answer_page", "framed", "write"]
+__all__ = ["SCORES", "Table", "answer_page", "framed", "write"]

@@ -26,7 +26,7 @@ _CONTROL = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\
 
 
 @dataclass(frozen=True)
-class Summary:
+class Table:
     """The table above the examples.
 
     Attributes:
@@ -46,7 +46,7 @@ def write(
     title: str,
     kicker: str,
     facts: Sequence[tuple[str, str]] = (),
-    summary: Summary | None = None,
+    summary: Table | None = None,
 ) -> str:
     """The text of a page.
 

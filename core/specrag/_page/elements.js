@@ -51,24 +51,34 @@ const finder = (texts) => {
   return new RegExp(`(?<![\\p{L}\\p{N}_])(?:${patterns.join("|")})(?![\\p{L}\\p{N}_])`, "giu");
 };
 
+const MARKS = 500; // in one text: browsers take seconds to lay out tens of thousands
+
+const first = (count, values) => {
+  const taken = [];
+  for (const value of values) if (taken.push(value) === count) break;
+  return taken;
+};
+
 /** The text with the parts that the finders find in <mark>; `finders` maps a class to a finder. */
 const marked = (text, finders) => {
-  const edges = new Set([0, text.length]);
-  const found = [];
-  for (const [name, pattern] of Object.entries(finders)) {
-    for (const match of pattern ? text.matchAll(pattern) : []) {
-      const [start, end] = [match.index, match.index + match[0].length];
-      found.push([start, end, name]);
-      edges.add(start).add(end);
-    }
-  }
-  if (!found.length) return [text];
+  const found = Object.entries(finders)
+    .filter(([, pattern]) => pattern)
+    .map(([name, pattern]) => ({
+      name,
+      at: 0,
+      spans: first(MARKS, text.matchAll(pattern)).map((match) => [match.index, match.index + match[0].length]),
+    }));
+  const edges = new Set([0, text.length, ...found.flatMap(({ spans }) => spans.flat())]);
   const cuts = [...edges].sort((a, b) => a - b);
   return cuts.slice(1).map((end, i) => {
     const start = cuts[i];
-    const names = new Set(found.filter(([from, to]) => from <= start && end <= to).map((part) => part[2]));
+    const names = [];
+    for (const one of found) {
+      while (one.at < one.spans.length && one.spans[one.at][1] <= start) one.at += 1;
+      if (one.at < one.spans.length && one.spans[one.at][0] <= start) names.push(one.name);
+    }
     const piece = text.slice(start, end);
-    return names.size ? make("mark", { class: [...names].join(" ") }, piece) : piece;
+    return names.length ? make("mark", { class: names.join(" ") }, piece) : piece;
   });
 };
 

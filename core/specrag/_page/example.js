@@ -102,6 +102,7 @@ const exampleView = (data, target) => {
       answerCard(example, row),
       row.pieces.length && rapidPart(row.pieces),
       row.drafts.length && draftsPart(example, row, (numbers, name) => pick(cards, numbers, name)),
+      row.critiques.length && critiquesPart(row.critiques),
       example.passages.length && passagesPart(example, row, cards),
     ].filter(Boolean);
   };
@@ -253,6 +254,27 @@ const exampleView = (data, target) => {
           ),
           make("tbody", {}, lines),
         ),
+      ),
+    );
+  };
+
+  /** What a corrective or self-reflective system judged, one line per passage or part of one. */
+  const critiquesPart = (critiques) => {
+    const names = [...new Set(critiques.flatMap((critique) => Object.keys(critique)))];
+    const numeric = new Set(names.filter((name) => critiques.every((one) => typeof (one[name] ?? 0) === "number")));
+    const shown = (name, value) => (numeric.has(name) && !Number.isInteger(value) ? score(value) : String(value ?? "–"));
+    const attributes = (name) => ({ class: numeric.has(name) ? "number" : null });
+    const lines = critiques.map((critique) =>
+      make("tr", {}, names.map((name) => make("td", { dir: "auto", ...attributes(name) }, shown(name, critique[name])))),
+    );
+    const heads = names.map((name) => make("th", { scope: "col", ...attributes(name) }, name.replaceAll("_", " ")));
+    return make(
+      "section",
+      { "aria-label": "Judgements" },
+      make(part, { class: "part" }, "Judgements"),
+      scrolling(
+        "What was judged",
+        make("table", {}, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, lines)),
       ),
     );
   };

@@ -111,6 +111,7 @@ def row(answered: Mapping[str, Any], outcome: str) -> dict[str, Any]:
         "facts": [[name, value] for name, value in facts.items() if value],
         "counting": counting,
         "drafts": drafts,
+        "critiques": [_critique(critique) for critique in made.get("critiques") or ()],
         "pieces": list(rapid.get("pieces") or ()),
         "flags": [],
     }
@@ -132,6 +133,12 @@ def _draft(draft: Mapping[str, Any]) -> dict[str, Any]:
         "same": [index + 1 for index in draft.get("same") or ()],
         "drafter": _name(draft.get("drafter") or ""),
     }
+
+
+def _critique(critique: Mapping[str, Any]) -> dict[str, Any]:
+    """What a system judged of a passage, counted from 1, or of something else (``None``)."""
+    at = critique.get("passage")
+    return {**critique, "passage": at + 1 if isinstance(at, int) else at}
 
 
 def _name(model: str) -> str:

@@ -51,14 +51,15 @@ const exampleTable = (data) => {
 
   // --- sorting ------------------------------------------------------------------------------------------
 
+  const alphabet = new Intl.Collator("en", { numeric: true });
   const outcome = (name) => (line) => {
     const row = line.bySystem[name];
     return row ? ORDER.indexOf(row.outcome) : ORDER.length;
   };
   const keys = {
     number: (line) => line.at,
-    question: (line) => line.example.question.toLowerCase(),
-    gold: (line) => line.example.gold.join(" ").toLowerCase(),
+    question: (line) => line.example.question,
+    gold: (line) => line.example.gold.join(" "),
   };
   data.systems.forEach((name, at) => {
     keys[`outcome-${at}`] = outcome(name);
@@ -137,7 +138,7 @@ const exampleTable = (data) => {
       .filter((line) => [...pressed].every((flag) => has(line, flag)))
       .sort((a, b) => {
         const [x, y] = [key(a), key(b)];
-        return (x < y ? -sign : x > y ? sign : 0) || a.at - b.at;
+        return sign * (typeof x === "string" ? alphabet.compare(x, y) : x - y) || a.at - b.at;
       });
     body.replaceChildren(...visible.map((line) => line.element));
     for (const [flag, chip] of chips) {

@@ -6,24 +6,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from specrag import _page
 from specrag._files import write_text
 from specrag._page.examples import passage, row
-from specrag.evaluation.metrics import percentiles
 from specrag.evaluation.records import Question
 from specrag.evaluation.runs import AnswerRow, Run
-from specrag.evaluation.statistics import compare, wilson_interval
+from specrag.evaluation.summary import Summary, SystemSummary, summarize
 from specrag.text import normalize_answer
 
 PAGE_FILE = "page.html"
 
 
-def write_page(folder: str | Path) -> Path:
+def write_page(folder: str | Path, summary: Summary | None = None) -> Path:
     """Write the page of the run in ``folder``, whole or unfinished, beside its rows. Returns the file.
+
+    Args:
+        folder: Where the run lies.
+        summary: What ``summarize`` made of this run; made anew when it is not given.
 
     Raises:
         NotFoundError: No run is there.
@@ -32,12 +35,14 @@ def write_page(folder: str | Path) -> Path:
     """
     run = Run.load(folder)
     file = run.folder / PAGE_FILE
-    write_text(file, run_page(run))
+    write_text(file, run_page(run, summary))
     return file
 
 
-def run_page(run: Run) -> str:
-    """The text of the page of ``run``."""
+def run_page(run: Run, summary: Summary | None = None) -> str:
+    """The text of the page of ``run``; the arguments are as in ``write_page``."""
+    if summary is None and run.answers:
+        summary = summarize(run)
     systems = _systems(run)
     by_system = {name: run.of_system(name) for name in systems}
     examples = [
@@ -51,7 +56,7 @@ def run_page(run: Run) -> str:
         title=Path(source).stem or source,
         kicker="specrag: evaluation",
         facts=list(_facts(run, by_system)),
-        summary=_summary(run, by_system),
+        summary=None if summary is None else _table(summary),
     )
 
 
@@ -76,54 +81,54 @@ def _facts(run: Run, by_system: Mapping[str, Mapping[str, AnswerRow]]) -> Iterat
         yield "unfinished", f"{missing:,} of {len(run.questions) * len(by_system):,} answers are not there yet"
 
 
-def _summary(run: Run, by_system: Mapping[str, Mapping[str, AnswerRow]]) -> _page.Summary:
-    """A line per system: how often it is right, what it costs. Below: each system compared with the first one."""
-    measured = sorted({name for answer in run.answers for name in answer.metrics})
-    columns = ["system", "right", "95% interval", "of", *(name.replace("_", " ") for name in measured)]
-    columns += ["abstained", "failed", "seconds p50", "seconds p95", "tokens read", "tokens written"]
-    rows = [_line(name, list(answers.values()), measured) for name, answers in by_system.items()]
-    return _page.Summary(columns, rows, notes=list(_comparisons(run, by_system)))
+def _table(summary: Summary) -> _page.Table:
+    """A line per system with what is known of it, and the comparisons of each two."""
+    roles = dict.fromkeys(role for one in summary.systems for role in one.tokens)
+    measured = dict.fromkeys(name for one in summary.systems for name in one.metrics)
+    decoded = dict.fromkeys(name for one in summary.systems for name in one.rapid)
+    cells: dict[str, Callable[[SystemSummary], str]] = {
+        "system": lambda one: one.system,
+        "right": lambda one: _share(one.accuracy),
+        "95% interval": lambda one: " to ".join(map(_share, one.interval)),
+        "questions": lambda one: f"{one.questions:,}",
+        "failed": lambda one: f"{one.errors:,}" if one.errors else "–",
+        "abstained": lambda one: _share(one.abstained),
+        "seconds p50": lambda one: f"{one.seconds['p50']:,.2f}",
+        "seconds p95": lambda one: f"{one.seconds['p95']:,.2f}",
+        **{name.replace("_", " "): _getter("metrics", name, "{:.3f}") for name in measured},
+        "right of answered": lambda one: _share(one.selective_accuracy),
+        "draft coverage": lambda one: _share(one.draft_coverage),
+        "verifier efficiency": lambda one: _share(one.verifier_efficiency),
+        **{name.replace("_", " "): _getter("rapid", name, "{:.3g}") for name in decoded},
+        **{f"{role} tokens": _tokens(role) for role in roles},
+    }
+    columns = {head: [cell(one) for one in summary.systems] for head, cell in cells.items()}
+    columns = {head: texts for head, texts in columns.items() if set(texts) != {"–"}}
+    return _page.Table(
+        list(columns), list(zip(*columns.values(), strict=True)), notes=[str(pair) for pair in summary.comparisons]
+    )
 
 
-def _line(name: str, answers: Sequence[AnswerRow], measured: Sequence[str]) -> list[str]:
-    count = len(answers)
-    if not count:
-        return [name, "–", "–", "0", *("–" for _ in measured), *("–" for _ in range(6))]
-    right = sum(answer.right for answer in answers)
-    low, high = wilson_interval(right, count)
-    made = [answer for answer in answers if answer.error is None]
-    times: Mapping[str, float] = percentiles([answer.seconds for answer in made]) if made else {}
-    tokens = [
-        sum(getattr(used, kind) for answer in made for used in answer.usage.values())
-        for kind in ("prompt_tokens", "completion_tokens")
-    ]
-    return [
-        name,
-        f"{right / count:.1%}",
-        f"{low:.1%} to {high:.1%}",
-        f"{count:,}",
-        *(_mean([answer.metrics.get(metric) for answer in answers]) for metric in measured),
-        f"{sum(answer.abstained for answer in answers) / count:.1%}",
-        f"{count - len(made):,}",
-        *(f"{value:.2f}" if value < 100 else f"{value:,.0f}" for value in times.values()),
-        *(() if times else ("–", "–")),
-        *(f"{total / len(made):,.0f}" if made and total else "–" for total in tokens),
-    ]
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
-def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.3f}" if known else "–"
+def _getter(part: str, name: str, form: str) -> Callable[[SystemSummary], str]:
+    def cell(one: SystemSummary) -> str:
+        known = getattr(one, part)
+        return form.format(known[name]) if name in known else "–"
+
+    return cell
 
 
-def _comparisons(run: Run, by_system: Mapping[str, Mapping[str, AnswerRow]]) -> Iterator[str]:
-    """Each later system against the first, on the questions that both have answered."""
-    first, *others = by_system or ("",)
-    for name in others:
-        both = [q.id for q in run.questions if q.id in by_system[first] and q.id in by_system[name]]
-        if both:
-            mine, theirs = ([float(by_system[system][q].right) for q in both] for system in (name, first))
-            yield str(compare(mine, theirs, (name, first)))
+def _tokens(role: str) -> Callable[[SystemSummary], str]:
+    """Tokens read and written per question."""
+
+    def cell(one: SystemSummary) -> str:
+        used = one.tokens.get(role)
+        return "–" if used is None else f"{used['prompt']:,.0f} + {used['completion']:,.0f}"
+
+    return cell
 
 
 # --- the examples ---------------------------------------------------------------------------------------
