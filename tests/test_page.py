@@ -90,8 +90,11 @@ def test_a_page_asks_nobody_for_anything(run, answer):
 
 def test_texts_make_no_elements(tmp_path):
     question = replace(race(0), question=HOSTILE, answers=(HOSTILE,), passages=(Passage(HOSTILE, title=HOSTILE),))
-    run = Run.load(make_run(tmp_path / "<b>run", [question]))
-    elements = Elements(run_page(run))
+    run = Run.load(make_run(tmp_path / "run", [question]))
+    answers = tuple(replace(row, system=f"{row.system} {HOSTILE}") for row in run.answers)
+    systems = {row.system: {} for row in answers}
+    info = replace(run.info, data={"source": HOSTILE}, settings={"<b>": HOSTILE}, systems=systems)
+    elements = Elements(run_page(replace(run, info=info, answers=answers)))
     tags = [tag for tag, _ in elements.found]
     assert tags.count("script") == 2 and "img" not in tags and "b" not in tags
     shown = elements.data["examples"][0]

@@ -24,7 +24,7 @@ SCORES = {
     "log_agreement": "log agreement",
     "log_score": "log ρ",
 }
-_SOURCES = {"passages": "the passages’ embeddings", "embedder": "the embedder", "none": "no embeddings"}
+_SOURCES = {"passages": "the passages’ embeddings", "embedder": "the embedder"}
 
 
 def answer_page(made: Mapping[str, Any]) -> str:

@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from specrag.models.embedders import Embedder
     from specrag.retrieval import PassageIndex
 
-if TYPE_CHECKING:
-    from specrag.models.embedders import Embedder
-    from specrag.retrieval import PassageIndex
-
 ABSTAINED = 3  # the exit code of an answer that abstains
 # What the demo says of its drafter, where none is given.
 ABOUT = {

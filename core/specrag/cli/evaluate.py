@@ -134,6 +134,7 @@ def _retrieved(questions: Sequence[Question], folder: Path, embedder: Embedder, 
 
 def report(run: Run) -> bool:
     """Show the figures of ``run`` and write them into its folder; whether every answer failed."""
+    from specrag.evaluation.page import write_page
     from specrag.evaluation.report import plot, summary_tables
     from specrag.evaluation.summary import summarize
 
@@ -142,7 +143,7 @@ def report(run: Run) -> bool:
         out.print(table)
     for pair in summary.comparisons:
         out.print(escape(str(pair)), highlight=False, style="dim" if pair.noise else "")
-    written = [summary.save(run.folder)]
+    written = [summary.save(run.folder), write_page(run.folder, summary)]
     try:
         written += plot(summary, run.folder)
     except MissingExtraError as error:
