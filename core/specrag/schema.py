@@ -264,6 +264,8 @@ class SpeculativeAnswer:
         drafter_usage, verifier_usage: Tokens that each model read and wrote.
         notes: What was not done as asked: substitutes, cut passages, a missed deadline.
         read: Positions of the passages that the verifier read when it answered itself.
+        critiques: What a corrective or self-reflective system judged, one mapping per passage: its position
+            (``"passage"``) and the judgements by name. Other systems have none.
     """
 
     question: str
@@ -284,6 +286,7 @@ class SpeculativeAnswer:
     notes: tuple[str, ...] = ()
     read: tuple[int, ...] | None = None
     unverified: tuple[Draft, ...] = ()
+    critiques: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain JSON values, without embeddings."""
