@@ -31,6 +31,7 @@ LAYERS = (
     ("models",),
     ("retrieval",),
     ("speculative", "rapid"),
+    ("baselines",),
     ("evaluation",),
     ("training",),
     ("specrag",),

@@ -5,7 +5,8 @@ import pytest
 from specrag.errors import InvalidInputError, ModelError
 from specrag.models import Completion, GeneratedText
 from specrag.schema import Passage
-from specrag.speculative.drafting import Assignment, Drafter, share, split_reply
+from specrag.speculative._fitting import share
+from specrag.speculative.drafting import Assignment, Drafter, split_reply
 from specrag.speculative.prompts import Prompts
 from tests.fakes import ScriptedLM, part
 

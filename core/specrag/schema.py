@@ -229,7 +229,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock seconds of each stage. ``draft`` and ``verify`` overlap when drafts are verified as they arrive."""
+    """Wall-clock seconds of each stage. ``draft`` and ``verify`` overlap when drafts are verified as they arrive.
+
+    ``retrieve`` and ``grade`` are stages of the systems in ``specrag.baselines``: a second retriever is asked, and
+    passages or candidates are judged.
+    """
 
     embed: float = 0.0
     cluster: float = 0.0
@@ -237,6 +241,8 @@ class Timings:
     verify: float = 0.0
     escalate: float = 0.0
     total: float = 0.0
+    retrieve: float = 0.0
+    grade: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,15 @@ MOST_LOG_PROB = 1e-3
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a turn's text. A ``name`` asks for the log-probabilities of the piece's tokens."""
+    """A piece of a turn's text. A ``name`` asks for the log-probabilities of the piece's tokens.
+
+    With ``control``, control tokens in the text are meant as such. Otherwise they are defused, so that a text that
+    somebody else wrote cannot use them.
+    """
 
     text: str
     name: str | None = None
+    control: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", well_formed(self.text))

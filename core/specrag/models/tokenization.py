@@ -125,7 +125,7 @@ class ConversationEncoder:
 
     def _safe(self, turn: Turn) -> Turn:
         """``turn`` with all that others wrote sanitised."""
-        segments = stripped([Segment(self.sanitize(s.text), s.name) for s in turn.segments])
+        segments = stripped([s if s.control else Segment(self.sanitize(s.text), s.name) for s in turn.segments])
         calls = (ToolCall(self.sanitize(c.name), self._sanitized(c.arguments)) for c in turn.tool_calls)
         return Turn(turn.role, tuple(segments), tuple(calls))
 
@@ -180,7 +180,7 @@ def stripped(segments: list[Segment]) -> list[Segment]:
     for at, strip in ((0, str.lstrip), (-1, str.rstrip)):
         while segments:
             text = strip(segments[at].text)
-            segments[at] = Segment(text, segments[at].name)
+            segments[at] = Segment(text, segments[at].name, segments[at].control)
             if text or len(segments) == 1:
                 break
             segments.pop(at)

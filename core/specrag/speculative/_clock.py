@@ -11,7 +11,7 @@ from specrag._fields import check_numbers
 from specrag.errors import InvalidInputError
 from specrag.schema import Timings
 
-Stage = Literal["embed", "cluster", "draft", "verify", "escalate"]
+Stage = Literal["embed", "cluster", "draft", "verify", "escalate", "retrieve", "grade"]
 
 
 def check_deadline(seconds: float | None) -> None:
@@ -41,12 +41,12 @@ class Clock:
 
     @contextmanager
     def measure(self, stage: Stage) -> Iterator[None]:
-        """``stage`` lasts as long as the ``with`` block."""
-        self.begin(stage)
+        """``stage`` lasts as long as its ``with`` blocks together."""
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self.mark(stage)
+            self._spent[stage] += time.perf_counter() - start
 
     def begin(self, stage: Stage) -> None:
         """``stage`` begins now, unless it began before."""

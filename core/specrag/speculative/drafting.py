@@ -16,11 +16,9 @@ from dataclasses import dataclass, replace
 from specrag.errors import InvalidInputError, ModelError, described
 from specrag.models.base import Completion, GeneratedText, GenerationRequest, LanguageModel, Sampling, Stage, Turn
 from specrag.schema import Draft, DraftFailure, Passage
+from specrag.speculative._fitting import fitted
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.work import Work, working_on
-
-# Tokens that a chat template and the passages' delimiters may add to what was counted.
-_MARGIN = 64
 
 
 @dataclass(frozen=True)
@@ -184,34 +182,7 @@ class Drafter:
         Raises:
             InvalidInputError: The question alone does not fit.
         """
-        window = self.lm.context_window
-        kept = tuple(passages)
-        if window is None:
-            return kept, False
-        request = self.request(question, kept)
-        if sum(len(turn.text.encode()) for turn in request.turns) + request.max_tokens + _MARGIN <= window:
-            return kept, False  # no tokenizer makes more tokens than bytes: nothing to count
-        bare = self.request(question, [replace(p, text="", embedding=None) for p in kept])
-        fixed = sum(self.lm.count_tokens(turn.text) for turn in bare.turns)
-        room = window - fixed - bare.max_tokens - _MARGIN
-        if room < len(kept):
-            raise InvalidInputError(
-                f"the question leaves no room for passages in the drafter's window of {window} tokens: shorten it"
-            )
-        sizes = [self.lm.count_tokens(passage.text) for passage in kept]
-        if sum(sizes) <= room:
-            return kept, False
-        allowed = share(room, sizes)
-        return tuple(
-            replace(p, text=self._cut(p.text, size, limit)) for p, size, limit in zip(kept, sizes, allowed, strict=True)
-        ), True
-
-    def _cut(self, text: str, size: int, limit: int) -> str:
-        """The beginning of ``text``, which has ``size`` tokens, in at most ``limit`` tokens."""
-        while size > limit and text:
-            text = text[: min(len(text) - 1, int(len(text) * limit / size))]
-            size = self.lm.count_tokens(text)
-        return text
+        return fitted(self.lm, passages, lambda shown: self.request(question, shown))
 
 
 def _failure(job: _Job, error: str) -> DraftFailure:
@@ -220,22 +191,6 @@ def _failure(job: _Job, error: str) -> DraftFailure:
 
 def _example(asked: str, reply: str) -> tuple[Turn, Turn]:
     return Turn.of("user", asked), Turn.of("assistant", reply)
-
-
-def share(room: int, sizes: Sequence[int]) -> list[int]:
-    """Divide ``room`` tokens among texts of ``sizes`` tokens: short texts get all they need, the others equal parts."""
-    allowed = [0] * len(sizes)
-    left = list(range(len(sizes)))
-    while left:
-        part = room // len(left)
-        short = [i for i in left if sizes[i] <= part]
-        for i in short or left:
-            allowed[i] = min(sizes[i], part)
-            room -= allowed[i]
-        if not short:
-            break
-        left = [i for i in left if i not in short]
-    return allowed
 
 
 def total(log_probs: Sequence[float] | None) -> float | None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from specrag.errors import ModelError, described
-from specrag.models.base import GenerationRequest, LanguageModel, Stage, Turn
+from specrag.models.base import Completion, GeneratedText, GenerationRequest, LanguageModel, Stage, Turn
 from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict
 from specrag.speculative.drafting import split_reply
 from specrag.speculative.prompts import Prompts
@@ -89,11 +89,26 @@ async def answer_from(
     Raises:
         ModelError: The model failed, or wrote nothing.
     """
+    (completion,) = await lm.agenerate([standard_request(prompts, question, passages, max_tokens)])
+    return standard_reply(lm, completion, prompts).text, completion.usage
+
+
+def standard_request(
+    prompts: Prompts, question: str, passages: Sequence[Passage], max_tokens: int
+) -> GenerationRequest:
+    """What a model is asked that answers from ``passages`` without a rationale, as in standard RAG."""
     turns = (Turn.of("user", prompts.standard_text(question, passages)),)
-    stage = Stage(prompts.answer_header, max_tokens, ("\n",))
-    (completion,) = await lm.agenerate([GenerationRequest(turns, (stage,))])
+    return GenerationRequest(turns, (Stage(prompts.answer_header, max_tokens, ("\n",)),))
+
+
+def standard_reply(lm: LanguageModel, completion: Completion, prompts: Prompts) -> GeneratedText:
+    """The answer out of what ``lm`` wrote for a ``standard_request``, without white space around it.
+
+    Raises:
+        ModelError: It wrote nothing.
+    """
     reply = completion.parts[-1]
-    text = (reply if completion.staged else split_reply(reply, prompts)[1]).text.strip()
-    if not text:
+    answer = reply if completion.staged else split_reply(reply, prompts)[1]
+    if not answer.text.strip():
         raise ModelError(f"{lm.name} wrote no answer")
-    return text, completion.usage
+    return replace(answer, text=answer.text.strip(), token_ends=None)

@@ -1,0 +1,108 @@
+"""What every system over passages has: its entry points, and how it makes an answer out of drafts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+from specrag import _blocking
+from specrag.schema import AnswerReady, DraftFailure, Event, Passage, SpeculativeAnswer, Usage, Verdict
+from specrag.speculative._asked import Asked
+
+
+@runtime_checkable
+class System(Protocol):
+    """Anything that answers a question from passages as ``SpeculativeRAG`` does, with the same result."""
+
+    def answer(self, question: str, passages: Iterable[Any]) -> SpeculativeAnswer:
+        """The answer to ``question``; see ``SpeculativeRAG.answer``."""
+
+    async def aanswer(self, question: str, passages: Iterable[Any]) -> SpeculativeAnswer:
+        """``answer``, awaited."""
+
+    def stream(self, question: str, passages: Iterable[Any]) -> Iterator[Event]:
+        """What happens, as it happens; the last event is the answer."""
+
+    def astream(self, question: str, passages: Iterable[Any]) -> AsyncIterator[Event]:
+        """``stream``, awaited."""
+
+
+class Streaming:
+    """The entry points of a system that has ``astream``."""
+
+    def astream(self, question: str, passages: Iterable[Any]) -> AsyncGenerator[Event, None]:
+        """What happens, as it happens: drafts, verdicts, and at last the answer. Raises as ``answer`` does."""
+        raise NotImplementedError
+
+    def stream(self, question: str, passages: Iterable[Any]) -> Iterator[Event]:
+        """``astream`` for blocking code."""
+        return _blocking.iterate(self.astream(question, passages))
+
+    async def aanswer(self, question: str, passages: Iterable[Any]) -> SpeculativeAnswer:
+        """``answer``, awaited."""
+        async for event in self.astream(question, passages):
+            if isinstance(event, AnswerReady):
+                return event.answer
+        raise AssertionError("the stream ended without an answer")  # pragma: no cover
+
+    def answer(self, question: str, passages: Iterable[Any]) -> SpeculativeAnswer:
+        """The answer to ``question``. Also safe where an event loop runs (in a notebook).
+
+        Args:
+            question: What is asked.
+            passages: The retrieved passages, best first. Each is a ``Passage``, a string, a mapping with ``text``, or a
+                LangChain ``Document`` (see ``Passage.of``).
+
+        Raises:
+            InvalidInputError: The question is empty or too long for a model, or something is not a passage.
+            ModelError: A model failed.
+        """
+        return _blocking.run(self.aanswer(question, passages))
+
+
+def answer_of(
+    asked: Asked,
+    verdicts: Sequence[Verdict],
+    *,
+    reason: str | None = None,
+    passages: Sequence[Passage] | None = None,
+    read: Sequence[int] | None = None,
+    drafter_usage: Usage = Usage(),
+    verifier_usage: Usage = Usage(),
+    notes: Iterable[str] = (),
+    critiques: Sequence[Mapping[str, Any]] = (),
+    failures: Sequence[DraftFailure] = (),
+) -> SpeculativeAnswer:
+    """The answer whose draft is the first of ``verdicts``, or an abstention.
+
+    Args:
+        asked: The question.
+        verdicts: Best first.
+        reason: Why the system abstains; by default it does where the first draft does, or where there is none.
+        passages: The citations; by default those of the first draft.
+        read: Their positions in the caller's list, where they are not the first draft's own.
+        drafter_usage, verifier_usage: Tokens of who writes and of who judges.
+        notes: What was not done as asked, besides what ``asked`` knows.
+        critiques: What was judged.
+        failures: Drafts that were lost.
+    """
+    best = verdicts[0].draft if verdicts else None
+    if reason is None and (best is None or best.abstained):
+        reason = "no draft was made" if best is None else "the model says that the passages do not answer"
+    abstained = reason is not None
+    answer = replace(
+        asked.without_passages(),
+        rationale=best.rationale if best else "",
+        reason=reason,
+        verdicts=tuple(verdicts),
+        failures=tuple(failures),
+        drafter_usage=drafter_usage,
+        verifier_usage=verifier_usage,
+        notes=tuple(dict.fromkeys((*asked.notes, *notes))),
+        critiques=tuple(critiques),
+    )
+    if abstained or best is None:
+        return answer
+    cited = best.passages if passages is None else tuple(passages)
+    return replace(answer, text=best.text, abstained=False, passages=cited, read=None if read is None else tuple(read))
