@@ -43,8 +43,7 @@ class AnswerRow:
         right: Whether it is right, by the measure that fits the question.
         abstained: The system did not answer.
         metrics: Further measures by name, each in [0, 1].
-        confidence: A number that is higher the surer the system is; ``None`` where the system states none. Of one
-            system all are on one scale.
+        confidence: The calibrated probability of being right; ``None`` where no calibration fits the models.
         seconds: How long the answer took.
         timings: Seconds of each stage.
         usage: Tokens by the role of the model that read and wrote them ("drafter", "verifier", "target").
