@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import signal
@@ -11,12 +12,13 @@ import time
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from specrag.baselines import StandardRAG
 from specrag.errors import InvalidInputError
 from specrag.evaluation.metrics import wilson_interval
 from specrag.evaluation.records import Question
-from specrag.evaluation.report import plot, summary_table
+from specrag.evaluation.report import plot, summary_tables
 from specrag.evaluation.run import evaluate
 from specrag.evaluation.runs import ANSWERS_FILE, AnswerRow, Run, RunInfo, writing_run
 from specrag.evaluation.scoring import asked_text, check_questions, measured
@@ -274,8 +276,12 @@ def test_a_run_without_answers_has_no_figures(tmp_path):
 def test_the_figures_are_shown_written_and_drawn(tmp_path):
     run = written(tmp_path)
     summary = summarize(run)
-    table = summary_table(summary)
-    assert table.row_count == 2 and [c.header for c in table.columns][:3] == ["system", "right", "95 %"]
+    quality, cost = summary_tables(summary)
+    assert quality.row_count == cost.row_count == 2
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(quality, cost)
+    text = shown.export_text()
+    assert "95 %" in text and "drafter tokens" in text and "(1 failed)" in text and "…" not in text
     summary.save(run.folder)
     told = json.loads((run.folder / SUMMARY_FILE).read_text())
     assert [one["system"] for one in told["systems"]] == ["a", "b"] and told["comparisons"][0]["noise"] is True

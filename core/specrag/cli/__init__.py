@@ -1,4 +1,4 @@
-"""The ``specrag`` command: ask, demo, index, train, questions, calibrate, models.
+"""The ``specrag`` command: ask, demo, index, train, questions, calibrate, eval, models.
 
 Each module holds one group of commands; ``console`` and ``answers`` say how things look, ``loading`` makes the models.
 Results go to stdout, progress and errors to stderr.
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from specrag.cli import ask, calibrate, index, models, train
+from specrag.cli import ask, calibrate, evaluate, index, models, train
 from specrag.cli.ask import ABSTAINED
 from specrag.cli.console import out, print_what_can_be_printed
 
@@ -31,6 +31,7 @@ app.command("demo")(ask.demo)
 app.command("train")(train.train)
 app.command("questions")(train.questions)
 app.command("calibrate")(calibrate.calibrate)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(models.app, name="models")
 
 

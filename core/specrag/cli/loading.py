@@ -79,13 +79,27 @@ def load_pipeline(
     elif not drafters and verifier is None:
         given.setdefault("min_confidence", DEFAULT_MIN_CONFIDENCE)
 
-    def load(name: str) -> LanguageModel | Reader:
-        return _drafting_model(name, models, server, api_key, tokenizer)
-
-    drafting = [load(name) for name in drafters or (DEFAULT_DRAFTER,)]
-    return SpeculativeRAG(
-        drafter=drafting[0] if len(drafting) == 1 else drafting, verifier=load(verifier) if verifier else None, **given
+    drafting, judge = load_models(
+        drafters or (DEFAULT_DRAFTER,), verifier, models=models, server=server, tokenizer=tokenizer, api_key=api_key
     )
+    return SpeculativeRAG(drafter=drafting[0] if len(drafting) == 1 else drafting, verifier=judge, **given)
+
+
+def load_models(
+    drafters: Sequence[str],
+    verifier: str | None,
+    *,
+    models: Path | None,
+    server: Sequence[str] | None = None,
+    tokenizer: str | None = None,
+    api_key: str | None = None,
+) -> tuple[list[LanguageModel | Reader], LanguageModel | Reader | None]:
+    """The drafters and the verifier by their names; a name that both have is loaded once."""
+    loaded: dict[str, LanguageModel | Reader] = {}
+    for name in (*drafters, *([verifier] if verifier else ())):
+        if name not in loaded:
+            loaded[name] = _drafting_model(name, models, server, api_key, tokenizer)
+    return [loaded[name] for name in drafters], loaded[verifier] if verifier else None
 
 
 def _drafting_model(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ __all__ = [
     "require",
     "save_questions",
     "with_distractors",
+    "with_retrieved",
 ]
 
 
@@ -88,3 +89,11 @@ def with_distractors(
         gold = tuple(int(np.flatnonzero(shuffled == g)[0]) for g in question.gold)
         made.append(replace(question, passages=tuple(passages[int(i)] for i in shuffled), gold=gold))
     return made
+
+
+def with_retrieved(questions: Sequence[Question], search: Callable[[str], Iterable[Passage]]) -> list[Question]:
+    """Each question with the passages that ``search`` finds for it, in place of its own.
+
+    Which of them answer is not known: ``gold`` is empty.
+    """
+    return [replace(question, passages=tuple(search(question.question)), gold=()) for question in questions]

@@ -18,32 +18,35 @@ PLOTS = {"accuracy.png": "accuracy against latency", "stages.png": "seconds of e
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
 
-def summary_table(summary: Summary) -> Table:
-    """One row per system: how often it is right, how long it takes, what each model reads."""
+def summary_tables(summary: Summary) -> tuple[Table, Table]:
+    """One row per system: how often it is right; and how long it takes and what each model reads and writes."""
     from rich.markup import escape
+
+    quality = _table("right", "95 %", "F1", "abstained", "of answered", "coverage", "choice")
+    roles = list(dict.fromkeys(role for system in summary.systems for role in system.tokens))
+    cost = _table("p50 s", "p95 s", *(f"{role} tokens" for role in roles))
+    for one in summary.systems:
+        low, high = one.interval
+        failed = f" [red]({one.errors} failed)[/]" if one.errors else ""
+        shares = (one.metrics.get("f1"), one.abstained, one.selective_accuracy, one.draft_coverage)
+        quality.add_row(
+            escape(one.system) + failed,
+            _share(one.accuracy),
+            f"{low * 100:.0f}–{high * 100:.0f}",
+            *map(_share, (*shares, one.verifier_efficiency)),
+        )
+        tokens = (f"{sum(one.tokens[role].values()):,.0f}" if role in one.tokens else "–" for role in roles)
+        cost.add_row(escape(one.system), f"{one.seconds['p50']:.2f}", f"{one.seconds['p95']:.2f}", *tokens)
+    return quality, cost
+
+
+def _table(*columns: str) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("system", overflow="fold")
-    roles = list(dict.fromkeys(role for system in summary.systems for role in system.tokens))
-    shown = ["right", "95 %", "F1", "abstained", "of answered", "coverage", "choice", "p50 s", "p95 s"]
-    for name in [*shown, *(f"{role} tokens" for role in roles)]:
+    table.add_column("system", overflow="fold", min_width=14)
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for one in summary.systems:
-        low, high = one.interval
-        table.add_row(
-            escape(one.system) + (f" [red]({one.errors} failed)[/]" if one.errors else ""),
-            _share(one.accuracy),
-            f"{low * 100:.0f}–{high * 100:.0f}",
-            _share(one.metrics.get("f1")),
-            _share(one.abstained),
-            _share(one.selective_accuracy),
-            _share(one.draft_coverage),
-            _share(one.verifier_efficiency),
-            f"{one.seconds['p50']:.2f}",
-            f"{one.seconds['p95']:.2f}",
-            *(f"{sum(one.tokens[role].values()):,.0f}" if role in one.tokens else "–" for role in roles),
-        )
     return table
 
 

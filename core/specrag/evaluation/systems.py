@@ -195,6 +195,16 @@ def split_names(text: str) -> list[str]:
     return names
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Check ``names`` before any model is loaded.
+
+    Raises:
+        InvalidInputError: An unknown name or setting.
+    """
+    for name in names:
+        _parsed(name)
+
+
 def build(names: Sequence[str], parts: Parts) -> dict[str, Entry]:
     """The systems that ``names`` mean, by name.
 
