@@ -14,6 +14,7 @@ from specrag.evaluation.systems import Parts, build
 from tests.fakes import shortened
 
 
+@pytest.mark.slow
 def test_other_scores_choose_from_stored_drafts_as_a_new_run_would(tmp_path, reader, minilm, questions):
     asked = [replace(q, passages=tuple(shortened(q.passages)), gold=()) for q in questions[:4]]
     names = ["extractive-pair", "extractive-pair:scores=draft", "extractive-pair:scores=span"]
