@@ -19,6 +19,7 @@ from langchain_specrag._runnables import bound_options, is_retriever, known_opti
 from langchain_specrag.embeddings import SpecRAGEmbeddings
 from specrag import _blocking
 from specrag._abandoned import in_own_thread
+from specrag.baselines.base import System
 from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
@@ -213,9 +214,11 @@ class LangChainLM(ChatLM):
 
 
 def inside(
-    core: SpeculativeRAG, config_of: Callable[[Work | None], RunnableConfig | None], max_concurrency: int | None
-) -> SpeculativeRAG:
+    core: System, config_of: Callable[[Work | None], RunnableConfig | None], max_concurrency: int | None
+) -> System:
     """``core`` for one call of a chain: the runs of its LangChain models go where ``config_of`` says."""
+    if not isinstance(core, SpeculativeRAG):
+        return core
 
     def bound(model: Any) -> Any:
         return model.inside(config_of, max_concurrency) if isinstance(model, LangChainLM) else model

@@ -29,6 +29,7 @@ from langchain_specrag._rebuilt import Rebuilt
 from langchain_specrag._runnables import is_retriever, store_of
 from langchain_specrag._tracing import Trace
 from specrag import _blocking
+from specrag.baselines.base import System, begins_without_perspectives, ready_system
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import Sampling
 from specrag.models.bundled import DEFAULT_DRAFTER
@@ -100,6 +101,8 @@ class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[
         scoring, prompts, sampling, routing: A core ``Scoring``, ``Prompts``, ``Sampling`` or ``Routing``, or a mapping
             of its fields.
         calibration: A core ``Calibration``, the path of one that `specrag calibrate` wrote, ``"auto"`` or ``None``.
+        system: A system that is ready (``specrag.baselines.CorrectiveRAG``, ...) in place of all of these but
+            ``vector_store``.
 
         All other settings are those of ``specrag.SpeculativeRAG``. They are frozen: ``model_copy(update=...)`` makes
         another Runnable.
@@ -146,7 +149,7 @@ class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
 
-    drafter: Any
+    drafter: Any = None
     verifier: Any = None
     embedder: Any = None
     vector_store: Any = None
@@ -166,21 +169,12 @@ class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[
     reuse_embeddings: bool = True
     deadline: float | None = None
     seed: int = 0
-    _core: SpeculativeRAG = PrivateAttr()
+    system: Any = None
+    _core: System = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
         """Build the core's pipeline, which checks the settings."""
-        self._core = SpeculativeRAG(
-            drafter=as_drafters(self.drafter),
-            verifier=None if self.verifier is None else as_model(self.verifier, "verifier"),
-            embedder=as_embedder(self.embedder),
-            routing=None if self.routing is None else as_value(Routing, self.routing, "routing"),
-            scoring=as_value(Scoring, self.scoring, "scoring"),
-            prompts=None if self.prompts is None else as_value(Prompts, self.prompts, "prompts"),
-            sampling=as_value(Sampling, self.sampling, "sampling"),
-            calibration=calibration_of(self.calibration),
-            **{name: getattr(self, name) for name in _PLAIN},
-        )
+        self._core = _core_of(self)
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -266,7 +260,7 @@ class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[
     async def _events(self, inputs: Mapping[str, Any], config: RunnableConfig) -> AsyncIterator[Event]:
         """The core's events for one call, traced."""
         question = inputs.get(STANDALONE) or inputs["input"]
-        trace = Trace(config, question, readers=bool(self._core.roles.readers))
+        trace = Trace(config, question, readers=begins_without_perspectives(self._core))
         core = inside(self._core, trace.config_of, config.get("max_concurrency"))
         try:
             await trace.begin()
@@ -277,6 +271,30 @@ class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[
             await trace.close(error)
             raise
         await trace.close()
+
+
+def _core_of(given: SpeculativeRAGRunnable) -> System:
+    """What answers: the system that was given, or the core's pipeline with the settings that were.
+
+    Raises:
+        InvalidInputError: There is neither a system nor a drafter, or the core refuses a setting.
+    """
+    if given.system is not None:
+        others = given.model_fields_set - {"system", "vector_store", "name"}
+        return ready_system(given.system, [name for name in others if getattr(given, name) is not None])
+    if given.drafter is None:
+        raise InvalidInputError("give drafter=, the model that writes the drafts, or system=, one that is ready")
+    return SpeculativeRAG(
+        drafter=as_drafters(given.drafter),
+        verifier=None if given.verifier is None else as_model(given.verifier, "verifier"),
+        embedder=as_embedder(given.embedder),
+        routing=None if given.routing is None else as_value(Routing, given.routing, "routing"),
+        scoring=as_value(Scoring, given.scoring, "scoring"),
+        prompts=None if given.prompts is None else as_value(Prompts, given.prompts, "prompts"),
+        sampling=as_value(Sampling, given.sampling, "sampling"),
+        calibration=calibration_of(given.calibration),
+        **{name: getattr(given, name) for name in _PLAIN},
+    )
 
 
 def _checked(inputs: Any) -> dict[str, Any]:
@@ -359,7 +377,7 @@ def create_speculative_rag_chain(
     find = _finding(retriever)
     if is_retriever(retriever):
         settings.setdefault("vector_store", store_of(retriever))
-    drafter = DEFAULT_DRAFTER if drafter is None else drafter
+    drafter = DEFAULT_DRAFTER if drafter is None and settings.get("system") is None else drafter
     answer = SpeculativeRAGRunnable(drafter=drafter, verifier=verifier, **settings)
     chain: Any = RunnablePassthrough.assign(context=find.with_config(run_name="retrieve_documents")) | answer
     if condense is not None:

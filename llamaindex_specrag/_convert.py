@@ -19,6 +19,7 @@ from llamaindex_specrag.embeddings import SpecRAGEmbedding
 from specrag import _blocking
 from specrag._abandoned import in_own_thread
 from specrag._fields import embedding_in, title_in
+from specrag.baselines.base import System
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
@@ -173,8 +174,10 @@ class LlamaIndexLM(ChatLM):
         return {name: value for name, value in wanted.items() if name in known and value is not None}
 
 
-def inside(core: SpeculativeRAG, span_of: Callable[[Work | None], str | None]) -> SpeculativeRAG:
+def inside(core: System, span_of: Callable[[Work | None], str | None]) -> System:
     """``core`` for one call: the spans of its LlamaIndex LLMs go below those that ``span_of`` gives."""
+    if not isinstance(core, SpeculativeRAG):
+        return core
 
     def bound(model: Any) -> Any:
         return model.inside(span_of) if isinstance(model, LlamaIndexLM) else model

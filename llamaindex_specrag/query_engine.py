@@ -32,6 +32,7 @@ from llamaindex_specrag._convert import (
 )
 from llamaindex_specrag._instrumentation import Spans, dispatcher
 from specrag import _blocking
+from specrag.baselines.base import System, begins_without_perspectives, ready_system
 from specrag.errors import InvalidInputError
 from specrag.models.bundled import DEFAULT_DRAFTER
 from specrag.schema import AnswerReady, SpeculativeAnswer
@@ -42,7 +43,7 @@ NO_ANSWER = "The passages do not answer this question."
 #: Prompts of the core that Speculative RAG uses, as LlamaIndex's prompt keys.
 PROMPT_KEYS = ("draft", "verify", "verify_with_passages", "statement", "free_format")
 # The synthesizer's arguments, and the settings of the core that it hands over.
-_OWN_SETTINGS = ("drafter", "verifier", "embedder", "streaming", "no_answer", "callback_manager")
+_OWN_SETTINGS = ("drafter", "verifier", "embedder", "system", "streaming", "no_answer", "callback_manager")
 _SETTINGS = [field.name for field in fields(SpeculativeRAG) if field.init and field.name not in _OWN_SETTINGS]
 
 _TEMPLATE = "change the prompts with prompts=Prompts(...) or update_prompts({...}); get_prompts() lists them"
@@ -93,6 +94,8 @@ class SpeculativeSynthesizer(BaseSynthesizer):
         verifier: One of the same; by default the first drafter that is a language model.
         embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. It is not used when
             every node has an embedding.
+        system: A system that is ready (``specrag.baselines.CorrectiveRAG``, ...) in place of the models and of all
+            ``settings``.
         streaming: Give the answer in pieces, after it is chosen.
         no_answer: The response's text when no draft answers.
         callback_manager: By default that of ``Settings``.
@@ -109,6 +112,7 @@ class SpeculativeSynthesizer(BaseSynthesizer):
         verifier: Any = None,
         *,
         embedder: Any = None,
+        system: System | None = None,
         streaming: bool = False,
         no_answer: str = NO_ANSWER,
         callback_manager: CallbackManager | None = None,
@@ -118,14 +122,9 @@ class SpeculativeSynthesizer(BaseSynthesizer):
         if not no_answer.strip():
             raise InvalidInputError("no_answer must not be empty: an agent would read nothing")
         _check_names(settings)
-        if "calibration" in settings:
-            settings["calibration"] = calibration_of(settings["calibration"])
-        self._core = SpeculativeRAG(
-            drafter=as_drafters(DEFAULT_DRAFTER if drafter is None else drafter),
-            verifier=None if verifier is None else as_model(verifier, "verifier"),
-            embedder=as_embedder(embedder),
-            **settings,
-        )
+        models = {"drafter": drafter, "verifier": verifier, "embedder": embedder}
+        given = [*(name for name, model in models.items() if model is not None), *settings]
+        self._core: System = _pipeline(**models, **settings) if system is None else ready_system(system, given)
         self._llm = None  # type: ignore[assignment]
         self._callback_manager = callback_manager or Settings.callback_manager
         self._streaming, self._output_cls, self._multimodal = streaming, None, False
@@ -141,9 +140,13 @@ class SpeculativeSynthesizer(BaseSynthesizer):
         self._callback_manager = callback_manager
 
     def _get_prompts(self) -> dict[str, Any]:
+        if not isinstance(self._core, SpeculativeRAG):
+            return {}
         return {key: PromptTemplate(getattr(self._core.texts, key)) for key in PROMPT_KEYS}
 
     def _update_prompts(self, prompts: Mapping[str, Any]) -> None:
+        if not isinstance(self._core, SpeculativeRAG):
+            raise InvalidInputError("the prompts of a ready system are changed where it is made")
         unknown = set(prompts) - set(PROMPT_KEYS)
         if unknown:
             raise InvalidInputError(f"no prompt {', '.join(sorted(unknown))}: there are {', '.join(PROMPT_KEYS)}")
@@ -188,7 +191,7 @@ class SpeculativeSynthesizer(BaseSynthesizer):
 
     async def _answer(self, question: str, nodes: Sequence[NodeWithScore]) -> SpeculativeAnswer:
         """The core's answer, with its spans and events."""
-        spans = Spans(question, readers=bool(self._core.roles.readers))
+        spans = Spans(question, readers=begins_without_perspectives(self._core))
         core = inside(self._core, spans.span_of)
         answer = None
         try:
@@ -311,6 +314,18 @@ class _Synthesis:
 
     def __exit__(self, *error: Any) -> None:
         self._event.__exit__(*error)
+
+
+def _pipeline(drafter: Any, verifier: Any, embedder: Any, **settings: Any) -> SpeculativeRAG:
+    """The core's pipeline, which checks the settings."""
+    if "calibration" in settings:
+        settings["calibration"] = calibration_of(settings["calibration"])
+    return SpeculativeRAG(
+        drafter=as_drafters(DEFAULT_DRAFTER if drafter is None else drafter),
+        verifier=None if verifier is None else as_model(verifier, "verifier"),
+        embedder=as_embedder(embedder),
+        **settings,
+    )
 
 
 def _check_names(settings: Mapping[str, Any]) -> None:

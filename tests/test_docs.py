@@ -72,6 +72,7 @@ def bundled():
         *examples("concepts/speculative-rag.md", at_least=1),
         *examples("concepts/rapid.md", at_least=2),
         *examples("servers.md", at_least=1),
+        *examples("evaluation.md", at_least=1),
         *examples("langchain.md"),
         *examples("llamaindex.md"),
     ],

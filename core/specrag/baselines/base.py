@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from specrag import _blocking
+from specrag.errors import InvalidInputError, kind_of
 from specrag.schema import AnswerReady, DraftFailure, Event, Passage, SpeculativeAnswer, Usage, Verdict
 from specrag.speculative._asked import Asked
+from specrag.speculative.pipeline import SpeculativeRAG
 
 
 @runtime_checkable
@@ -26,6 +28,31 @@ class System(Protocol):
 
     def astream(self, question: str, passages: Iterable[Any]) -> AsyncIterator[Event]:
         """``stream``, awaited."""
+
+
+def ready_system(given: Any, others: Collection[str]) -> System:
+    """``given`` as a system that an adapter asks in place of building one.
+
+    Args:
+        given: What the user gave.
+        others: The names of further settings that the user gave, which a ready system has no use for.
+
+    Raises:
+        InvalidInputError: It is no system, or there are further settings.
+    """
+    if not isinstance(given, System):
+        raise InvalidInputError(
+            "system must have answer, aanswer, stream and astream, as SpeculativeRAG and the systems of "
+            f"specrag.baselines have; got {kind_of(given)}"
+        )
+    if others:
+        raise InvalidInputError(f"system is ready: give {', '.join(sorted(others))} where you make it")
+    return given
+
+
+def begins_without_perspectives(system: System) -> bool:
+    """Whether the first stage of ``system`` is another than the choice of perspectives, for ``WorkTracker``."""
+    return not isinstance(system, SpeculativeRAG) or bool(system.roles.readers)
 
 
 class Streaming:
