@@ -8,8 +8,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from specrag.errors import ModelError, SpecRAGError
+from specrag.errors import ModelError, ServerError, SpecRAGError
 from specrag.models import Completion, GenerationRequest, OpenAIEmbedder, OpenAILM, Score, Segment, Stage, Turn
+from specrag.models._logprobs import listed_tokens
 from specrag.models.base import GeneratedText
 from specrag.models.chat import ChatLM, ChatReply, answer_start
 from specrag.models.tokenization import ConversationEncoder
@@ -104,11 +105,38 @@ def test_log_probabilities_that_are_missing_or_odd_are_none_and_never_certainty(
     assert made.text == " 42" and made.log_probs is None and made.token_ends is None
 
 
-@pytest.mark.parametrize("value", [math.nan, -math.inf])
-def test_minus_infinity_and_nan_stay_what_they_are(value):
-    with one_answer(completion(" 42", {"content": content((" 42", value))})) as url:
+def test_minus_infinity_stays_what_it_is():
+    with one_answer(completion(" 42", {"content": content((" 42", -math.inf))})) as url:
         made = OpenAILM("m", url, api="completions", retries=0).generate([ASK])[0].parts[0]
-    assert made.log_probs == (value,) or math.isnan(made.log_probs[0])
+    assert made.log_probs == (-math.inf,)
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize(
+    "listed", [{"content": content((" 42", math.nan))}, {"tokens": ["42"], "token_logprobs": [math.nan]}]
+)
+def test_a_reply_whose_log_probabilities_are_nan_is_asked_of_another_server(api, listed):
+    """Its model is broken, and so is what it wrote."""
+    reply = completion(" 42", listed)
+    reply["choices"][0]["message"] = {"content": " 42"}
+    well = completion(" 43", None)
+    well["choices"][0]["message"] = {"content": " 43"}
+    with one_answer(reply) as broken, one_answer(well) as other:
+        assert OpenAILM("m", [broken, other], api=api).generate([ASK])[0].text.strip() == "43"
+        with pytest.raises(ServerError, match="not numbers.*NaN"):
+            OpenAILM("m", broken, api=api, retries=0).generate([ASK])
+
+
+def test_the_bytes_of_a_token_are_no_booleans():
+    token = {"token": "\ufffd", "bytes": [True], "logprob": -1.0}
+    assert listed_tokens({"content": [token]})[0].data is None
+
+
+@pytest.mark.parametrize("kind", [5, None, ["text"]])
+def test_a_part_of_a_message_of_an_odd_type_is_no_text(kind):
+    reply = {"choices": [{"message": {"content": [{"type": kind, "text": "?"}, {"type": "text", "text": "42"}]}}]}
+    with one_answer(reply) as url:
+        assert OpenAILM("m", url, api="chat", retries=0).generate([ASK])[0].text == "42"
 
 
 def test_an_empty_sum_is_no_draft_score():

@@ -128,7 +128,7 @@ def _parallel(logprobs: Mapping[str, Any]) -> list[ListedToken] | None:
 
 def _item(item: Mapping[str, Any]) -> ListedToken:
     text, data, number = str(item["token"]), item.get("bytes"), item.get("id")
-    whole = isinstance(data, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in data)
+    whole = isinstance(data, list) and all(type(byte) is int and 0 <= byte < 256 for byte in data)
     return ListedToken(
         text,
         bytes(data) if whole and isinstance(data, list) else _bytes_of(text),

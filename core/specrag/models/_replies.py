@@ -5,8 +5,10 @@ Pure functions on the decoded JSON. A reply that cannot be used is a ``ServerErr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,7 @@ def checked_completion(reply: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         NoSuchEndpointError: It is a chat's message: the server answers every path as it answers chats.
-        ServerError: It has no text.
+        ServerError: It has no text, or its log-probabilities are NaN.
     """
     choice = choice_of(reply)
     text = choice.get("text")
@@ -54,15 +56,31 @@ def checked_completion(reply: dict[str, Any]) -> dict[str, Any]:
         raise NoSuchEndpointError("it answers /completions with a chat message")
     if not isinstance(text, str):
         raise ServerError(f"the text of the server's reply is {_kind(text)}, expected a string")
+    _check_log_probs(choice)
     return reply
 
 
 def checked_chat(reply: dict[str, Any]) -> dict[str, Any]:
-    """``reply`` of ``/chat/completions``. Raises ``ServerError`` where it has no message."""
-    message = choice_of(reply).get("message")
+    """``reply`` of ``/chat/completions``.
+
+    Raises:
+        ServerError: It has no message, or its log-probabilities are NaN.
+    """
+    choice = choice_of(reply)
+    message = choice.get("message")
     if not isinstance(message, Mapping) or not isinstance(message.get("content"), str | list | None):
         raise ServerError(f"the message of the server's reply is {_kind(message)}, expected an object with a content")
+    _check_log_probs(choice)
     return reply
+
+
+def _check_log_probs(choice: Mapping[str, Any]) -> None:
+    """Whether none is NaN: a model whose numbers overflowed wrote no answer, and another server may."""
+    if any(
+        token.log_prob is not None and math.isnan(token.log_prob)
+        for token in listed_tokens(choice.get("logprobs")) or ()
+    ):
+        raise ServerError("the log-probabilities of the server's reply are not numbers (NaN): its model is broken")
 
 
 def _error_text(error: Any) -> str:
@@ -186,9 +204,12 @@ def read_embeddings(reply: Reply, count: int) -> np.ndarray:  # [count, dim], fl
     dimensions = sorted({len(vector) for vector in ordered})
     if len(dimensions) > 1:
         raise ServerError(f"the server's embeddings differ in dimension: {', '.join(map(str, dimensions))}")
+    values = [value for vector in ordered for value in vector]
+    if odd := [value for value in values if isinstance(value, bool) or not isinstance(value, Real | list | None)]:
+        raise ServerError(f"an embedding of the server holds what is no number: {str(odd[0])[:40]!r}")
     try:
         vectors = np.asarray(ordered, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ServerError(f"an embedding of the server holds what is no number: {error}") from error
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise ServerError("an embedding of the server holds what is no finite number (NaN, infinity, a list)")

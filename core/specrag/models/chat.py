@@ -105,7 +105,9 @@ def is_plain(request: GenerationRequest) -> bool:
 def content_text(content: Any) -> str:
     """The text of a message's content: a string, or a list of parts of which those with text count."""
     if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, Mapping) and part.get("type", "text").endswith("text")]
+        parts = [
+            part for part in content if isinstance(part, Mapping) and str(part.get("type", "text")).endswith("text")
+        ]
         return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     return content if isinstance(content, str) else ""
 
