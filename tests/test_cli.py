@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -242,3 +243,23 @@ def test_a_folder_in_the_place_of_a_result_is_said_before_models_load(docs, tmp_
     arguments[3] = str(tmp_path / "file" / "result.json")
     result = run(app, [*arguments, "--model", "x"] if command == "questions" else arguments)
     assert result.exit_code == 1 and "is a file" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ask", "who?", "--docs", "docs", "--server", "http://127.0.0.1:9/v1", "--drafter", "m"],
+        ["ask", "who?", "--docs", "docs", "--embedder-server", "http://127.0.0.1:9/v1", "--embedder", "m"],
+        ["index", "docs", "--to", "index", "--embedder-server", "http://127.0.0.1:9/v1", "--embedder", "m"],
+        ["questions", "docs", "--out", "made.jsonl", "--server", "http://127.0.0.1:9/v1", "--model", "m"],
+    ],
+)
+def test_a_dead_server_is_named_before_any_model_loads(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("The tower opened in 1889.")
+    monkeypatch.setattr(specrag.models, "bundled", lambda *args, **options: pytest.fail("a model was loaded"))
+    start = time.monotonic()
+    result = run(app, command)
+    assert result.exit_code == 1 and "no answer from http://127.0.0.1:9/v1" in result.output
+    assert "is the server running" in " ".join(result.output.split()) and time.monotonic() - start < 5

@@ -230,6 +230,25 @@ def test_a_dead_server_is_found_out_once_and_costs_later_questions_no_waiting():
     assert took[1] < 0.4 and took[2] < 0.4
 
 
+def test_where_nobody_listens_and_nobody_ever_did_that_is_said_at_once():
+    start = time.monotonic()
+    for lm in (OpenAILM("m", "http://127.0.0.1:9/v1"), OpenAILM("m", "http://nowhere.invalid/v1")):
+        with pytest.raises(ServerError, match="after 2 attempts.*is the server running"):
+            lm.generate([ASK])
+    assert time.monotonic() - start < 5
+
+
+def test_a_server_that_is_started_again_is_waited_for():
+    with serving(Member()) as url:
+        lm = OpenAILM("m", url, backoff=0.3)
+        lm.generate([ASK])
+    with ExitStack() as again:
+        starts = threading.Timer(1.5, lambda: again.enter_context(serving(Member(), int(url.split(":")[2][:-3]))))
+        starts.start()
+        assert lm.generate([ASK])[0].text == "Answer: 42"
+        starts.join()
+
+
 @pytest.mark.parametrize(
     "models",
     [

@@ -1,10 +1,14 @@
 """What a server refuses, and what that teaches: about one request, one option, one endpoint, or all of it."""
 
 import asyncio
+import email.utils
+import gzip
 import json
 import socket
 import threading
 import time
+import zlib
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -402,3 +406,58 @@ def test_a_reply_that_drips_ends_at_the_timeout():
             lm.generate([ASK])
         assert time.monotonic() - start < 5
         stop.set()
+
+
+# --- replies that are packed or empty -------------------------------------------------------------------
+
+
+def answering(status, content, headers):
+    """A server with one answer, headers included."""
+    return serving(lambda method, path, body, given: (status, content, headers))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"), [("gzip", gzip.compress), ("GZIP", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_a_packed_reply_is_read(encoding, pack):
+    with answering(200, pack(CHAT), {"Content-Encoding": encoding}) as url:
+        assert OpenAILM("m", url, retries=0).generate([ASK])[0].text == "Answer: 42"
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "br", "zstd", "klingon"])
+def test_a_few_bytes_cannot_become_gigabytes(encoding):
+    """Of 64 KiB, gzip makes at most 64 MiB; gzip of gzip, or zstd, as much as it likes."""
+    packed = gzip.compress(gzip.compress(b" " * 2**20))
+    refused = pytest.raises(ServerError, match=f"content encoding '{encoding}', asked for gzip or deflate")
+    with answering(200, packed, {"Content-Encoding": encoding}) as url, refused:
+        OpenAILM("m", url, retries=0).generate([ASK])
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "headers", "says"),
+    [
+        (204, b"", {}, r"answered with nothing \(HTTP 204\)"),
+        (200, b" \n", {}, r"answered with nothing \(HTTP 200\)"),
+        (200, CHAT, {"Content-Encoding": "gzip"}, "cannot be decoded"),
+        (304, b"", {}, "HTTP 304"),
+    ],
+)
+def test_an_empty_or_unreadable_reply_is_named_and_the_server_counts_as_running(status, content, headers, says):
+    with answering(status, content, headers) as url, pytest.raises(ServerError, match=says) as error:
+        OpenAILM("m", url, retries=0).generate([ASK])
+    assert "is the server running" not in str(error.value) and "elsewhere" not in str(error.value)
+
+
+def test_a_server_may_say_by_a_date_how_long_it_wants_to_be_left_alone():
+    when = email.utils.format_datetime(datetime.now(timezone.utc) + timedelta(seconds=3), usegmt=True)
+    asked = []
+
+    def answer(method, path, body, headers):
+        if method == "GET":
+            return 200, b"{}", {}
+        asked.append(time.monotonic())
+        return (503, b"", {"Retry-After": when}) if len(asked) == 1 else (200, CHAT, {})
+
+    with serving(answer) as url:
+        OpenAILM("m", url, retries=1, backoff=0.01).generate([ASK])
+    assert 1.5 < asked[1] - asked[0] < 3.5

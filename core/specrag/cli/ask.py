@@ -9,7 +9,7 @@ import typer
 
 from specrag.cli.answers import follow, show, show_json
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
-from specrag.cli.loading import load_embedder, load_pipeline, with_statement
+from specrag.cli.loading import check_servers, load_embedder, load_pipeline, with_statement
 from specrag.cli.options import (
     ApiKeyOption,
     CalibrationOption,
@@ -72,6 +72,7 @@ def ask(
         if not question.strip():
             raise InvalidInputError("the question is empty")
         check_there(docs)
+        check_servers(server, embedder_server)
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             rag = load_pipeline(

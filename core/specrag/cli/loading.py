@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specrag import _blocking
 from specrag._extras import require
 from specrag.cli.options import Statement
 from specrag.errors import InvalidInputError
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from specrag.models.base import LanguageModel, Reader
     from specrag.models.embedders import Embedder
     from specrag.speculative.pipeline import SpeculativeRAG
+
+
+def check_servers(*servers: Sequence[str] | None) -> None:
+    """Raise ServerError where nobody listens at any URL of one of ``servers``, before models load."""
+    for urls in filter(None, servers):
+        from specrag.models._servers import ServerPool
+
+        _blocking.run(ServerPool(list(urls), "").check())
 
 
 def load_model(

@@ -11,7 +11,7 @@ import typer
 
 from specrag._files import check_file_target
 from specrag.cli.console import counting, failures_reported, out, show_notes, training_shown, working
-from specrag.cli.loading import load_model
+from specrag.cli.loading import check_servers, load_model
 from specrag.cli.options import ApiKeyOption, ModelsOption, ServerOption, WordsOption, check_there
 from specrag.cli.train_reader import ReaderTraining
 from specrag.errors import InvalidInputError, SpecRAGError
@@ -203,6 +203,7 @@ def questions(
 
         check_there(docs)
         check_file_target(to)
+        check_servers(server)
         passages = _passages(docs, words)[:count]
         with working("loading models"):
             lm, embedder = load_model(model, server, api_key), bundled("minilm", folder=models)

@@ -28,6 +28,7 @@ class Server:
         window: Tokens that prompt and completion may have together; ``None`` where it does not say.
         ask_again: It did not say what it is; from then on it is asked again.
         failures: How many requests failed since the last one that did not.
+        met: It has answered something, once.
     """
 
     url: str
@@ -36,6 +37,7 @@ class Server:
     window: int | None = None
     ask_again: float = 0.0
     failures: int = 0
+    met: bool = False
     _open_until: float = 0.0
     _probed: bool = False
 

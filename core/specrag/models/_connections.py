@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from specrag.models._circuit import Server
+from specrag.models._http import ENCODINGS
 
 
 class Connection:
@@ -101,5 +102,6 @@ class Connections:
 def client(headers: dict[str, str]) -> httpx.AsyncClient:
     """A client without limits of its own: permits and times are the pool's."""
     limits = httpx.Limits(max_connections=None)
-    options: dict[str, Any] = {"limits": limits, "timeout": None, "headers": headers}
+    sent = {"Accept-Encoding": ", ".join(ENCODINGS), **headers}
+    options: dict[str, Any] = {"limits": limits, "timeout": None, "headers": sent}
     return httpx.AsyncClient(**options)

@@ -66,6 +66,11 @@ class Failures:
         return not any(self.reached(error) for error in self.of.values())
 
     @property
+    def refused(self) -> bool:
+        """Whether nobody listens at any of the addresses."""
+        return all(isinstance(error, UnavailableError) and error.refused for error in self.of.values())
+
+    @property
     def may_pass(self) -> bool:
         """Whether a server that did not refuse it was reached."""
         return any(self.reached(error) for server, error in self.of.items() if server not in self.refusals)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +27,8 @@ _RETRIED = (408, 409, 425, 429)
 _FINAL = (501, 505)
 # Bytes of a reply that are read. A prompt of 100,000 tokens with its log-probabilities has some 10 MB.
 LARGEST_REPLY = 64 * 2**20
+#: Content encodings that are read. A piece of 64 KiB of them has at most 64 MiB.
+ENCODINGS = ("gzip", "deflate", "identity")
 
 
 class UnavailableError(ServerError):
@@ -33,11 +37,12 @@ class UnavailableError(ServerError):
     Attributes:
         wait: Seconds that it asks to wait.
         reached: It was reached.
+        refused: Nobody listens at its address, or the address does not exist: that is known at once.
     """
 
-    def __init__(self, message: str, *, wait: float = 0.0, reached: bool = True) -> None:
+    def __init__(self, message: str, *, wait: float = 0.0, reached: bool = True, refused: bool = False) -> None:
         super().__init__(message)
-        self.wait, self.reached = wait, reached
+        self.wait, self.reached, self.refused = wait, reached, refused
 
 
 class RefusedError(ServerError):
@@ -104,11 +109,18 @@ async def fetch(
         response, content = await asyncio.wait_for(_exchange(client, server, method, path, body), timeout)
     except (TimeoutError, asyncio.TimeoutError):
         raise UnavailableError(f"no whole reply within {timeout:g} s (ReadTimeout)", reached=False) from None
-    except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError, UnicodeError, OSError) as error:
+    except httpx.DecodingError as error:
+        raise UnavailableError(
+            f"{server} answered with what cannot be decoded: {redacted(str(error), hidden)}"
+        ) from None
+    except (httpx.TransportError, httpx.InvalidURL, UnicodeError, OSError) as error:
         shown = redacted(described(error), hidden)
-        raise UnavailableError(shown, reached=False) from None
+        raise UnavailableError(shown, reached=False, refused=isinstance(error, httpx.ConnectError)) from None
+    server.met = True
     if response.status_code >= 300:
         raise _failure(response, content, server, path, hidden)
+    if not content.strip():
+        raise UnavailableError(f"{server} answered with nothing (HTTP {response.status_code}){_hint(server)}")
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -121,6 +133,11 @@ async def _exchange(
 ) -> tuple[httpx.Response, bytes]:
     auth = httpx.BasicAuth(*server.auth) if server.auth else None
     async with client.stream(method, f"{server.url}/{path}", json=body, auth=auth) as response:
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ENCODINGS:  # others, and several at once, may make gigabytes of the first few bytes
+            raise UnavailableError(
+                f"{server} answered in the content encoding {encoding[:40]!r}, asked for {' or '.join(ENCODINGS)}"
+            )
         content = bytearray()
         async for piece in response.aiter_bytes():
             content += piece
@@ -133,8 +150,8 @@ def _failure(response: httpx.Response, content: bytes, server: Server, path: str
     status = response.status_code
     said, code = _said(content)
     problem = f"HTTP {status}: {redacted(said, hidden)}"
-    if status < 400:
-        to = redacted(response.headers.get("location", "elsewhere"), hidden)
+    if status < 400 and "location" in response.headers:
+        to = redacted(response.headers["location"], hidden)
         return RefusedError(f"{server}/{path} redirects to {to}: give the address that it leads to as base_url")
     if code == "insufficient_quota" or status == 402:
         return RefusedError(f"{server}/{path}: the account's quota is used up: {problem}", said)
@@ -169,9 +186,13 @@ def _said(content: bytes) -> tuple[str, str]:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait; 0 where it does not say."""
+    """Seconds that the server asks to wait, as a number or as a date; 0 where it does not say."""
+    said = response.headers.get("retry-after", "0")
     try:
-        seconds = float(response.headers.get("retry-after", "0"))
+        seconds = float(said)
     except ValueError:
-        return 0.0
+        try:
+            seconds = parsedate_to_datetime(said).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
     return seconds if 0 <= seconds < 86400 else 0.0

@@ -32,6 +32,8 @@ TAKES_TOKEN_IDS = ("vllm", "llamacpp")
 LONGEST_WAIT = 30.0
 # Seconds that a server has to say what it is, and that the others of the pool have after the first one.
 DISCOVERY, DISCOVERY_REST = 5.0, 0.3
+# How often a request is repeated to addresses at which nobody listens and nobody ever did.
+RETRIES_UNMET = 1
 
 T = TypeVar("T")
 
@@ -47,7 +49,8 @@ class ServerPool:
         max_concurrency: Requests under way at once, per URL and event loop.
         timeout: Seconds for one request.
         retries: How often a request is repeated that no server answered: after 408, 409, 425, 429, 5xx, a connection
-            error, or a reply that cannot be used.
+            error, or a reply that cannot be used. Once at most, where nobody listens at any of the addresses and nobody
+            ever did.
         backoff: Seconds before the first repetition, doubled for each further one. ``Retry-After`` is obeyed.
 
     Raises:
@@ -125,6 +128,27 @@ class ServerPool:
             if end is None and self._known:
                 end = time.monotonic() + DISCOVERY_REST
 
+    async def check(self) -> None:
+        """Whether somebody listens at one of the addresses at least. Takes some seconds at most.
+
+        Raises:
+            ServerError: Nobody does.
+        """
+        connection = await self._connections.current()
+        problems = Failures()
+
+        async def ask(server: Server) -> None:
+            timeout = min(self._timeout, DISCOVERY)
+            try:
+                await fetch(connection.client, server, "GET", "models", None, timeout=timeout, secrets=self._secrets)
+            except ServerError as error:
+                problems.of[server] = error
+
+        await asyncio.gather(*map(ask, self.servers))
+        if len(problems.of) == len(self.servers) and problems.refused:
+            server, error = next(iter(problems.of.items()))
+            raise ServerError(f"no answer from {server} ({error}): is the server running, and base_url right?")
+
     async def _probe(self, connection: Connection, server: Server) -> None:
         """What ``server`` says about itself. One that cannot list its models may do its work all the same."""
         timeout = min(self._timeout, DISCOVERY)
@@ -181,9 +205,11 @@ class ServerPool:
                 return value
             if failures.refusals and not failures.may_pass:
                 break
+            if failures.refused and attempt >= RETRIES_UNMET and not any(server.met for server in self.servers):
+                break
             if attempt + 1 < attempts:
                 await asyncio.sleep(self._pause(attempt, failures))
-        raise self._error(ask, attempts, failures)
+        raise self._error(ask, attempt + 1, failures)
 
     def _pause(self, attempt: int, failures: Failures) -> float:
         asked = [error.wait for error in failures.of.values() if isinstance(error, UnavailableError)]

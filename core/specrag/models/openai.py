@@ -50,7 +50,8 @@ class OpenAILM(LanguageModel):
         max_concurrency: Requests under way at once, per URL.
         timeout: Seconds for one request.
         retries: How often a request is repeated that no server of the pool answered: after 408, 409, 425, 429, 5xx, a
-            connection error, or a reply that cannot be used.
+            connection error, or a reply that cannot be used. Once at most, where nobody listens at any of the URLs and
+            nobody ever did.
         backoff: Seconds before the first repetition, doubled for each further one. ``Retry-After`` is obeyed.
         context_window: Tokens; by default what the server reports, where it does.
 
