@@ -112,6 +112,35 @@ def test_a_page_has_line_breaks_where_a_browser_has_them(tmp_path, page, text):
     assert read(tmp_path / "a.html", page.encode()) == (text, [])
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "<p hidden>secret</p>",
+        '<div hidden="hidden"><p>secret</p></div>',
+        '<span style="display:none">secret</span>',
+        '<span style="color: red; Display : NONE !important;">secret</span>',
+        '<div style="visibility: hidden">secret</div>',
+        '<input type="hidden" value="secret">',
+    ],
+)
+def test_text_that_a_page_hides_is_not_indexed(tmp_path, hidden):
+    assert read(tmp_path / "a.html", f"<p>shown{hidden}</p>".encode()) == ("shown", [])
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        '<p hidden="until-found">shown</p>',
+        '<p style="display: block">shown</p>',
+        '<p style="background: url(display:none)">shown</p>',
+        '<body style="display:none"><p>shown</p></body>',  # a script shows the page when it is complete
+        '<p data-hidden class="hidden" aria-hidden="true">shown</p>',
+    ],
+)
+def test_text_that_a_page_shows_is_indexed(tmp_path, page):
+    assert read(tmp_path / "a.html", page.encode()) == ("shown", [])
+
+
 def test_the_name_of_a_drawing_is_not_the_pages_title(tmp_path):
     drawing = "<svg><title>icon</title></svg>"
     for page, title in ((f"{drawing}<p>text", "a"), (f"{drawing}<title>Alba</title><p>text", "Alba")):

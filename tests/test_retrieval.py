@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import resource
 
 import numpy as np
@@ -230,7 +231,7 @@ def test_an_index_is_not_saved_onto_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, float("nan"), b"bytes", np.arange(2)], ids=["object", "set", "nan", "bytes", "array"]
+    "value", [object(), {1, 2}, float("inf"), b"bytes", np.arange(2)], ids=["object", "set", "inf", "bytes", "array"]
 )
 def test_metadata_that_json_cannot_hold_is_refused_before_embedding(value):
     index = PassageIndex(HashEmbedder())
@@ -245,6 +246,16 @@ def test_metadata_are_the_same_before_and_after_saving(tmp_path):
     index.save(tmp_path / "index")
     loaded = PassageIndex.load(tmp_path / "index", HashEmbedder())
     assert index.passages[0].metadata == loaded.passages[0].metadata == {"box": [1, 2], "3": "three"}
+
+
+def test_what_a_table_leaves_empty_is_missing_in_saved_metadata(tmp_path):
+    """A row of pandas has NaN there, and numbers of numpy elsewhere."""
+    row = {"year": np.int64(1889), "height": np.float32(0.5), "architect": math.nan, "tags": ["a", np.float64("nan")]}
+    index = index_of("a", metadata=row)
+    index.save(tmp_path / "index")
+    loaded = PassageIndex.load(tmp_path / "index", HashEmbedder())
+    expected = {"year": 1889, "height": 0.5, "architect": None, "tags": ["a", None]}
+    assert index.passages[0].metadata == loaded.passages[0].metadata == expected
 
 
 def test_another_embedder_with_as_many_dimensions_is_noticed(tmp_path):

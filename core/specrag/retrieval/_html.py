@@ -32,6 +32,7 @@ _BLOCKS = (
 _CELLS = ("td", "th", "button", "input", "img", "select", "textarea")
 # Not shown, or shown small above the text (the reading aids of Chinese and Japanese).
 _HIDDEN = ("script", "style", "noscript", "template", "rt", "rp", "datalist")
+_NOT_SHOWN = re.compile(r"(?i)(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse))\s*(?:!|;|$)")
 _BETWEEN = {"br": "\n", **dict.fromkeys(_BLOCKS, "\n\n"), **dict.fromkeys(_CELLS, " ")}
 _KEPT_AS_IS = ("pre", "textarea", "listing", "xmp")
 
@@ -51,6 +52,18 @@ def read_html(raw: bytes) -> tuple[str | None, Decoded]:
     return named or None, Decoded(re.sub(r"\n{3,}", "\n\n", text).strip(), decoded.note)
 
 
+def _is_hidden(tag: Any) -> bool:
+    """Whether a browser does not show ``tag``, as it says itself. What style sheets say is not known."""
+    if tag.name in ("html", "body"):  # a script shows them when the page is complete
+        return False
+    hidden = tag.get("hidden")
+    if hidden is not None and str(hidden).strip().lower() != "until-found":  # that is shown when it is searched for
+        return True
+    if tag.name == "input" and str(tag.get("type", "")).strip().lower() == "hidden":
+        return True
+    return bool(_NOT_SHOWN.search(str(tag.get("style", ""))))
+
+
 def _pieces(soup: Any, title: Any) -> Iterator[str]:
     """The texts in ``soup`` in order, with what stands between them. A stack, since pages nest without a limit."""
     from bs4.element import CData, NavigableString, Tag
@@ -59,7 +72,7 @@ def _pieces(soup: Any, title: Any) -> Iterator[str]:
     while open_nodes:
         node, kept = open_nodes.pop()
         if isinstance(node, Tag):
-            if node is title or node.name in _HIDDEN:
+            if node is title or node.name in _HIDDEN or _is_hidden(node):
                 continue
             between = _BETWEEN.get(node.name, "")
             kept = kept or node.name in _KEPT_AS_IS

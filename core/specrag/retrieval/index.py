@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from specrag._fields import missing
 from specrag._files import whole
 from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError
@@ -80,7 +81,7 @@ class PassageIndex:
 
         Args:
             passages: Anything that ``Passage.of`` takes. Metadata is kept as JSON keeps it: tuples become lists, and
-                keys become strings.
+                keys become strings. What tables write where there is nothing (NaN, pandas' NA) becomes ``None``.
             progress: Called with the number done and the number known so far, after each batch.
 
         Raises:
@@ -214,7 +215,7 @@ class PassageIndex:
 def _storable(passage: Passage, position: int) -> Passage:
     """``passage`` without its embedding, and with metadata that stay as they are when they are written and read."""
     try:
-        metadata = json.loads(json.dumps(dict(passage.metadata), allow_nan=False)) if passage.metadata else {}
+        metadata = json.loads(json.dumps(_kept(dict(passage.metadata)), allow_nan=False)) if passage.metadata else {}
     except (TypeError, ValueError, RecursionError) as error:
         name = f"passages[{position}]" + (f" ({passage.id})" if passage.id else "")
         raise InvalidInputError(
@@ -223,6 +224,17 @@ def _storable(passage: Passage, position: int) -> Passage:
     if passage.embedding is None and metadata == passage.metadata:
         return passage
     return replace(passage, embedding=None, metadata=metadata)
+
+
+def _kept(value: Any) -> Any:
+    """``value`` with ``None`` for what is missing, and with Python's own numbers for numpy's."""
+    if isinstance(value, Mapping):
+        return {key: _kept(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_kept(item) for item in value]
+    if missing(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def index_documents(
