@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from specrag import Passage
-from specrag.errors import InvalidInputError, ModelNotFoundError
+from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError
 from specrag.evaluation.data import Question
 from specrag.models.bundled import located
 from specrag.models.reader import ADAPTER_FILE, SpanReader
@@ -184,6 +184,22 @@ def test_a_stopped_run_goes_on_to_the_same_end(tokenizer, tmp_path, method):
     assert read.spans
     with pytest.raises(InvalidInputError, match="other examples or settings"):
         train_reader(tiny_bert(len(tokenizer)), tokenizer, rounds(2), tmp_path / "stopped", settings=settings)
+
+
+@pytest.mark.parametrize(("at", "what"), [(6, "step 7 the loss"), (8, "step 8 the weights")])
+def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(tokenizer, tmp_path, at, what):
+    """At step 8, a checkpoint is due: without numbers, it is not written."""
+    model = tiny_bert(len(tokenizer))
+
+    def progress(step, steps, logged):
+        if step == at:
+            model.qa_outputs.weight.data.fill_(math.nan)
+
+    with pytest.raises(SpecRAGError, match=f"has diverged: at {what} became NaN"):
+        train_reader(model, tokenizer, rounds(3), tmp_path, settings=SETTINGS, progress=progress)
+    kept = [folder for folder in (tmp_path / "checkpoints").glob("checkpoint-*") if (folder / "complete.json").exists()]
+    assert [folder.name for folder in kept] == ["checkpoint-4"] and not (tmp_path / ADAPTER_FILE).exists()
+    assert all(torch.isfinite(value).all() for value in load_file(kept[0] / "model.safetensors").values())
 
 
 def test_frozen_embeddings_are_not_in_the_result(tokenizer, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from specrag import Prompts, SpeculativeRAG
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.models import TransformersLM
 from specrag.models.bundled import adapter_folder
 from specrag.training import Mixture, TrainingSettings, evaluate_drafter, make_examples, train
@@ -117,6 +118,21 @@ def test_a_killed_run_goes_on_to_the_same_end(smollm2, smollm2_path, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a) and len(a) == len(b) == 28
     with pytest.raises(InvalidInputError, match="run with other examples or settings"):
         train(tiny(smollm2), made(24), tmp_path / "killed", settings=TrainingSettings(**SETTINGS))
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(smollm2, tmp_path):
+    lm = tiny(smollm2)
+
+    def progress(step, steps, logged):
+        if step == 5:
+            next(lm.model.parameters()).data.fill_(math.nan)
+
+    settings = TrainingSettings(method="full", learning_rate=1e-3, **SETTINGS)
+    with pytest.raises(SpecRAGError, match="has diverged: at step 6 the loss became NaN"):
+        train(lm, made(24, variants=2), tmp_path, settings=settings, progress=progress)
+    assert (tmp_path / "checkpoints" / "checkpoint-4" / "complete.json").exists()
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_settings_are_checked_at_the_door(smollm2, tmp_path):

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from specrag._fields import a
+from specrag._unicode import well_formed
+from specrag.errors import InvalidInputError
 from specrag.schema import Passage
 
 # A full stop after an initial or a title ends no sentence.
@@ -61,3 +68,29 @@ def evidence(passage: Passage, start: int, end: int, max_words: int = MAX_EVIDEN
         words = words[begin:stop]
     sentence = " ".join(passage.text[first + a : first + b] for a, b in words)
     return f"{passage.title}: {sentence}" if passage.title else sentence
+
+
+def question_of(value: Any) -> str:
+    """A question without half characters.
+
+    Raises:
+        InvalidInputError: It is empty, or no text.
+    """
+    if not isinstance(value, str):
+        raise InvalidInputError(f"the question must be a text, got {a(value)}")
+    if not value.strip():
+        raise InvalidInputError("the question is empty")
+    return well_formed(value)
+
+
+def check_texts(values: Any, name: str = "texts") -> None:
+    """Whether ``values`` is a list of texts; a single text would be read letter by letter.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray):
+        raise InvalidInputError(f"{name} must be a list of texts, got {a(values)}")
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise InvalidInputError(f"{name}[{i}] must be a text, got {a(value)}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specrag.cli.answers import follow, show, show_json
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
-from specrag.cli.loading import check_servers, load_embedder, load_pipeline, with_statement
+from specrag.cli.loading import check_models, load_embedder, load_pipeline, with_statement
 from specrag.cli.options import (
     ApiKeyOption,
     CalibrationOption,
@@ -26,7 +26,10 @@ from specrag.cli.options import (
     VerifierOption,
     check_there,
 )
-from specrag.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from specrag.models.embedders import Embedder
+    from specrag.retrieval import PassageIndex
 
 ABSTAINED = 3  # the exit code of an answer that abstains
 # What the demo says of its drafter, where none is given.
@@ -67,12 +70,11 @@ def ask(
 ) -> None:
     """Answer a question from your documents."""
     with failures_reported():
-        from specrag.retrieval import PassageIndex, index_documents
+        from specrag.text import question_of
 
-        if not question.strip():
-            raise InvalidInputError("the question is empty")
+        question_of(question)
         check_there(docs)
-        check_servers(server, embedder_server)
+        check_models(drafter, verifier, server, embedder, embedder_server)
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             rag = load_pipeline(
@@ -88,19 +90,25 @@ def ask(
                 escalate_below=escalate_below,
             ).replace(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
             rag = with_statement(rag, statement)
-        if PassageIndex.is_saved_at(docs):
-            index = PassageIndex.load(docs, used)
-        else:
-            notes: list[str] = []
-            with counting("indexing") as progress:
-                index = index_documents(docs, used, notes=notes, progress=progress)
-            show_notes(notes)
-        answer = follow(rag, question, index.search(question, top))
+        answer = follow(rag, question, _index_of(docs, used).search(question, top))
         if as_json:
             show_json(answer)
         else:
             show(answer, explain=explain)
     raise typer.Exit(ABSTAINED if answer.abstained else 0)
+
+
+def _index_of(docs: Path, embedder: Embedder) -> PassageIndex:
+    """The index that is saved at ``docs``, or one of the documents there."""
+    from specrag.retrieval import PassageIndex, index_documents
+
+    if PassageIndex.is_saved_at(docs):
+        return PassageIndex.load(docs, embedder)
+    notes: list[str] = []
+    with counting("indexing") as progress:
+        index = index_documents(docs, embedder, notes=notes, progress=progress)
+    show_notes(notes)
+    return index
 
 
 def demo(
@@ -119,6 +127,7 @@ def demo(
         from specrag.models import bundled
         from specrag.models.bundled import DEFAULT_DRAFTER
 
+        check_models(drafter, verifier, None)
         questions = load_questions(DEMO)[:count]
         with working("loading models"):
             embedder = bundled("minilm", folder=models)

@@ -9,7 +9,7 @@ import typer
 
 from specrag._files import check_file_target
 from specrag.cli.console import counting, failures_reported, out, working
-from specrag.cli.loading import check_servers, load_embedder, load_pipeline
+from specrag.cli.loading import check_models, load_embedder, load_pipeline
 from specrag.cli.options import (
     ApiKeyOption,
     DrafterOption,
@@ -53,7 +53,7 @@ def calibrate(
         records = load_questions(data)[:count]
         if len(records) < LEAST_QUESTIONS:
             raise InvalidInputError(f"a calibration needs at least {LEAST_QUESTIONS} questions, got {len(records)}")
-        check_servers(server, embedder_server)
+        check_models(drafter, verifier, server, embedder, embedder_server)
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             rag = load_pipeline(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
-from specrag.cli.loading import check_servers, load_embedder
+from specrag.cli.loading import check_models, load_embedder
 from specrag.cli.options import (
     ApiKeyOption,
     EmbedderOption,
@@ -37,7 +37,7 @@ def index(
 
         check_there(docs)
         PassageIndex.check_target(to)
-        check_servers(embedder_server)
+        check_models(None, None, None, embedder, embedder_server)
         with working("loading the embedder"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
         notes: list[str] = []

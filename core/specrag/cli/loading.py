@@ -27,17 +27,59 @@ def check_servers(*servers: Sequence[str] | None) -> None:
         _blocking.run(ServerPool(list(urls), "").check())
 
 
+def check_models(
+    drafters: Sequence[str] | None,
+    verifier: str | None,
+    server: Sequence[str] | None,
+    embedder: str | None = None,
+    embedder_server: Sequence[str] | None = None,
+) -> None:
+    """Whether there can be models of these names, on servers or here, before any of them loads.
+
+    Raises:
+        ServerError: Nobody listens at any URL of ``server``, or of ``embedder_server``.
+        InvalidInputError: One is empty, or that of a bundled model of another kind.
+        ModelNotFoundError: One is mistyped, or there is no such model here and no network.
+    """
+    from specrag.models._loading import source_of
+    from specrag.models.bundled import DRAFTING, EMBEDDERS
+
+    check_servers(server, embedder_server)
+    for role, names, fitting, wrong in (
+        ("drafter", drafters or (), DRAFTING, "is an embedder and makes no drafts"),
+        ("verifier", () if verifier is None else (verifier,), DRAFTING, "is an embedder and scores no drafts"),
+        ("embedder", () if embedder is None else (embedder,), list(EMBEDDERS), "is no embedder"),
+    ):
+        if embedder_server if role == "embedder" else server:
+            continue
+        for name in names:
+            _check_bundled(name, fitting, wrong)
+            if name not in fitting:
+                source_of(name, role)
+
+
 def load_model(
-    name: str, server: Sequence[str] | None, api_key: str | None = None, tokenizer: str | None = None
+    name: str,
+    server: Sequence[str] | None,
+    api_key: str | None = None,
+    tokenizer: str | None = None,
+    *,
+    models: Path | None = None,
 ) -> LanguageModel:
-    """The language model ``name``: on the servers when there are any, else a local one (folder, file or hub id)."""
+    """The language model ``name``: on the servers when there are any, else a local one (folder, file or hub id).
+
+    Raises:
+        InvalidInputError: It is the name of a bundled model that writes nothing.
+    """
     if server:
         from specrag.models import OpenAILM
 
         return OpenAILM(name, list(server), api_key=api_key, tokenizer=tokenizer)
-    from specrag.models import TransformersLM
+    from specrag.models import TransformersLM, bundled
+    from specrag.models.bundled import DRAFTING, READERS
 
-    return TransformersLM(name)
+    _check_bundled(name, [one for one in DRAFTING if one not in READERS], "writes nothing")
+    return bundled(name, folder=models) if name in DRAFTING else TransformersLM(name)
 
 
 def load_embedder(
@@ -46,14 +88,26 @@ def load_embedder(
     """The embedder ``name``: on the servers when there are any, else a local one; without a name, the bundled one."""
     if server and name is None:
         raise InvalidInputError("--embedder-server needs --embedder: the model's name on the server")
-    if name is None:
-        from specrag.models import bundled
+    if server and name is not None:
+        from specrag.models import OpenAIEmbedder
 
+        return OpenAIEmbedder(list(server), name, api_key)
+    from specrag.models import TransformersEmbedder, bundled
+    from specrag.models.bundled import EMBEDDERS
+
+    if name is None or name in EMBEDDERS:
         require("torch", "local", "the bundled embedder", otherwise="name one with --embedder and --embedder-server")
-        return bundled("minilm", folder=models)
-    from specrag.models import OpenAIEmbedder, TransformersEmbedder
+        return bundled(name or "minilm", folder=models)
+    _check_bundled(name, list(EMBEDDERS), "is no embedder")
+    return TransformersEmbedder(name)
 
-    return OpenAIEmbedder(list(server), name, api_key) if server else TransformersEmbedder(name)
+
+def _check_bundled(name: str, fitting: Sequence[str], wrong: str) -> None:
+    """Raise InvalidInputError where the bundled model ``name`` is not among those that are ``fitting``."""
+    from specrag.models._hub import BUNDLED_NAMES
+
+    if name in BUNDLED_NAMES and name not in fitting:
+        raise InvalidInputError(f"the bundled model {name!r} {wrong}: give {' or '.join(map(repr, fitting))}")
 
 
 def load_pipeline(
@@ -115,7 +169,7 @@ def _drafting_model(
         from specrag.models import SpanReader
 
         return SpanReader(name)
-    return load_model(name, server, api_key, tokenizer)
+    return load_model(name, server, api_key, tokenizer, models=models)
 
 
 def _finds_spans(folder: Path) -> bool:

@@ -136,7 +136,7 @@ def train(
                 batch_size=size, micro_batch_size=small, evaluation_steps=evaluate_every, **changed
             )
             embedder = bundled("minilm", folder=models)
-            written = _write_rationales(used, rationales, output / "rationales.jsonl") if rationales else {}
+            written = _write_rationales(used, rationales, output / "rationales.jsonl", models) if rationales else {}
             with working("making examples"):
                 mixed = Mixture(substituted=substitute or 0.0)
                 rounds = make_examples(used, embedder, variants=epochs, mixture=mixed, rationales=written, seed=seed)
@@ -171,12 +171,11 @@ def _divide(records: Sequence[Question], held: int) -> tuple[list[Question], lis
     return [record for record in records if record.id not in known], kept
 
 
-def _write_rationales(records: Sequence[Question], model: str, cache: Path) -> dict[str, str]:
-    from specrag.models import TransformersLM
+def _write_rationales(records: Sequence[Question], model: str, cache: Path, models: Path | None) -> dict[str, str]:
     from specrag.training import synthesize_rationales
 
     with counting("writing rationales") as update:
-        return synthesize_rationales(records, TransformersLM(model), cache, progress=update)
+        return synthesize_rationales(records, load_model(model, None, models=models), cache, progress=update)
 
 
 def questions(
@@ -206,7 +205,7 @@ def questions(
         check_servers(server)
         passages = _passages(docs, words)[:count]
         with working("loading models"):
-            lm, embedder = load_model(model, server, api_key), bundled("minilm", folder=models)
+            lm, embedder = load_model(model, server, api_key, models=models), bundled("minilm", folder=models)
         replies = to.with_suffix(".replies.jsonl")
         with counting("asking about passages") as progress:
             made = synthesize_questions(passages, lm, embedder, replies, per_passage=per_passage, progress=progress)

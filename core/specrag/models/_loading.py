@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specrag._extras import require
-from specrag.errors import ModelNotFoundError, SpecRAGError, said
+from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError, kind_of, said
+from specrag.models._hub import check_hub_id
 
 if TYPE_CHECKING:
     import torch
@@ -75,14 +76,21 @@ def source_of(path: str | Path, kind: str) -> tuple[str, dict[str, str]]:
         kind: What is to be loaded, for the messages.
 
     Raises:
-        ModelNotFoundError: ``path`` is a local one, and nothing is there.
+        InvalidInputError: ``path`` is empty or no path, or the name of a bundled model.
+        ModelNotFoundError: ``path`` is a local one, and nothing is there. Or it is a hub id, and the model is neither
+            on this machine nor can the hub be reached.
         MissingExtraError: It is a ``.gguf`` file, and what reads one is not installed.
     """
+    if not isinstance(path, str | Path) or not str(path).strip():
+        shown = repr(path) if isinstance(path, str) else kind_of(path)
+        raise InvalidInputError(f"{kind} must be a folder, a .gguf file or a hub id, got {shown}")
     local, text = Path(path).expanduser(), str(path)
     gguf = local.suffix == ".gguf"
-    is_local = isinstance(path, Path) or local.is_absolute() or text.startswith(("./", "../")) or gguf
+    is_local = isinstance(path, Path) or local.is_absolute() or text.startswith((".", "~")) or gguf
     if is_local and not local.exists():
         raise ModelNotFoundError(f"no {kind} at {local}: give a folder, a .gguf file or a hub id")
+    if not local.exists():
+        check_hub_id(text, kind)
     if not gguf:
         return str(local) if local.exists() else text, {}
     for package in ("torch", "gguf"):

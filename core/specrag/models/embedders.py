@@ -14,6 +14,7 @@ from specrag._abandoned import in_thread
 from specrag._extras import require
 from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError, ServerError
+from specrag.text import check_texts
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +112,7 @@ class TransformersEmbedder(Embedder):
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         import torch
 
+        check_texts(texts)
         texts = [*map(well_formed, texts)]
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding in a batch
@@ -199,10 +201,12 @@ class OpenAIEmbedder(Embedder):
         """One vector per text, in order.
 
         Raises:
+            InvalidInputError: ``texts`` is no list of texts.
             ServerError: The server could not be reached, refused a text, or gave a reply that cannot be used.
         """
         from specrag.models._servers import all_or_none
 
+        check_texts(texts)
         starts = range(0, len(texts), self.batch_size)
         made = await all_or_none([self._batch(texts[at : at + self.batch_size]) for at in starts])
         dimensions = {batch.shape[1] for batch in made}

@@ -31,6 +31,7 @@ from specrag.engine.onednn import multiplies_bfloat16
 from specrag.engine.tensor_files import load_checked
 from specrag.errors import InvalidInputError, ModelNotFoundError, kind_of
 from specrag.models.base import Reader, Reading, Span
+from specrag.text import check_texts, question_of
 
 #: Stands for minus infinity: sums of two stay finite, and gradients through them are 0.
 IMPOSSIBLE = -1e4
@@ -151,10 +152,7 @@ class SpanReader(Reader):
         if isinstance(model, str | Path):
             model, own = load_encoder(model)
             tokenizer = own if tokenizer is None else tokenizer
-        if not getattr(tokenizer, "is_fast", False):
-            raise InvalidInputError(
-                f"{kind_of(tokenizer)} gives no character offsets: load a fast tokenizer (a tokenizer.json file)"
-            )
+        _check_loaded(model, tokenizer)
         if adapter is not None:
             apply_adapter(model, adapter)
             self.name = Path(adapter).name
@@ -185,7 +183,7 @@ class SpanReader(Reader):
             spans_per_passage: How many spans of each are returned, at most.
 
         Raises:
-            InvalidInputError: The question is empty, or ``spans_per_passage`` is below 1.
+            InvalidInputError: An empty question, texts that are no list of texts, or ``spans_per_passage`` below 1.
         """
         if spans_per_passage < 1:
             raise InvalidInputError(f"spans_per_passage must be at least 1, got {spans_per_passage}")
@@ -222,6 +220,7 @@ class SpanReader(Reader):
         Raises:
             InvalidInputError: A span is empty or outside its text.
         """
+        check_texts(texts)
         for number, start, end in spans:
             if not 0 <= number < len(texts) or not 0 <= start < end <= len(texts[number]):
                 raise InvalidInputError(f"span {(number, start, end)} is empty, or not inside its text")
@@ -239,9 +238,8 @@ class SpanReader(Reader):
     # --- windows ------------------------------------------------------------------------------------
 
     def _windows(self, question: str, texts: Sequence[str]) -> list[_Window]:
-        if not question.strip():
-            raise InvalidInputError("the question is empty")
-        question = well_formed(question)
+        question = question_of(question)
+        check_texts(texts)
         texts = [well_formed(text, keep_length=True) for text in texts]
         asked = self.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         if len(asked) > _QUESTION_TOKENS:
@@ -302,6 +300,19 @@ class SpanReader(Reader):
         return made.start_logits.float(), made.end_logits.float()
 
 
+def _check_loaded(model: Any, tokenizer: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidInputError(
+            f"model must be a folder, a hub id or a loaded question-answering model, got {kind_of(model)}"
+        )
+    if tokenizer is None:
+        raise InvalidInputError("a loaded model needs its tokenizer: SpanReader(model, tokenizer)")
+    if not getattr(tokenizer, "is_fast", False):
+        raise InvalidInputError(
+            f"{kind_of(tokenizer)} gives no character offsets: load a fast tokenizer (a tokenizer.json file)"
+        )
+
+
 def _covering(window: _Window, start: int, end: int, longest: int) -> tuple[int, int] | None:
     """(first token, width - 1) of the fewest tokens that cover the characters; ``None``: the window has them not."""
     inside = [i for i, (a, b) in enumerate(window.offsets) if b > a and a < end and b > start]
@@ -348,11 +359,8 @@ def load_encoder(path: str | Path) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-    from specrag.models._loading import loading, quiet_transformers
+    from specrag.models._loading import loading, quiet_transformers, source_of
 
-    local = Path(path).expanduser()
-    if (isinstance(path, Path) or str(path).startswith(("/", ".", "~"))) and not local.exists():
-        raise ModelNotFoundError(f"no reader at {local}: give a model folder or a hub id")
-    where = str(local) if local.exists() else str(path)
+    where, _ = source_of(path, "reader")
     with quiet_transformers(), loading(path, "a question-answering model"):
         return AutoModelForQuestionAnswering.from_pretrained(where), AutoTokenizer.from_pretrained(where)

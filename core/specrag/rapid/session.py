@@ -22,6 +22,7 @@ from specrag.rapid.output import Limits
 from specrag.rapid.prompt import Prompt, PromptTokens, document_prompt
 from specrag.rapid.proposing import RapidModels, proposer_for
 from specrag.rapid.session_file import SavedSession, read_session, write_session
+from specrag.text import question_of
 
 # Room in the target's cache for a question and its answer, before the cache has to grow.
 _SPARE_TOKENS = 1024
@@ -224,9 +225,7 @@ class LongContext:
     def _checked_tail(self, question: str, max_tokens: int) -> list[int]:
         """The tokens after the context, if they may be asked."""
         rapid = self.rapid
-        if not question.strip():
-            raise InvalidInputError("the question is empty")
-        tail = self.question_tokens(question)
+        tail = self.question_tokens(question_of(question))
         budget = rapid.budget(len(self.prompt.context))
         if len(tail) > budget and self.prompt.context and rapid.settings.proposer in ("rag", "hybrid"):
             raise InvalidInputError(f"the question has {len(tail)} tokens, the retrieval budget is {budget}: raise it")

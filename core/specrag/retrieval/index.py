@@ -12,14 +12,13 @@ import numpy as np
 
 from specrag._fields import missing
 from specrag._files import whole
-from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError
 from specrag.models.embedders import Embedder
 from specrag.retrieval import _folder
 from specrag.retrieval.documents import read_documents
 from specrag.retrieval.splitting import split_passages
 from specrag.schema import Passage, passages_of
-from specrag.text import passage_text
+from specrag.text import passage_text, question_of
 
 # Passages embedded between two reports of progress.
 BATCH = 256
@@ -122,9 +121,7 @@ class PassageIndex:
         Raises:
             InvalidInputError: The question is empty, or ``count`` is below 1.
         """
-        question = well_formed(question)
-        if not question.strip():
-            raise InvalidInputError("the question is empty")
+        question = question_of(question)
         if count < 1:
             raise InvalidInputError(f"count must be at least 1, got {count}")
         if self._index is None:

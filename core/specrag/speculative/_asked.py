@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from specrag._unicode import well_formed
-from specrag.errors import InvalidInputError
 from specrag.models.embedders import Embedder
 from specrag.schema import EmbeddingSource, Passage, SpeculativeAnswer, SubsetsChosen, passages_of
 from specrag.speculative._clock import Clock
@@ -20,6 +18,7 @@ from specrag.speculative.perspectives import (
     own_embeddings,
     sample_perspectives,
 )
+from specrag.text import question_of
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,10 @@ class Asked:
         Raises:
             InvalidInputError: The question is empty, or something is not a passage.
         """
-        if not isinstance(question, str) or not question.strip():
-            raise InvalidInputError("the question is empty")
+        asked = question_of(question).strip()
         given = passages_of(passages)
         kept, notes = distinct_passages(given)
-        return cls(well_formed(question).strip(), given, kept, notes, clock)
+        return cls(asked, given, kept, notes, clock)
 
     def without_passages(self) -> SpeculativeAnswer:
         """The abstention without any passage to draft from."""

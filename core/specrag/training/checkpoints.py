@@ -10,14 +10,16 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from specrag._files import digest, move_into, put, remove, scratch, sync, turn_of, whole, write_text, writing
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, SpecRAGError
 
 _RUN = "run.json"
 _COMPLETE = "complete.json"
@@ -34,6 +36,27 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
         part = folder / f".{_COMPLETE}.part"
         part.write_text(json.dumps(files), encoding="utf-8")
         put(part, folder / _COMPLETE)
+
+
+class StopWhenDiverged(TrainerCallback):  # type: ignore[misc]
+    """Ends a training whose weights are no numbers any more, before they are written over good ones."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if control.should_save or state.global_step >= state.max_steps:
+            check_finite((p.detach() for p in model.parameters() if p.requires_grad), "weights", state.global_step)
+
+
+def check_finite(tensors: Iterable[Tensor], what: str, step: int) -> None:
+    """Whether all numbers are finite.
+
+    Raises:
+        SpecRAGError: One is not: the training has diverged. Checkpoints stay as they are.
+    """
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise SpecRAGError(
+            f"the training has diverged: at step {step} the {what} became NaN or infinite. The last checkpoint before "
+            "it is kept. Train again with a lower learning rate and another output, or look for odd examples"
+        )
 
 
 @contextlib.contextmanager

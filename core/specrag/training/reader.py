@@ -27,7 +27,7 @@ from specrag.errors import InvalidInputError, SpecRAGError, kind_of
 from specrag.models.bundled import READER_SETTINGS
 from specrag.models.reader import ADAPTER_FILE, grouped_logsumexp, shared_log_normalizer, span_scores
 from specrag.training.arguments import training_arguments
-from specrag.training.checkpoints import SealCheckpoints, claimed, results
+from specrag.training.checkpoints import SealCheckpoints, StopWhenDiverged, check_finite, claimed, results
 from specrag.training.reader_batches import ReaderCollator, in_order
 from specrag.training.reader_examples import ReaderExample
 from specrag.training.settings import check_learning_rate
@@ -130,6 +130,7 @@ def train_reader(
 
     Raises:
         InvalidInputError: There is nothing to train on, the checkpoints are another run's, or the tokenizer is slow.
+        SpecRAGError: The loss became NaN.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InvalidInputError(f"{kind_of(tokenizer)} gives no character offsets: load a fast tokenizer")
@@ -151,7 +152,12 @@ def train_reader(
             args=training_arguments(checkpoints, settings, model.device, learning_rate=settings.learning_rate, **_OWN),
             train_dataset=_Batches(batches),  # type: ignore[arg-type]
             data_collator=ReaderCollator(tokenizer, settings.max_tokens, settings.longest),
-            callbacks=[average, _Report(average, progress, evaluate, evaluation_steps), SealCheckpoints()],
+            callbacks=[
+                average,
+                _Report(average, progress, evaluate, evaluation_steps),
+                StopWhenDiverged(),
+                SealCheckpoints(),
+            ],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resumed)
@@ -238,6 +244,7 @@ class _ReaderTrainer(Trainer):  # type: ignore[misc]
         loss = reader_loss(
             torch.cat(starts), torch.cat(ends), inputs["inside"], inputs["questions"], inputs["gold"], self._longest
         )
+        check_finite([loss.detach()], "loss", self.state.global_step + 1)
         return (loss, {}) if return_outputs else loss
 
 

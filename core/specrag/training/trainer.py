@@ -26,7 +26,7 @@ from specrag.models.transformers import TransformersLM
 from specrag.speculative.drafting import Drafter
 from specrag.speculative.prompts import Prompts
 from specrag.training.arguments import training_arguments
-from specrag.training.checkpoints import SealCheckpoints, claimed, results
+from specrag.training.checkpoints import SealCheckpoints, StopWhenDiverged, check_finite, claimed, results
 from specrag.training.examples import IGNORED, EncodedExample, Example, encode_example, in_batches
 from specrag.training.model_card import write_card
 from specrag.training.quality import evaluate_drafter
@@ -64,7 +64,7 @@ def train(
     Raises:
         InvalidInputError: No example fits, the checkpoints are another run's or another process trains with them, or
             the adapter is another model's.
-        SpecRAGError: peft is not installed, or the disk is full.
+        SpecRAGError: peft is not installed, the disk is full, or the loss became NaN.
     """
     if base.quantization:
         raise InvalidInputError(f"a quantized model cannot be trained: load {base.name} without quantization")
@@ -114,7 +114,7 @@ def _fit(
         args=arguments,
         train_dataset=_Examples(data),  # type: ignore[arg-type]
         data_collator=Collator(pad=_end_token(base)),
-        callbacks=[watch, SealCheckpoints()],
+        callbacks=[watch, StopWhenDiverged(), SealCheckpoints()],
     )
     trainer.remove_callback(PrinterCallback)  # `progress` reports what is logged
     metrics: Mapping[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
@@ -202,6 +202,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
             logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED, reduction="sum"
         )
         loss = loss / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        check_finite([loss.detach()], "loss", self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
 
 
