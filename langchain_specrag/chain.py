@@ -376,4 +376,13 @@ def _finding(retriever: Any) -> Runnable[Any, Any]:
 
 
 def _question(inputs: Mapping[str, Any]) -> str:
-    return str(inputs.get(STANDALONE) or inputs["input"])
+    """What to retrieve for.
+
+    Raises:
+        InvalidInputError: There is no question, or it is no text.
+    """
+    question = inputs.get(STANDALONE) or inputs.get("input")
+    if not isinstance(question, str):
+        found = f"{kind_of(question)}" if "input" in inputs else f"only {', '.join(map(str, inputs)) or 'nothing'}"
+        raise InvalidInputError(f"the chain takes a mapping with 'input', the question as text; got {found}")
+    return question

@@ -146,18 +146,14 @@ def train_reader(
         torch.manual_seed(settings.seed)
         trained = _trainable(model, settings).train()
         average = _Average(trained, settings.averaging, resumed)
+        report = _Report(average, progress, evaluate, evaluation_steps)
         trainer = _ReaderTrainer(
             longest=settings.longest,
             model=trained,
             args=training_arguments(checkpoints, settings, model.device, learning_rate=settings.learning_rate, **_OWN),
             train_dataset=_Batches(batches),  # type: ignore[arg-type]
             data_collator=ReaderCollator(tokenizer, settings.max_tokens, settings.longest),
-            callbacks=[
-                average,
-                _Report(average, progress, evaluate, evaluation_steps),
-                StopWhenDiverged(),
-                SealCheckpoints(),
-            ],
+            callbacks=[average, report, StopWhenDiverged(), SealCheckpoints()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resumed)
