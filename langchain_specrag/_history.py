@@ -53,3 +53,16 @@ def _with_list(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The input with its conversation as a list of messages; a text is what the user said."""
     said = inputs[HISTORY]
     return {"input": inputs["input"], HISTORY: [("human", said)] if isinstance(said, str) else list(said)}
+
+
+def question_to_retrieve(inputs: Mapping[str, Any]) -> str:
+    """What to retrieve for.
+
+    Raises:
+        InvalidInputError: There is no question, or it is no text.
+    """
+    question = inputs.get(STANDALONE) or inputs.get("input")
+    if not isinstance(question, str):
+        found = f"{kind_of(question)}" if "input" in inputs else f"only {', '.join(map(str, inputs)) or 'nothing'}"
+        raise InvalidInputError(f"the chain takes a mapping with 'input', the question as text; got {found}")
+    return question

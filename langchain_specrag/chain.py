@@ -23,7 +23,7 @@ from langchain_specrag._convert import (
     result_of,
     to_passages,
 )
-from langchain_specrag._history import HISTORY, HISTORY_NOTE, STANDALONE, condensing
+from langchain_specrag._history import HISTORY, HISTORY_NOTE, STANDALONE, condensing, question_to_retrieve
 from langchain_specrag._names import check_names
 from langchain_specrag._rebuilt import Rebuilt
 from langchain_specrag._runnables import is_retriever, store_of
@@ -390,8 +390,4 @@ def _finding(retriever: Any) -> Runnable[Any, Any]:
     """From the chain's input to documents."""
     if not isinstance(retriever, Runnable):
         raise InvalidInputError(f"retriever must be a LangChain retriever or Runnable, got {kind_of(retriever)}")
-    return RunnableLambda(_question) | retriever if is_retriever(retriever) else retriever
-
-
-def _question(inputs: Mapping[str, Any]) -> str:
-    return str(inputs.get(STANDALONE) or inputs["input"])
+    return RunnableLambda(question_to_retrieve) | retriever if is_retriever(retriever) else retriever

@@ -10,10 +10,11 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict, Field, field_validator
 
 from langchain_specrag._convert import as_embedder, to_passages
+from langchain_specrag._rebuilt import KnownSettings
 from specrag.speculative.perspectives import aselect_perspectives, select_perspectives
 
 
-class MultiPerspectiveCompressor(BaseDocumentCompressor):
+class MultiPerspectiveCompressor(KnownSettings, BaseDocumentCompressor):
     """Keeps one document per perspective, the best ranked of each. For LangChain's ``ContextualCompressionRetriever``.
 
     Setup:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from langchain_core.embeddings import Embeddings
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from langchain_specrag._rebuilt import KnownSettings
 from specrag.models.bundled import bundled
 from specrag.models.embedders import Embedder
 
 
-class SpecRAGEmbeddings(BaseModel, Embeddings):
+class SpecRAGEmbeddings(KnownSettings, Embeddings):
     """Any embedder of specrag for LangChain's vector stores; by default the bundled MiniLM.
 
     Setup:

@@ -11,12 +11,13 @@ from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field, field_validator
 
 from langchain_specrag._convert import as_embedder, to_passages
+from langchain_specrag._rebuilt import KnownSettings
 from langchain_specrag._runnables import store_of
 from specrag.errors import InvalidInputError, kind_of
 from specrag.speculative.perspectives import aselect_perspectives, select_perspectives
 
 
-class MultiPerspectiveRetriever(BaseRetriever):
+class MultiPerspectiveRetriever(KnownSettings, BaseRetriever):
     """Keeps one document per perspective of what another retriever finds: a diverse context for any chain.
 
     Setup:

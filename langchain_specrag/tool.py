@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, ToolException
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from langchain_specrag._rebuilt import KnownSettings
 from langchain_specrag.chain import create_speculative_rag_chain
 from specrag.errors import InvalidInputError
 
 NAME = "search_documents"
 DESCRIPTION = "Answers a question from the indexed documents, with the evidence for the answer."
+# Names that models give to the question.
+_NAMES = ("question", "query", "input", "text")
 NO_ANSWER = "The documents do not answer this question."
 
 
@@ -25,8 +29,27 @@ class QuestionInput(BaseModel):
 
     question: str = Field(description="A complete question that stands on its own.", min_length=1, pattern=r"\S")
 
+    @field_validator("question", mode="before")
+    @classmethod
+    def _unpacked(cls, given: Any) -> Any:
+        return unpacked(given)
 
-class SpeculativeRAGTool(BaseTool):
+
+def unpacked(given: Any) -> Any:
+    """The question in what small models write for it: a list of one text, an object around it, or that as JSON text."""
+    value = given
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        found = [value[name] for name in _NAMES if isinstance(value.get(name), str)]
+        value = found[0] if len(found) == 1 else value
+    return value if isinstance(value, str) else given
+
+
+class SpeculativeRAGTool(KnownSettings, BaseTool):
     """Answers an agent's question from documents. The artifact is the chain's whole result.
 
     Setup:
@@ -91,11 +114,11 @@ class SpeculativeRAGTool(BaseTool):
 
     def _run(self, question: str, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
         with _refusals_for_the_agent():
-            return self._shown(self.chain.invoke({"input": question}, config))
+            return self._shown(self.chain.invoke({"input": unpacked(question)}, config))
 
     async def _arun(self, question: str, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
         with _refusals_for_the_agent():
-            return self._shown(await self.chain.ainvoke({"input": question}, config))
+            return self._shown(await self.chain.ainvoke({"input": unpacked(question)}, config))
 
     def _shown(self, result: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if result["abstained"]:

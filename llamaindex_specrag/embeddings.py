@@ -7,11 +7,12 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field
 
+from llamaindex_specrag._settings import KnownSettings
 from specrag.models.bundled import bundled
 from specrag.models.embedders import Embedder
 
 
-class SpecRAGEmbedding(BaseEmbedding):
+class SpecRAGEmbedding(KnownSettings, BaseEmbedding):
     """Any embedder of specrag for LlamaIndex's indices; by default the bundled MiniLM.
 
     Setup:

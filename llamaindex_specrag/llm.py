@@ -23,13 +23,14 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from typing_extensions import Self
 
 from llamaindex_specrag._messages import to_messages
+from llamaindex_specrag._settings import KnownSettings
 from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
 from specrag.rapid.chat import CallOptions, call_options
 
 T = TypeVar("T")
 
 
-class RapidLLM(CustomLLM):
+class RapidLLM(KnownSettings, CustomLLM):
     """An LLM for long contexts, decoded with RAPID (Chen et al., arXiv 2502.20330).
 
     The context of a call is ``documents=`` given with it (one or several texts, documents or nodes); or what stands

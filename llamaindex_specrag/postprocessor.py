@@ -9,10 +9,11 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llamaindex_specrag._convert import as_embedder, to_passage
+from llamaindex_specrag._settings import KnownSettings
 from specrag.speculative.perspectives import aselect_perspectives, select_perspectives
 
 
-class MultiPerspectivePostprocessor(BaseNodePostprocessor):
+class MultiPerspectivePostprocessor(KnownSettings, BaseNodePostprocessor):
     """Keeps one node per perspective, the best ranked of each: a diverse context for any engine.
 
     Setup:

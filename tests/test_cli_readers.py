@@ -121,6 +121,7 @@ def test_in_doubt_the_verifier_answers_itself(docs, own, tiny_path, tmp_path):
             "the calibration was made for other verified by nobody (pointwise), not for own",
         ),
         (["--calibration", "DATA"], 1, "is not a calibration"),
+        (["--tokenizer", "some/model"], 1, "--tokenizer is that of a model on --server: leave it out"),
     ],
 )
 def test_settings_that_make_no_sense_are_one_clear_line(docs, own, tmp_path, more, code, message):
@@ -131,6 +132,17 @@ def test_settings_that_make_no_sense_are_one_clear_line(docs, own, tmp_path, mor
     result = run(app, command)
     assert result.exit_code == code and message in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output
+
+
+def test_answers_without_a_confidence_say_so_on_stderr(docs, own, tmp_path):
+    """A second reader, or one that verifies, has no calibration: the default abstention is off."""
+    said = "no confidence, and no abstention in doubt: no calibration for"
+    command = ["ask", "who built tower 4", "--docs", str(docs), "--json", "--drafter", str(own)]
+    for more in ([], ["--drafter", str(own)], ["--verifier", str(own)]):
+        result = run(app, [*command, *more])
+        assert said in " ".join(result.stderr.split()) and json.loads(result.stdout)["confidence"] is None
+    calibrated(tmp_path / "own.json", own.name)
+    assert said not in run(app, [*command, "--calibration", str(tmp_path / "own.json")]).stderr
 
 
 # --- calibrate ------------------------------------------------------------------------------------------

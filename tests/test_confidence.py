@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from specrag import Passage, Scoring, SpeculativeRAG
 from specrag.errors import InvalidInputError, NotFoundError
-from specrag.schema import AnswerReady, Draft, Verdict
-from specrag.speculative.confidence import Calibration, features, fit_calibration, model_key
+from specrag.schema import AnswerReady, Draft, ScoreName, Verdict
+from specrag.speculative.confidence import FEATURES, Calibration, features, fit_calibration, model_key
 from specrag.speculative.routing import Routing
 from tests.fakes import HashEmbedder, ScriptedLM, ScriptedReader
 
@@ -36,6 +38,31 @@ def calibration(**changes) -> Calibration:
 def rag(share: float, **settings) -> SpeculativeRAG:
     drafter = ScriptedReader({"1889": share, "1887": 0.05})
     return SpeculativeRAG(**({"drafter": drafter, "calibration": calibration()} | settings))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"drafters": "reader"}, "drafters must be a list of names, got 'reader'"),
+        ({"verifier": None}, "verifier must be a text, got None"),
+        ({"weights": {"drafts": 1.0}}, r"unknown features \['drafts'\]: there are draft, .*margin"),
+        ({"weights": {"draft": "4"}}, "the weight of draft is not a number: '4'"),
+        ({"weights": [1.0]}, r"weights must map features to numbers, got \[1.0\]"),
+        ({"bias": math.inf}, "bias is not a number: inf"),
+        ({"right": True}, "right is not a number: True"),
+        ({"questions": 1.5}, "questions must be a whole number, got 1.5"),
+    ],
+)
+def test_a_calibration_is_checked_at_construction(changes, message):
+    with pytest.raises(InvalidInputError, match=message):
+        calibration(**changes)
+
+
+def test_every_score_may_be_a_feature_and_has_a_field():
+    """What a new score needs; see CONTRIBUTING.md."""
+    fields = {field.name for field in dataclasses.fields(Verdict)}
+    for name in get_args(ScoreName):
+        assert name in FEATURES and f"log_{name}" in fields
 
 
 # --- the model ------------------------------------------------------------------------------------------

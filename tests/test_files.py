@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import stat
 import threading
 from pathlib import Path
 
@@ -160,3 +161,12 @@ def test_a_folder_that_must_not_be_written_is_one_clear_error(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(SpecRAGError, match="could not be written: Permission denied"):
         replace(tmp_path / "file", "text")
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    """A rename would take its place, for every program of the machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InvalidInputError, match="is a device, a pipe or a socket"), _files.replacing(pipe) as part:
+        part.write_text("x")
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and [file.name for file in tmp_path.iterdir()] == ["pipe"]

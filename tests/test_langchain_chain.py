@@ -370,3 +370,17 @@ def test_a_core_model_is_not_written():
 
     rag = SpeculativeRAGRunnable(drafter=OpenAILM("m", "http://127.0.0.1:1/v1", api_key="sk-secret"))
     assert "sk-secret" not in dumps(rag) and "not_implemented" in dumps(rag)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        ({"messages": []}, "only messages"),
+        ({}, "only nothing"),
+        ({"input": ["who?"]}, "got list"),
+        ({"input": None}, "got NoneType"),
+    ],
+)
+def test_a_chain_without_a_question_says_what_it_takes_before_it_retrieves(inputs, found):
+    with pytest.raises(InvalidInputError, match=f"takes a mapping with 'input', the question as text; .*{found}"):
+        chain_of().invoke(inputs)

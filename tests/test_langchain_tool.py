@@ -6,6 +6,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import ToolException
 
 from langchain_specrag import SpeculativeRAGTool
@@ -66,6 +67,41 @@ def test_the_schema_forbids_an_empty_question_and_unknown_arguments():
     for arguments in ({"question": ""}, {"question": " "}, {"query": "who?"}, {}):
         with pytest.raises(ValueError, match="question"):
             tool.invoke(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "who?",
+        '{"question": "who?"}',
+        '{"query": "who?"}',
+        {"question": ["who?"]},
+        {"question": {"text": "who?"}},
+        {"question": '{"question": "who?"}'},
+        {"question": '["who?"]'},
+    ],
+)
+def test_a_question_that_a_model_packed_is_unpacked(arguments):
+    asked = []
+    SpeculativeRAGTool(chain=_echo(asked)).invoke(arguments)
+    assert asked == [{"input": "who?"}]
+
+
+@pytest.mark.parametrize("question", ["[1] who?", "{x} or {y}?", '{"a": "b", "c": 1}', "[]"])
+def test_a_question_with_brackets_stays_as_it_is(question):
+    asked = []
+    SpeculativeRAGTool(chain=_echo(asked)).invoke({"question": question})
+    assert asked == [{"input": question}]
+
+
+def _echo(asked):
+    """A chain that notes what it is asked."""
+
+    def answer(given):
+        asked.append(given)
+        return {"abstained": False, "answer": "42", "rationale": ""}
+
+    return RunnableLambda(answer)
 
 
 def test_a_server_that_fails_is_for_the_developer_and_a_tool_may_raise_what_it_refuses():

@@ -108,6 +108,16 @@ def test_a_misspelt_setting_is_named(make):
         make(**SETTINGS[make], dratfs=3)
 
 
+COMPONENTS = [make for make in SETTINGS if hasattr(make, "model_fields") and make.__module__.count("events") == 0]
+
+
+@pytest.mark.parametrize("make", [make for make in COMPONENTS if make is not QuestionInput])
+def test_an_unknown_setting_of_a_frameworks_component_lists_the_known_ones(make):
+    own = [name for name in SETTINGS[make] if name in make.model_fields]
+    with pytest.raises(ValueError, match=f"unknown settings {own[0]}s: {make.__name__} has .*did you mean {own[0]}"):
+        make(**{f"{own[0]}s": 1})
+
+
 @pytest.mark.parametrize("package", [specrag, langchain_specrag, llamaindex_specrag])
 def test_every_public_name_is_tried(package):
     public = [getattr(package, name) for name in package.__all__ if name not in ELSEWHERE]

@@ -13,7 +13,7 @@ from specrag.errors import DraftingError, InvalidInputError, LogProbsUnavailable
 from specrag.models import Completion, GenerationRequest, Sampling, Segment, Stage, Turn
 from specrag.schema import AnswerReady, DraftDone, DraftFailed, SubsetsChosen, VerdictReady
 from specrag.speculative.verification import Scoring
-from tests.fakes import NAN, HashEmbedder, ScriptedLM, part, shortened
+from tests.fakes import NAN, HashEmbedder, ScriptedLM, ScriptedReader, part, shortened
 
 PASSAGES = [Passage(f"passage number {i}", title=f"T{i}", id=str(i)) for i in range(10)]
 
@@ -33,6 +33,61 @@ def pipeline(reply=by_passage, **options) -> SpeculativeRAG:
 
 
 # --- with real models -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reading", [True, False])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": "7"}, "seed must be a whole number, got '7'"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"max_answer_tokens": "24"}, "max_answer_tokens must be a whole number, got '24'"),
+        ({"max_rationale_tokens": 0}, "max_rationale_tokens must be at least 1, got 0"),
+        ({"drafts": True}, "drafts must be a whole number, got True"),
+    ],
+)
+def test_numbers_are_checked_whoever_drafts(reading, settings, message):
+    drafter = ScriptedReader({"42": 0.5}) if reading else ScriptedLM(lambda text: ("because", "42"))
+    with pytest.raises(InvalidInputError, match=message):
+        SpeculativeRAG(drafter=drafter, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"temperature": "1"}, "temperature must be a number"), ({"top_k": 2.5}, "top_k must be a whole number"),
+     ({"top_p": True}, "top_p must be a number"), ({"seed": "1"}, "seed must be a whole number")],
+)  # fmt: skip
+def test_sampling_takes_numbers(settings, message):
+    with pytest.raises(InvalidInputError, match=message):
+        Sampling(**settings)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "verifier", "message"),
+    [
+        (Scoring(mode="listwise"), None, "mode='listwise' needs a verifier that is a language model"),
+        (Scoring(mode="listwise"), ScriptedReader({"42": 0.5}), "mode='listwise' needs a verifier that is"),
+        (
+            Scoring(scores=("draft", "self_reflect")),
+            None,
+            "the scores self_reflect, since nobody verifies",
+        ),
+        (Scoring(scores=("span",)), None, "no model makes the scores span"),
+        (
+            Scoring(scores=("listwise",), mode="pointwise"),
+            ScriptedLM(lambda text: None),
+            "no model makes the scores listwise",
+        ),
+        (
+            Scoring(scores=("self_contain",)),
+            ScriptedLM(lambda text: None),
+            r"\(listwise\): choose among",
+        ),
+    ],
+)
+def test_scores_that_no_model_makes_are_refused_at_construction(scoring, verifier, message):
+    with pytest.raises(InvalidInputError, match=message):
+        SpeculativeRAG(drafter=ScriptedReader({"42": 0.5}), verifier=verifier, scoring=scoring)
 
 
 def test_real_drafts_are_made_scored_and_chosen_over_real_passages(quick_smollm2, minilm, questions, forward_passes):
@@ -356,7 +411,7 @@ def test_a_huge_passage_is_cut_and_the_answer_says_so():
     ("question", "passages", "message"),
     [
         (" ", PASSAGES, "question is empty"),
-        (3, PASSAGES, "question is empty"),
+        (3, PASSAGES, "the question must be a text, got an int"),
         ("q", [*PASSAGES, 3], r"passages\[10\]: a passage is .*; got an int"),
         ("q", [{"title": "T"}], r"passages\[0\]: no 'text' in a mapping with title"),
         ("q", "one text", "passages must be a list of passages, got a str"),
@@ -371,7 +426,7 @@ def test_unusable_input_is_refused(question, passages, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"drafts": 0}, "drafts must be a whole number of at least 1"),
+        ({"drafts": 0}, "drafts must be at least 1"),
         ({"passages_per_draft": 0}, "passages_per_draft must be"),
         ({"drafts": 2.5}, "whole number"),
         ({"subsets": "x"}, "subsets must be one of"),

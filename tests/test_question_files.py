@@ -47,6 +47,35 @@ def test_own_rows_may_come_without_passages_or_answers(tmp_path):
         load_questions(file)
 
 
+def test_gold_passages_may_be_marked_in_place(tmp_path):
+    passages = [{"text": "a", "gold": False}, {"text": "b", "gold": True, "rank": 3}, {"text": "c"}]
+    row = {"question": "q", "answers": ["a"], "passages": passages}
+    (question,) = load(written(tmp_path, [row]))
+    assert question.gold == (1,)
+    assert [dict(passage.metadata) for passage in question.passages] == [{}, {"rank": 3}, {}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gold": [0]}, "gold passages to be named once"),
+        ({"supporting_titles": ["T"]}, "gold passages to be named once"),
+        (
+            {"passages": [{"text": "a", "gold": "yes"}]},
+            r"passages\[0\]: expected 'gold' to be true or false",
+        ),
+        ({"passages": [{"text": "a"}], "gold": [True]}, "'gold' to be a list of positions"),
+        ({"passages": [{"text": "a"}], "gold": True}, "'gold' to be a list of positions"),
+        ({"choices": ["a"], "correct": [False]}, "'correct' to be a list of positions"),
+        ({"unanswerable": "false"}, "'unanswerable' to be true or false"),
+    ],
+)
+def test_marks_that_mean_nothing_are_refused(tmp_path, changes, message):
+    row = {"question": "q", "answers": ["a"], "passages": [{"text": "a", "title": "T", "gold": True}]}
+    with pytest.raises(InvalidInputError, match=message):
+        load(written(tmp_path, [row | changes]))
+
+
 def test_a_choice_is_marked_by_position_or_by_the_answer(tmp_path):
     row = {"question": "q", "answers": ["y"], "choices": ["x", "y"]}
     assert load(written(tmp_path, [row]))[0].correct == load(written(tmp_path, [row | {"correct": [1]}]))[0].correct

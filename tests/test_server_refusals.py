@@ -182,7 +182,7 @@ def test_extra_fields_headers_and_room_for_thinking_are_sent():
         ({"headers": {"X": 1}}, "headers must map names to strings"),
         ({"headers": {"X": "a\nb"}}, "the header X must be printable"),
         ({"api_key": "sk-ключ"}, "api_key must be printable ASCII"),
-        ({"thinking_tokens": -1}, "thinking_tokens must be 0 or more"),
+        ({"thinking_tokens": -1}, "thinking_tokens must be at least 0"),
         ({"base_url": "http://h/v1?api-key=topsecret"}, "has a query"),
         ({"base_url": "http://h:port/v1"}, "is no URL"),
         ({"base_url": "http:///v1"}, "names no host"),

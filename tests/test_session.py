@@ -1,11 +1,14 @@
 """LongContext: a context is read once and asked many times; what two prompts share is not read again."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from specrag.errors import InvalidInputError, ModelError
+from specrag.models import Stage
+from specrag.models.tokenization import StopStrings
 from specrag.rapid import LongContext
 from specrag.rapid.cached_model import CachedModel
 from tests.rapid_parts import DOCUMENT, generator
@@ -107,3 +110,61 @@ def model_after(lm, tokens: list[int]) -> torch.Tensor:
     model = CachedModel(lm, 64, 100)
     model.prefill(tokens[:-1])
     return model.feed(tokens[-1:])[-1]
+
+
+# --- one answer at a time -------------------------------------------------------------------------------
+
+
+def test_threads_that_ask_one_session_get_what_they_get_alone(tiny):
+    session = LongContext(DOCUMENT, generator(tiny))
+    alone = [session.ask(question, max_tokens=12).text for question in ("one?", "two?", "three?")]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda q: session.ask(q, max_tokens=12).text, ["one?", "two?", "three?"] * 2))
+    assert together == alone * 2
+
+
+def test_while_an_answer_is_streamed_the_session_is_not_used_for_anything_else(tiny, tmp_path):
+    """Both would write into one cache, and both answers would be wrong."""
+    session = LongContext(DOCUMENT, generator(tiny))
+    whole = session.ask("one?", max_tokens=12).text
+    streamed = session.stream("one?", max_tokens=12)
+    pieces = [next(streamed)]
+    for use in (
+        lambda: session.ask("two?", max_tokens=4),
+        lambda: next(session.stream("two?", max_tokens=4)),
+        lambda: session.save(tmp_path / "session"),
+        session.give_up,
+    ):
+        with pytest.raises(InvalidInputError, match="still writing another answer: read that to its end or close it"):
+            use()
+    assert "".join([*pieces, *streamed]) == whole
+    abandoned = session.stream("one?", max_tokens=12)
+    next(abandoned)
+    abandoned.close()
+    assert session.ask("one?", max_tokens=12).text == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": "5"}, "max_tokens must be a whole number, got '5'"),
+        ({"max_tokens": True}, "max_tokens must be a whole number, got True"),
+        ({"stop": [b"x"]}, "a stop string must be a text, got bytes"),
+        ({"stop": ["a", ""]}, "a stop string must not be empty"),
+        ({"sampling": {"temperature": 0}}, "sampling must be a Sampling, got dict"),
+    ],
+)
+def test_options_of_an_answer_are_checked(tiny, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        LongContext(DOCUMENT, generator(tiny)).ask("one?", **options)
+
+
+def test_one_stop_string_is_not_read_letter_by_letter():
+    assert Stage(stop="END").stop == ("END",)
+    assert StopStrings("END").find("END of E") == 0 and StopStrings("END").find("N E D") is None
+
+
+@pytest.mark.parametrize("given", [None, ["a", "b"], b"text"])
+def test_what_is_no_text_is_not_read(tiny, given):
+    with pytest.raises(InvalidInputError, match="a session reads a text or a Prompt, got"):
+        LongContext(given, generator(tiny))

@@ -6,8 +6,10 @@ is of use, and otherwise left there. What tables write where there is nothing (`
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from inspect import get_annotations
 from numbers import Real
 from typing import Any
 
@@ -63,6 +65,26 @@ def number_of(value: Any, name: str) -> float | None:
     raise InvalidInputError(f"{name} must be a number, got {a(value)}")
 
 
+def check_settings(component: Any, given: Iterable[Any], package: str) -> None:
+    """Whether a framework's component has each of the ``given`` settings.
+
+    Args:
+        component: A class with pydantic's ``model_fields``.
+        package: Its fields that are declared in this package are listed, those of the framework are not.
+
+    Raises:
+        InvalidInputError: One is unknown. The message lists the known ones, and names the one that is most like it.
+    """
+    known = {*component.model_fields, *(field.alias for field in component.model_fields.values() if field.alias)}
+    if not (unknown := [name for name in map(str, given) if name not in known]):
+        return
+    own = {name for part in component.__mro__ if part.__module__.startswith(package) for name in get_annotations(part)}
+    near = [likely[0] for name in unknown if (likely := difflib.get_close_matches(name, known, n=1))]
+    meant = f"; did you mean {', '.join(near)}?" if near else ""
+    listed = ", ".join(name for name in component.model_fields if name in own)
+    raise InvalidInputError(f"unknown settings {', '.join(unknown)}: {component.__name__} has {listed}{meant}")
+
+
 def check_numbers(**values: Any) -> None:
     """Whether each value is a number or ``None``; a text that spells one is none.
 
@@ -72,6 +94,19 @@ def check_numbers(**values: Any) -> None:
     for name, value in values.items():
         if value is not None and (not isinstance(value, Real) or isinstance(value, bool | np.bool_)):
             raise InvalidInputError(f"{name} must be a number, got {value!r}")
+
+
+def check_whole_numbers(least: int | None = None, **values: Any) -> None:
+    """Whether each value is a whole number, of at least ``least``; ``True`` is none.
+
+    Raises:
+        InvalidInputError: One is something else. The message names it.
+    """
+    for name, value in values.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise InvalidInputError(f"{name} must be a whole number, got {value!r}")
+        if least is not None and value < least:
+            raise InvalidInputError(f"{name} must be at least {least}, got {value}")
 
 
 def vector_of(value: Any, name: str) -> np.ndarray | None:  # [dim], float32

@@ -35,6 +35,7 @@ def replacing(target: Path) -> Iterator[Path]:
         SpecRAGError: It cannot be written: the disk is full, or writing is not allowed.
     """
     target = whole(target)
+    check_no_device(target)
     with writing(target), turn_of(target), scratch(target) as folder:
         part = folder / target.name
         yield part
@@ -43,6 +44,16 @@ def replacing(target: Path) -> Iterator[Path]:
         if target.is_dir():
             target.rmdir()  # a folder with something in it is not replaced
         put(part, target)
+
+
+def check_no_device(target: Path) -> None:
+    """Check that a new file does not take the place of a device, a pipe or a socket.
+
+    Raises:
+        InvalidInputError: ``target`` is one.
+    """
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise InvalidInputError(f"{target} is a device, a pipe or a socket: give the path of a file or folder")
 
 
 def check_file_target(target: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 from specrag._files import check_file_target, write_text
 from specrag.cli.answers import follow, show, show_json
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
-from specrag.cli.loading import check_models, load_embedder, load_pipeline, with_statement
+from specrag.cli.loading import check_models, load_embedder, load_pipeline, note_confidence, with_statement
 from specrag.cli.options import (
     ApiKeyOption,
     CalibrationOption,
@@ -96,6 +96,7 @@ def ask(
                 escalate_below=escalate_below,
             ).replace(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
             rag = with_statement(rag, statement)
+        note_confidence(rag)
         answer = follow(rag, question, _index_of(docs, used).search(question, top))
         if html is not None:
             write_text(html, answer.to_html())
@@ -148,6 +149,7 @@ def demo(
                 escalate=escalate.value if escalate is not None else None,
                 embedder=embedder,
             )
+        note_confidence(rag)
         out.print(
             "Questions of Natural Questions with ten Wikipedia passages each (CC BY-SA 3.0). "
             "Every question gets several\n"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from specrag import _blocking
 from specrag._extras import require
+from specrag.cli.console import show_notes
 from specrag.cli.options import Statement
 from specrag.errors import InvalidInputError
 
@@ -37,6 +38,7 @@ def check_models(
     """Whether there can be models of these names, on servers or here, before any of them loads.
 
     Raises:
+        MissingExtraError: The embedder runs in this process, and the extra ``local`` is not installed.
         ServerError: Nobody listens at any URL of ``server``, or of ``embedder_server``.
         InvalidInputError: One is empty, or that of a bundled model of another kind.
         ModelNotFoundError: One is mistyped, or there is no such model here and no network.
@@ -44,6 +46,11 @@ def check_models(
     from specrag.models._loading import source_of
     from specrag.models.bundled import DRAFTING, EMBEDDERS
 
+    _check_named(drafters, server, "--drafter")
+    _check_named(embedder, embedder_server, "--embedder")
+    if not embedder_server:
+        kind = "TransformersEmbedder" if embedder and embedder not in EMBEDDERS else "the bundled embedder"
+        require("torch", "local", kind, otherwise="name one with --embedder and --embedder-server")
     check_servers(server, embedder_server)
     for role, names, fitting, wrong in (
         ("drafter", drafters or (), DRAFTING, "is an embedder and makes no drafts"),
@@ -63,7 +70,6 @@ def load_model(
     server: Sequence[str] | None,
     api_key: str | None = None,
     tokenizer: str | None = None,
-    *,
     models: Path | None = None,
 ) -> LanguageModel:
     """The language model ``name``: on the servers when there are any, else a local one (folder, file or hub id).
@@ -86,12 +92,11 @@ def load_embedder(
     name: str | None, server: Sequence[str] | None, api_key: str | None = None, *, models: Path | None = None
 ) -> Embedder:
     """The embedder ``name``: on the servers when there are any, else a local one; without a name, the bundled one."""
-    if server and name is None:
-        raise InvalidInputError("--embedder-server needs --embedder: the model's name on the server")
-    if server and name is not None:
+    if server:
+        _check_named(name, server, "--embedder")
         from specrag.models import OpenAIEmbedder
 
-        return OpenAIEmbedder(list(server), name, api_key)
+        return OpenAIEmbedder(list(server), name or "", api_key)
     from specrag.models import TransformersEmbedder, bundled
     from specrag.models.bundled import EMBEDDERS
 
@@ -100,6 +105,13 @@ def load_embedder(
         return bundled(name or "minilm", folder=models)
     _check_bundled(name, list(EMBEDDERS), "is no embedder")
     return TransformersEmbedder(name)
+
+
+def _check_named(name: object, server: Sequence[str] | None, option: str) -> None:
+    """Raise InvalidInputError where a server is given without the name of its model."""
+    if server and not name:
+        of = "--embedder-server" if option == "--embedder" else "--server"
+        raise InvalidInputError(f"{of} needs {option}: the model's name on the server")
 
 
 def _check_bundled(name: str, fitting: Sequence[str], wrong: str) -> None:
@@ -130,18 +142,20 @@ def load_pipeline(
         calibration: A file of ``specrag calibrate``.
         settings: Those of ``SpeculativeRAG``; ``None`` leaves the default.
     """
-    from specrag.models.bundled import DEFAULT_DRAFTER, DEFAULT_MIN_CONFIDENCE
+    from specrag.models.bundled import DEFAULT_DRAFTER, DEFAULT_MIN_CONFIDENCE, READERS
     from specrag.speculative.confidence import Calibration
     from specrag.speculative.pipeline import SpeculativeRAG
 
-    if server and not drafters:
-        raise InvalidInputError("--server needs --drafter: the model's name on the server")
+    _check_named(drafters, server, "--drafter")
     given = {name: value for name, value in settings.items() if value is not None}
     if calibration is not None:
         given["calibration"] = Calibration.load(calibration)
     elif not drafters and verifier is None:
         given.setdefault("min_confidence", DEFAULT_MIN_CONFIDENCE)
 
+    readers = [name for name in (*(drafters or (DEFAULT_DRAFTER,)), verifier) if name is not None]
+    if tokenizer is not None and (not server or all(name in READERS for name in readers)):
+        raise InvalidInputError("--tokenizer is that of a model on --server: leave it out, a model here has its own")
     drafting, judge = load_models(
         drafters or (DEFAULT_DRAFTER,), verifier, models=models, server=server, tokenizer=tokenizer, api_key=api_key
     )
@@ -165,6 +179,14 @@ def load_models(
     return [loaded[name] for name in drafters], loaded[verifier] if verifier else None
 
 
+def note_confidence(rag: SpeculativeRAG) -> None:
+    """Say on stderr where a reader drafts, as by default, and the other models cost its answers their confidence."""
+    if rag.roles.readers and rag.roles.calibrated is None:
+        names, judge = rag.roles.names
+        pair = f"{', '.join(names)}, verified by {judge or 'nobody'}"
+        show_notes([f"no confidence, and no abstention in doubt: no calibration for {pair} (see `specrag calibrate`)"])
+
+
 def _drafting_model(
     name: str, models: Path | None, server: Sequence[str] | None, api_key: str | None, tokenizer: str | None
 ) -> LanguageModel | Reader:
@@ -183,7 +205,7 @@ def _drafting_model(
         from specrag.models import SpanReader
 
         return SpanReader(name)
-    return load_model(name, server, api_key, tokenizer, models=models)
+    return load_model(name, server, api_key, tokenizer, models)
 
 
 def _finds_spans(folder: Path) -> bool:

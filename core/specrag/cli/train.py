@@ -205,7 +205,7 @@ def questions(
         check_servers(server)
         passages = _passages(docs, words)[:count]
         with working("loading models"):
-            lm, embedder = load_model(model, server, api_key, models=models), bundled("minilm", folder=models)
+            lm, embedder = load_model(model, server, api_key, None, models), bundled("minilm", folder=models)
         replies = to.with_suffix(".replies.jsonl")
         with counting("asking about passages") as progress:
             made = synthesize_questions(passages, lm, embedder, replies, per_passage=per_passage, progress=progress)

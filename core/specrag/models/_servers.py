@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from specrag._fields import check_numbers, check_whole_numbers
 from specrag.errors import InvalidInputError, ServerError, kind_of
 from specrag.models._circuit import PASSED_OVER, Server
 from specrag.models._connections import Connection, Connections, client
@@ -69,17 +70,17 @@ class ServerPool:
         retries: int = 4,
         backoff: float = 0.5,
     ) -> None:
+        if not isinstance(base_url, Iterable):
+            raise InvalidInputError(f"base_url must be a URL or a list of them, got {kind_of(base_url)}")
         urls = [base_url] if isinstance(base_url, str) else list(base_url)
         if not urls:
             raise InvalidInputError("base_url is empty: give at least one, like http://127.0.0.1:8000/v1")
         self.servers = [server_at(url) for url in urls]
-        for name, value, least in (
-            ("max_concurrency", max_concurrency, 1),
-            ("retries", retries, 0),
-            ("backoff", backoff, 0),
-        ):
-            if value < least:
-                raise InvalidInputError(f"{name} must be at least {least}, got {value}")
+        check_whole_numbers(least=1, max_concurrency=max_concurrency)
+        check_whole_numbers(least=0, retries=retries)
+        check_numbers(backoff=backoff, timeout=timeout)
+        if not backoff >= 0:
+            raise InvalidInputError(f"backoff must be at least 0, got {backoff}")
         if not timeout > 0:
             raise InvalidInputError(f"timeout must be a positive number of seconds, got {timeout}")
         sent = _checked_headers(headers, api_key)
@@ -227,6 +228,8 @@ class ServerPool:
 
 
 def _checked_headers(headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, str]:
+    if not isinstance(api_key, str | None):
+        raise InvalidInputError(f"api_key must be a text, got {kind_of(api_key)}")
     sent = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     for name, value in dict(headers or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):

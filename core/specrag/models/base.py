@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from specrag._abandoned import in_thread
+from specrag._fields import check_numbers, check_whole_numbers
 from specrag._unicode import well_formed
-from specrag.errors import InvalidInputError, ModelError
+from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.schema import Usage
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -90,7 +91,7 @@ class Stage:
     stage before is not fed: the header begins with it.
 
     Raises:
-        InvalidInputError: ``max_tokens`` is below 1, or a stop string is empty.
+        InvalidInputError: ``max_tokens`` is no whole number or below 1, or a stop string is empty or no text.
     """
 
     header: str = ""
@@ -98,10 +99,23 @@ class Stage:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InvalidInputError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if "" in self.stop:
+        check_whole_numbers(least=1, max_tokens=self.max_tokens)
+        object.__setattr__(self, "stop", stop_strings(self.stop))
+
+
+def stop_strings(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The stop strings of a caller: one, several or none.
+
+    Raises:
+        InvalidInputError: One is empty or no text.
+    """
+    listed = (given,) if isinstance(given, str) else tuple(given or ())
+    for string in listed:
+        if not isinstance(string, str):
+            raise InvalidInputError(f"a stop string must be a text, got {kind_of(string)}")
+        if not string:
             raise InvalidInputError("a stop string must not be empty")
+    return listed
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(temperature=self.temperature, top_p=self.top_p)
+        check_whole_numbers(top_k=self.top_k)
+        if self.seed is not None:
+            check_whole_numbers(seed=self.seed)
         if not self.temperature >= 0:
             raise InvalidInputError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
         if self.top_k < 0:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from specrag import _blocking
-from specrag.errors import InvalidInputError, LogProbsUnavailableError, ModelError, ServerError
+from specrag._fields import check_whole_numbers
+from specrag.errors import InvalidInputError, LogProbsUnavailableError, ModelError, ServerError, kind_of
 from specrag.models._endpoints import Chat, Client, Completions
 from specrag.models._loading import load_tokenizer
 from specrag.models._options import names_log_probs
@@ -83,8 +84,11 @@ class OpenAILM(LanguageModel):
             raise InvalidInputError(f"api must be 'auto', 'completions' or 'chat', got {api!r}")
         if prompt_log_probs not in ("auto", "required", "never"):
             raise InvalidInputError(f"prompt_log_probs must be 'auto', 'required' or 'never', got {prompt_log_probs!r}")
-        if thinking_tokens < 0:
-            raise InvalidInputError(f"thinking_tokens must be 0 or more, got {thinking_tokens}")
+        if not isinstance(model, str):
+            raise InvalidInputError(f"model must be the name under which the server knows it, got {kind_of(model)}")
+        check_whole_numbers(least=0, thinking_tokens=thinking_tokens)
+        if context_window is not None:
+            check_whole_numbers(least=1, context_window=context_window)
         self.name = model
         self._pool = ServerPool(
             base_url,

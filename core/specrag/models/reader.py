@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from specrag._fields import check_whole_numbers
 from specrag._unicode import well_formed
 from specrag.engine.lora import merge_lora
 from specrag.engine.onednn import multiplies_bfloat16
@@ -140,9 +141,7 @@ class SpanReader(Reader):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, value, least in (("longest", longest, 1), ("batch_size", batch_size, 1)):
-            if value < least:
-                raise InvalidInputError(f"{name} must be at least {least}, got {value}")
+        check_whole_numbers(least=1, longest=longest, batch_size=batch_size, max_tokens=max_tokens)
         if max_tokens < _QUESTION_TOKENS + 2 * longest + 8:
             raise InvalidInputError(
                 f"max_tokens must be at least {_QUESTION_TOKENS + 2 * longest + 8}: the question, and windows that "
@@ -185,8 +184,7 @@ class SpanReader(Reader):
         Raises:
             InvalidInputError: An empty question, texts that are no list of texts, or ``spans_per_passage`` below 1.
         """
-        if spans_per_passage < 1:
-            raise InvalidInputError(f"spans_per_passage must be at least 1, got {spans_per_passage}")
+        check_whole_numbers(least=1, spans_per_passage=spans_per_passage)
         windows = self._windows(question, texts)
         if not windows:
             return Reading((), 0.0, 0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError, kind_of
-from specrag.models.base import GenerationRequest, Segment, ToolCall, Turn
+from specrag.models.base import GenerationRequest, Segment, ToolCall, Turn, stop_strings
 from specrag.models.templates import CLOSE, OPEN, ChatTemplate, written_out
 
 if TYPE_CHECKING:
@@ -247,13 +247,11 @@ class StopStrings:
         after_visible: Stop strings count only from the first visible character on.
 
     Raises:
-        InvalidInputError: A string is empty.
+        InvalidInputError: A string is empty or no text.
     """
 
-    def __init__(self, strings: Sequence[str], *, after_visible: bool = False) -> None:
-        if "" in strings:
-            raise InvalidInputError("a stop string must not be empty")
-        self._strings, self._after_visible = tuple(strings), after_visible
+    def __init__(self, strings: str | Sequence[str], *, after_visible: bool = False) -> None:
+        self._strings, self._after_visible = stop_strings(strings), after_visible
         self._longest = max(map(len, self._strings), default=0)
 
     def find(self, text: str, known: int = 0) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from specrag._fields import check_whole_numbers
 from specrag.engine.memory import out_of_memory
-from specrag.errors import InvalidInputError, ModelError
-from specrag.models.base import Sampling
+from specrag.errors import InvalidInputError, ModelError, kind_of
+from specrag.models.base import Sampling, stop_strings
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.cached_model import CachedModel, Progress
 from specrag.rapid.chunks import Chunks, Retrieved
@@ -78,6 +80,27 @@ def _naming_lack_of_memory(tokens: int) -> Iterator[None]:
         raise ModelError(f"out of memory while reading {tokens} tokens: give a shorter text") from error
 
 
+class _OneAtATime:
+    """Keeps the cache of a session from everybody else: it holds one answer at a time.
+
+    Raises:
+        InvalidInputError: On entry, where another answer is still being written.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise InvalidInputError(
+                "this session is still writing another answer: read that to its end or close it, or use ask(), which "
+                "waits for its turn"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class LongContext:
     """A context that the target has read, its chunks, and its cache.
 
@@ -109,19 +132,15 @@ class LongContext:
         progress: Progress | None = None,
         prefix: ReadPrefix | None = None,
     ) -> None:
-        if isinstance(prompt, str):
-            prompt = document_prompt(rapid.target.encoder, prompt)
-        self.prompt = prompt.encoded(rapid.target.encoder) if isinstance(prompt, Prompt) else prompt
+        self.prompt = _encoded(prompt, rapid.target)
         check_prompt(self.prompt, rapid.target)
         self.rapid = rapid
+        self._asked, self._in_use = threading.RLock(), _OneAtATime()
         self.estimates = rapid.estimates.for_another_context()
         self.drafters: DrafterCaches | None = None
         if prefix is None:
             prefix = ReadPrefix(CachedModel(rapid.target, self.tokens + _SPARE_TOKENS, rapid.vocabulary), ())
-        chunks = prefix.chunks
-        if chunks is None or chunks.tokens != self.prompt.context:
-            chunks = Chunks(self.prompt.context, rapid.target.tokenizer)
-        self.chunks = chunks
+        self.chunks = _chunks(prefix.chunks, self.prompt.context, rapid.target)
         self._model: CachedModel | None = self._prefilled(prefix, progress)
 
     def _prefilled(self, prefix: ReadPrefix, progress: Progress | None) -> CachedModel:
@@ -159,16 +178,18 @@ class LongContext:
 
     def give_up(self) -> ReadPrefix:
         """What this session has read, for another one to begin with. This one can no longer be asked."""
-        prefix = ReadPrefix(self.model, self.read_tokens, self.chunks)
-        self._model = None
+        with self._in_use:
+            prefix = ReadPrefix(self.model, self.read_tokens, self.chunks)
+            self._model = None
         return prefix
 
     # --- asking -----------------------------------------------------------------------------------------
 
     def ask(self, question: str, **options: Any) -> RapidOutput:
-        """The answer to ``question``. Takes the options of ``stream`` and raises what it raises."""
+        """The answer to ``question``, with the options and errors of ``stream``. Threads that ask take turns."""
         stats = options.pop("stats", None) or RapidStats()
-        text = "".join(self.stream(question, stats=stats, **options))
+        with self._asked:
+            text = "".join(self.stream(question, stats=stats, **options))
         return RapidOutput(text, stats)
 
     def stream(
@@ -195,35 +216,37 @@ class LongContext:
             InvalidInputError: The question is empty, or does not fit into the positions left or the retrieval budget.
         """
         rapid, settings = self.rapid, self.rapid.settings
-        limits = Limits(max_tokens, tuple(stop), rapid.target.end_tokens)
+        limits = _limits(max_tokens, stop, sampling, rapid.target)
         tail = self._checked_tail(question, max_tokens)
         stats = stats if stats is not None else RapidStats()
-        start = time.perf_counter()
-        self.model.rollback_to(self.tokens)
-        self.read_tokens = self.prompt.ids
-        logits = self.model.prefill(tail)
-        assert logits is not None
-        stats.prefill_seconds = stats.first_token_seconds = time.perf_counter() - start
-        if not self._seconds_per_token:
-            self._seconds_per_token = stats.prefill_seconds / len(tail)
-        stats.prompt_tokens = self.tokens + len(tail)
-        self.read_tokens = [*self.prompt.ids, *tail]
-        proposer, confidence = proposer_for(
-            rapid, self.prompt, tail, self.model, partial(self._retrieved, question, stats), stats.notes, self.drafters
-        )
-        rapid.estimates = self.estimates
-        yield from decode(
-            self.model,
-            logits,
-            proposer,
-            settings.knowledge_transfer(confidence),
-            settings.sampling if sampling is None else sampling,
-            draft_length(settings.candidates, self.estimates),
-            limits,
-            cancelled=cancelled,
-            stats=stats,
-            startup_seconds=self._seconds_per_token * relative_cost(rapid.drafter, rapid.target),
-        )
+        with self._in_use:
+            start = time.perf_counter()
+            self.model.rollback_to(self.tokens)
+            self.read_tokens = self.prompt.ids
+            logits = self.model.prefill(tail)
+            assert logits is not None
+            stats.prefill_seconds = stats.first_token_seconds = time.perf_counter() - start
+            if not self._seconds_per_token:
+                self._seconds_per_token = stats.prefill_seconds / len(tail)
+            stats.prompt_tokens = self.tokens + len(tail)
+            self.read_tokens = [*self.prompt.ids, *tail]
+            retrieve = partial(self._retrieved, question, stats)
+            proposer, confidence = proposer_for(
+                rapid, self.prompt, tail, self.model, retrieve, stats.notes, self.drafters
+            )
+            rapid.estimates = self.estimates
+            yield from decode(
+                self.model,
+                logits,
+                proposer,
+                settings.knowledge_transfer(confidence),
+                settings.sampling if sampling is None else sampling,
+                draft_length(settings.candidates, self.estimates),
+                limits,
+                cancelled=cancelled,
+                stats=stats,
+                startup_seconds=self._seconds_per_token * relative_cost(rapid.drafter, rapid.target),
+            )
 
     def _checked_tail(self, question: str, max_tokens: int) -> list[int]:
         """The tokens after the context, if they may be asked."""
@@ -253,8 +276,7 @@ class LongContext:
         return [self.prompt.context[i] for i in retrieved.positions], retrieved.confidence
 
     def _retrieved(self, question: str, stats: RapidStats | None) -> Retrieved:
-        budget = self.rapid.budget(len(self.prompt.context))
-        retrieved = self.chunks.retrieve(question, budget, self.rapid.embedder)
+        retrieved = self.chunks.retrieve(question, self.rapid.budget(len(self.prompt.context)), self.rapid.embedder)
         if not retrieved.similar and stats is not None:
             stats.notes.append("nothing retrieved: the drafter reads the beginning and the end of the context")
         return retrieved
@@ -263,9 +285,10 @@ class LongContext:
 
     def save(self, path: str | Path) -> None:
         """Write the session to a safetensors file, whole or not at all. Raises what ``write_session`` raises."""
-        self.model.rollback_to(self.tokens)
-        self.read_tokens = self.prompt.ids
-        write_session(SavedSession(self.prompt, self.model, self.chunks.vectors, self.chunks.embedder), path)
+        with self._asked, self._in_use:
+            self.model.rollback_to(self.tokens)
+            self.read_tokens = self.prompt.ids
+            write_session(SavedSession(self.prompt, self.model, self.chunks.vectors, self.chunks.embedder), path)
 
     @classmethod
     def load(cls, path: str | Path, rapid: RapidModels) -> LongContext:
@@ -278,3 +301,24 @@ class LongContext:
         saved = read_session(path, rapid.target, rapid.vocabulary, _SPARE_TOKENS)
         chunks = Chunks(saved.prompt.context, rapid.target.tokenizer, saved.vectors, saved.embedder)
         return cls(saved.prompt, rapid, prefix=ReadPrefix(saved.model, saved.prompt.ids, chunks))
+
+
+def _encoded(prompt: str | Prompt | PromptTokens, target: TransformersLM) -> PromptTokens:
+    if isinstance(prompt, PromptTokens):
+        return prompt
+    if not isinstance(prompt, str | Prompt):
+        raise InvalidInputError(f"a session reads a text or a Prompt, got {kind_of(prompt)}")
+    return (document_prompt(target.encoder, prompt) if isinstance(prompt, str) else prompt).encoded(target.encoder)
+
+
+def _chunks(known: Chunks | None, context: Sequence[int], target: TransformersLM) -> Chunks:
+    """The chunks of ``context``: those that are known, where they are its own."""
+    return known if known is not None and known.tokens == context else Chunks(context, target.tokenizer)
+
+
+def _limits(max_tokens: int, stop: Sequence[str], sampling: Sampling | None, target: TransformersLM) -> Limits:
+    """The limits of an answer, when its options can be used."""
+    check_whole_numbers(least=1, max_tokens=max_tokens)
+    if not isinstance(sampling, Sampling | None):
+        raise InvalidInputError(f"sampling must be a Sampling, got {kind_of(sampling)}")
+    return Limits(max_tokens, stop_strings(stop), target.end_tokens)

@@ -60,6 +60,7 @@ class Roles:
     def __post_init__(self) -> None:
         if self.verifier is not None and not isinstance(self.verifier, Model):
             raise InvalidInputError(f"verifier must be {_MODELS}, got {kind_of(self.verifier)}")
+        self._check_scores()
         if not isinstance(self.calibration, Calibration) and self.calibration not in ("auto", None):
             raise InvalidInputError(f"calibration must be a Calibration, 'auto' or None, got {self.calibration!r}")
         if self.escalate not in ("passages", "standard", None):
@@ -119,6 +120,25 @@ class Roles:
         elif scores is None and self.pooled:
             scores = (*replace(self.scoring, mode=mode).counted, "agreement")
         return replace(self.scoring, mode=mode, scores=scores)
+
+    def _check_scores(self) -> None:
+        """Whether these models make the scores that are asked for by name.
+
+        Raises:
+            InvalidInputError: They do not.
+        """
+        if self.scoring.mode == "listwise" and not isinstance(self.judge, LanguageModel):
+            raise InvalidInputError("mode='listwise' needs a verifier that is a language model: it compares the drafts")
+        made: set[str] = {"draft", "agreement"}
+        if isinstance(self.judge, Reader):
+            made.add("span")
+        elif self.judge is not None:
+            made |= {"listwise"} if self.settled.mode == "listwise" else {"self_contain", "self_reflect"}
+        if missing := [name for name in self.scoring.scores or () if name not in made]:
+            who = "nobody verifies" if self.judge is None else f"{self.judge.name} verifies ({self.settled.mode})"
+            raise InvalidInputError(
+                f"no model makes the scores {', '.join(missing)}, since {who}: choose among {', '.join(sorted(made))}"
+            )
 
     @property
     def _asks_in_doubt(self) -> bool:

@@ -12,11 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from specrag._fields import check_whole_numbers
 from specrag._files import write_text
 from specrag.errors import InvalidInputError, NotFoundError
 from specrag.schema import Verdict
@@ -25,6 +27,11 @@ FORMAT = "specrag-calibration"
 VERSION = 1
 #: Fewer questions say too little about a probability.
 LEAST_QUESTIONS = 50
+#: What may be known of a choice; see ``features``.
+FEATURES = (
+    *("draft", "self_contain", "self_reflect", "listwise", "span"),
+    *("no_answer", "none", "margin", "agreement", "abstaining"),
+)
 _SHIPPED = Path(__file__).parent.parent / "data" / "calibrations"
 # Features are cut at so many nats: one far outlier shall not decide.
 _LOWEST = -20.0
@@ -64,6 +71,9 @@ class Calibration:
         bias: What is added.
         questions: How many questions it was fitted on.
         right: The share of them that was answered right.
+
+    Raises:
+        InvalidInputError: A name is no text, a weight is of no feature, or a number is not finite.
     """
 
     drafters: tuple[str, ...]
@@ -73,6 +83,24 @@ class Calibration:
     bias: float
     questions: int
     right: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.drafters, str) or not all(isinstance(name, str) for name in self.drafters):
+            raise InvalidInputError(f"drafters must be a list of names, got {self.drafters!r}")
+        object.__setattr__(self, "drafters", tuple(self.drafters))
+        for field in ("verifier", "mode"):
+            if not isinstance(getattr(self, field), str):
+                raise InvalidInputError(f"{field} must be a text, got {getattr(self, field)!r}")
+        if not isinstance(self.weights, Mapping):
+            raise InvalidInputError(f"weights must map features to numbers, got {self.weights!r}")
+        if unknown := [name for name in self.weights if name not in FEATURES]:
+            raise InvalidInputError(f"unknown features {unknown}: there are {', '.join(FEATURES)}")
+        numbers = {f"the weight of {name}": value for name, value in self.weights.items()}
+        numbers |= {"bias": self.bias, "right": self.right}
+        for name, value in numbers.items():
+            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise InvalidInputError(f"{name} is not a number: {value!r}")
+        check_whole_numbers(least=0, questions=self.questions)
 
     def probability(self, found: Mapping[str, float]) -> float | None:
         """P(right) of an answer with the features ``found``; ``None`` where one that counts is missing."""
@@ -112,15 +140,16 @@ class Calibration:
                 raise InvalidInputError(f'{file} is not a calibration: it does not say "format": "{FORMAT}"')
             if content.pop("version", None) != VERSION:
                 raise InvalidInputError(f"{file} is a calibration of another version: fit it again")
-            made = cls(**{**content, "drafters": tuple(content["drafters"])})
-            numbers = [made.bias, made.right, *made.weights.values()]
-            if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
-                raise InvalidInputError(f"{file} is damaged: a weight is not a number")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             if isinstance(error, InvalidInputError):
                 raise
             raise InvalidInputError(f"{file} is not a calibration: {error!r}") from error
-        return made
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise InvalidInputError(f"{file} is not a calibration: {error}") from error
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{file} is damaged: {error}") from error
 
 
 def calibration_for(drafters: Sequence[str], verifier: str, mode: str) -> Calibration | None:

@@ -13,7 +13,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
-from specrag.errors import InvalidInputError, ModelError, described
+from specrag._fields import check_whole_numbers
+from specrag.errors import ModelError, described
 from specrag.models.base import Completion, GeneratedText, GenerationRequest, LanguageModel, Sampling, Stage, Turn
 from specrag.schema import Draft, DraftFailure, Passage
 from specrag.speculative._fitting import fitted
@@ -60,9 +61,9 @@ class Drafter:
     sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
-        for name in ("max_rationale_tokens", "max_answer_tokens"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_whole_numbers(
+            least=1, max_rationale_tokens=self.max_rationale_tokens, max_answer_tokens=self.max_answer_tokens
+        )
 
     def drafts(self, question: str, assignments: Sequence[Assignment]) -> AsyncIterator[Draft | DraftFailure]:
         """One draft or failure per assignment, as they arrive. An error of the model costs its draft alone.

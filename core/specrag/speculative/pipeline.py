@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from specrag import _blocking
-from specrag.errors import InvalidInputError
+from specrag._fields import check_whole_numbers
 from specrag.models.base import LanguageModel, Sampling
 from specrag.models.embedders import Embedder
 from specrag.schema import AnswerReady, Event, SpeculativeAnswer, StageBegan
@@ -109,10 +109,9 @@ class SpeculativeRAG:
             prompts=(self.prompts, Prompts | None, "a Prompts"),
             sampling=(self.sampling, Sampling, "a Sampling; `subsets` says how passages are chosen"),
         )
-        for name in ("drafts", "passages_per_draft"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InvalidInputError(f"{name} must be a whole number of at least 1, got {value!r}")
+        limits = ("drafts", "passages_per_draft", "max_rationale_tokens", "max_answer_tokens")
+        check_whole_numbers(least=1, **{name: getattr(self, name) for name in limits})
+        check_whole_numbers(seed=self.seed)
         check_mode(self.subsets)
         check_deadline(self.deadline)
         roles = Roles(drafters, self.verifier, self.scoring, self.calibration, self.escalate)

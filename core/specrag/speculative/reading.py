@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from specrag.errors import InvalidInputError
+from specrag._fields import check_whole_numbers
 from specrag.models.base import Reader, Reading, Span
 from specrag.schema import Draft, Passage, Usage
 from specrag.text import evidence, normalize_answer, passage_text
@@ -39,10 +39,9 @@ class SpanDrafter:
     per_perspective: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("drafts", "per_perspective"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidInputError(f"{name} must be at least 1, got {value}")
+        check_whole_numbers(least=1, drafts=self.drafts)
+        if self.per_perspective is not None:
+            check_whole_numbers(least=1, per_perspective=self.per_perspective)
 
     async def read(
         self,

@@ -16,12 +16,15 @@ _FIELDS = (
 )
 
 
+_PASSAGE_FIELDS = ("text", "title", "id", "score", "embedding", "metadata", "gold")
+
+
 def _read(row: Row) -> Iterator[Question]:
     passages, gold = _passages(row)
     turns = tuple(_turn(turn) for turn in row.rows("turns")) if row.get("turns") else ()
     answers = row.texts("answers") if "answers" in row.values or not turns else ()
     choices = row.texts("choices") if row.get("choices") else ()
-    unanswerable = row.get("unanswerable")
+    unanswerable = row.flag("unanswerable")
     yield Question(
         id=row.name("id"),
         question=row.text("question") if "question" in row.values or not turns else turns[-1].question,
@@ -33,7 +36,7 @@ def _read(row: Row) -> Iterator[Question]:
         correct=_correct(row, choices, answers),
         context=row.text("context") if row.get("context") else "",
         turns=turns,
-        unanswerable=bool(unanswerable) if unanswerable is not None else not answers and not turns,
+        unanswerable=unanswerable if unanswerable is not None else not answers and not turns,
         source=row.text("source") if row.get("source") else "",
         metadata={**(row.get("metadata") or {}), **row.rest(*_FIELDS)},
     )
@@ -44,13 +47,19 @@ def _passages(row: Row) -> tuple[tuple[Passage, ...], tuple[int, ...]]:
     if row.get("passages"):
         listed = row.rows("passages")
         supporting = set(row.get("supporting_titles") or ())
-        gold = tuple(i for i, passage in enumerate(listed) if passage.get("title") in supporting)
+        marked = [passage.flag("gold") for passage in listed]
+        if any(mark is not None for mark in marked):
+            if row.get("gold") is not None or supporting:
+                raise row.wrong("gold passages to be named once: by 'gold' in the row, or by 'gold' in its passages")
+            gold = tuple(i for i, mark in enumerate(marked) if mark)
+        else:
+            gold = tuple(i for i, passage in enumerate(listed) if passage.get("title") in supporting)
     else:
         listed = [row] if "text" in row.values else []
         gold = tuple(range(len(listed)))
     given = row.get("gold")
     if given is not None:
-        if not isinstance(given, list) or not all(isinstance(at, int) and 0 <= at < len(listed) for at in given):
+        if not isinstance(given, list) or not all(type(at) is int and 0 <= at < len(listed) for at in given):
             raise row.wrong(f"'gold' to be a list of positions among the {len(listed)} passages, got {given!r}")
         gold = tuple(given)
     return tuple(_passage(passage, is_row=passage is row) for passage in listed), gold
@@ -66,7 +75,8 @@ def _passage(row: Row, is_row: bool) -> Passage:
         title=title,
         id=None if identifier is None else str(identifier),
         score=row.real("score", None),
-        metadata=row.get("metadata") or {},
+        embedding=row.get("embedding"),
+        metadata={**(row.get("metadata") or {}), **row.rest(*_PASSAGE_FIELDS)},
     )
 
 
@@ -84,7 +94,7 @@ def _correct(row: Row, choices: tuple[str, ...], answers: tuple[str, ...]) -> tu
         given = [i for i, choice in enumerate(choices) if choice in answers]
     if choices and not given:
         raise row.wrong("'correct' (positions in 'choices'), or an answer that is one of the choices")
-    if not isinstance(given, list) or not all(isinstance(at, int) and 0 <= at < len(choices) for at in given):
+    if not isinstance(given, list) or not all(type(at) is int and 0 <= at < len(choices) for at in given):
         raise row.wrong(f"'correct' to be a list of positions among the {len(choices)} choices, got {given!r}")
     return tuple(given)
 

@@ -79,6 +79,13 @@ class Row:
         except (TypeError, ValueError) as error:
             raise self.wrong(f"'{key}' to be a number, got {_shown(value)}") from error
 
+    def flag(self, key: str) -> bool | None:
+        """The truth value under ``key``; ``None`` when there is none."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(f"'{key}' to be true or false, got {_shown(value)}")
+        return value
+
     def rows(self, key: str) -> list[Row]:
         """The list of records under ``key``."""
         value = self.get(key)
