@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 from specrag import __version__
 from specrag._abandoned import in_thread
-from specrag.serving.errors import ApiError, of_validation
+from specrag.serving.errors import ApiError, BodyError, of_validation
 from specrag.serving.logs import log
 from specrag.serving.middleware import BodyLimits, Door, Observed, noted
 from specrag.serving.rapid import RapidSessions
@@ -81,6 +81,8 @@ async def _tell_validation(request: Request, error: Exception) -> JSONResponse:
 async def _tell_http(request: Request, error: Exception) -> JSONResponse:
     """Starlette's own: an unknown route, a method that it lacks, a body that is no JSON."""
     assert isinstance(error, HTTPException)
+    if isinstance(error, BodyError):
+        return await _tell(request, error.told)
     if error.status_code == 404:
         told = ApiError(404, f"Unknown request URL: {request.method} {request.url.path}", code="unknown_url")
     elif error.status_code == 405:

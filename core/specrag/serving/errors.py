@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from specrag.errors import InvalidInputError, MissingExtraError, NotFoundError, SpecRAGError
@@ -48,6 +49,14 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The response that tells it."""
         return JSONResponse(self.body(), self.status, self.headers)
+
+
+class BodyError(HTTPException):
+    """A body that cannot be taken, and is read no further. FastAPI lets only its own exceptions through."""
+
+    def __init__(self, told: ApiError) -> None:
+        super().__init__(told.status, told.message)
+        self.told = told
 
 
 class ClientGoneError(ApiError):

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from specrag.serving import errors
-from specrag.serving.errors import ApiError, busy
+from specrag.serving.errors import ApiError, BodyError, busy
 from specrag.serving.keys import Owner
 from specrag.serving.logs import log
 from specrag.serving.state import State
@@ -142,27 +142,18 @@ class BodyLimits:
             return
         upload = scope["method"] == "POST" and scope["path"].endswith("/v1/files")
         limit = self._settings.max_upload if upload else self._settings.max_body
+        body = _Body(receive, limit, self._settings.read_timeout, upload)
         length = Headers(scope=scope).get("content-length", "")
-        started = False
-
-        async def send_noticed(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
-        try:
-            if length.isdigit() and int(length) > limit:
-                raise _too_large(limit, upload=upload)
-            await self._app(scope, _Body(receive, limit, self._settings.read_timeout, upload).receive, send_noticed)
-        except _BodyError as error:
-            if started:
-                raise
+        if length.isdigit() and int(length) > limit:
+            error = _too_large(limit, upload=upload).told
             noted(scope)["code"] = error.code
             await error.response()(scope, receive, _closing(send))
+            return
 
+        async def send_closing(message: Message) -> None:
+            await (_closing(send) if body.refused else send)(message)
 
-class _BodyError(ApiError):
-    """The body cannot be taken. Nothing more of it is read."""
+        await self._app(scope, body.receive, send_closing)
 
 
 class _Body:
@@ -171,6 +162,7 @@ class _Body:
     def __init__(self, receive: Receive, limit: int, timeout: float, upload: bool) -> None:
         self._receive, self._limit, self._timeout, self._upload = receive, limit, timeout, upload
         self._size, self._began, self._whole = 0, perf_counter(), False
+        self.refused = False
 
     async def receive(self) -> Message:
         if self._whole:  # only the end of the connection can come
@@ -179,18 +171,20 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, min(left, self._timeout)))
         except asyncio.TimeoutError:
-            raise _BodyError(408, "the body of the request came too slowly", code="request_timeout") from None
+            self.refused = True
+            raise BodyError(ApiError(408, "the body of the request came too slowly", code="request_timeout")) from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
             if self._size > self._limit:
+                self.refused = True
                 raise _too_large(self._limit, upload=self._upload)
         return message
 
 
-def _too_large(limit: int, *, upload: bool) -> _BodyError:
+def _too_large(limit: int, *, upload: bool) -> BodyError:
     what, param = ("the file", "file") if upload else ("the body of the request", None)
-    return _BodyError(413, f"{what} is larger than {limit} bytes", param=param, code="too_large")
+    return BodyError(ApiError(413, f"{what} is larger than {limit} bytes", param=param, code="too_large"))
 
 
 def _closing(send: Send) -> Send:

@@ -9,7 +9,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from specrag._abandoned import in_thread
-from specrag.serving.errors import ApiError, refused
+from specrag.serving.errors import ApiError, BodyError, refused
 from specrag.serving.files import check_name, text_of
 from specrag.serving.routes._common import OwnerOf, StateOf, unless_gone
 
@@ -33,6 +33,8 @@ async def upload_file(request: Request, state: StateOf, owner: OwnerOf) -> dict[
             if not isinstance(purpose, str) or len(purpose) > 64:
                 raise refused("a short text is expected", "purpose", "invalid_type")
             name, raw = check_name(file.filename), await file.read()
+    except BodyError:
+        raise
     except HTTPException as error:  # starlette's, of a form that is damaged or has too many parts
         raise ApiError(error.status_code, str(error.detail), param="file", code="invalid_form") from None
 
