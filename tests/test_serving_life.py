@@ -209,6 +209,7 @@ def test_a_signal_ends_the_command_after_what_runs(saved, sign, tmp_path):
 # --- no growth ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_questions_leave_no_memory_sockets_or_threads_behind():
     process = psutil.Process()
 
@@ -221,10 +222,10 @@ def test_many_questions_leave_no_memory_sockets_or_threads_behind():
         return len(process.net_connections()), process.num_threads(), process.memory_info().rss
 
     with served(instant_models()) as running, running.client() as http:
-        ask(http, 40)
+        ask(http, 30)
         sockets, threads, memory = held()
-        ask(http, 160)
-        for _ in range(20):  # and clients that come once
+        ask(http, 100)
+        for _ in range(10):  # and clients that come once
             with running.client() as once:
                 ask(once, 1)
         until(lambda: held()[0] <= sockets)

@@ -1,4 +1,4 @@
-"""The ``specrag`` command: ask, demo, index, serve, train, questions, calibrate, models.
+"""The ``specrag`` command: ask, demo, index, serve, batch, train, questions, calibrate, models.
 
 Each module holds one group of commands; ``console`` and ``answers`` say how things look, ``loading`` makes the models.
 Results go to stdout, progress and errors to stderr.
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from specrag.cli import ask, calibrate, index, models, serve, train
+from specrag.cli import ask, batch, calibrate, index, models, serve, train
 from specrag.cli.ask import ABSTAINED
 from specrag.cli.console import out, print_what_can_be_printed
 
@@ -30,6 +30,7 @@ app.command("ask")(ask.ask)
 app.command("index")(index.index)
 app.command("demo")(ask.demo)
 app.command("serve")(serve.serve)
+app.command("batch")(batch.batch)
 app.command("train")(train.train)
 app.command("questions")(train.questions)
 app.command("calibrate")(calibrate.calibrate)
