@@ -165,7 +165,8 @@ def main() -> None:
         time.sleep(6)
         done += given.questions // 4
         shown = ", ".join(f"{name}: {count}" for name, count in sorted(outcomes.items()))
-        print("| {} | {:.1f} | {} | {} | {} | {:.1f} |".format(done, *held(server), shown, done / 4 / seconds))
+        rate = outcomes.total() / seconds
+        print("| {} | {:.1f} | {} | {} | {} | {:.1f} |".format(done, *held(server), shown, rate))
 
     print("\n| per second | asked | answered | refused (429) | other | p50 s | p95 s | p99 s | mean s |")
     print("| --: | --: | --: | --: | --: | --: | --: | --: | --: |")

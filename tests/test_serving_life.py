@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from specrag.cli import app
 from specrag.retrieval import PassageIndex
 from tests.serving_parts import RADIUM, chat, index_of, instant_models, rapid_models, served, until
 from tests.test_serving_requests import refusal
@@ -43,20 +44,24 @@ def test_it_is_healthy_at_once_and_ready_when_the_models_are_loaded():
 COMMAND = [sys.executable, "-m", "specrag.cli", "serve"]
 
 
-def started(*options: str, **more) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *options], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more
-    )  # fmt: skip
+def one_line(code: int, err: str) -> str:
+    """The one line that a server which cannot start prints, before its exit with code 2."""
+    lines = [line for line in err.splitlines() if not line.startswith(("{", "specrag serves"))]
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
+
+
+def refused_at_once(*options: str) -> str:
+    """Of a start that is refused before anything is set up: in this process."""
+    made = CliRunner().invoke(app, ["serve", *options])
+    return one_line(made.exit_code, made.output)
 
 
 def refused_to_start(*options: str, **more) -> str:
-    """The one line that a server which cannot start prints, before its exit with code 2."""
-    process = started(*options, **more)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 2, err
-    lines = [line for line in err.splitlines() if not line.startswith(("{", "specrag serves"))]
-    assert len(lines) == 1 and lines[0].startswith("error: ") and out == "", err
-    return lines[0]
+    """Of a start that fails while the models load: in a process of its own."""
+    made = subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=120, check=False, **more)
+    assert made.stdout == ""
+    return one_line(made.returncode, made.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +72,19 @@ def saved(tmp_path_factory, minilm):
     return folder
 
 
-@pytest.mark.slow
-def test_a_start_that_cannot_succeed_ends_with_one_line(saved, tmp_path):
-    assert "no index at" in refused_to_start("--index", str(tmp_path))
-    assert "nothing to serve" in refused_to_start()
-    assert "no file with API keys" in refused_to_start("--index", str(saved), "--keys", str(tmp_path / "none"))
-    assert "two indexes are named" in refused_to_start("--index", str(saved), "--index", f"radium={saved}")
-    assert "NAME=FOLDER" in refused_to_start("--index", f"../x={saved}")
+def test_a_start_that_cannot_succeed_ends_with_one_line(saved, tmp_path, monkeypatch):
+    assert "no index at" in refused_at_once("--index", str(tmp_path))
+    assert "nothing to serve" in refused_at_once()
+    assert "no file with API keys" in refused_at_once("--index", str(saved), "--keys", str(tmp_path / "none"))
+    assert "two indexes are named" in refused_at_once("--index", str(saved), "--index", f"radium={saved}")
+    assert "NAME=FOLDER" in refused_at_once("--index", f"../x={saved}")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"port {port} on 127.0.0.1 is in use" in refused_to_start("--index", str(saved), "--port", str(port))
+        assert f"port {port} on 127.0.0.1 is in use" in refused_at_once("--index", str(saved), "--port", str(port))
+    monkeypatch.setenv("SPECRAG_API_KEYS", "short")
+    assert "API key 1 has 5 characters" in refused_at_once("--index", str(saved), "--port", "0")
 
 
 @pytest.mark.slow
@@ -86,9 +92,6 @@ def test_a_model_that_is_missing_ends_the_start_with_one_line(saved, tmp_path):
     options = ("--index", str(saved), "--port", "0")
     assert "nowhere" in refused_to_start(*options, "--drafter", str(tmp_path / "nowhere"))
     assert "nowhere" in refused_to_start("--rapid", str(tmp_path / "nowhere"), "--port", "0")
-    assert "minilm" in refused_to_start(*options, "--models", str(tmp_path))
-    short = {**os.environ, "SPECRAG_API_KEYS": "short"}
-    assert "API key 1 has 5 characters" in refused_to_start(*options, env=short)
 
 
 # --- a full queue, and clients that leave ---------------------------------------------------------------

@@ -89,13 +89,12 @@ def serve(
     with failures_reported(CANNOT_START):
         for package in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
             require(package, "serve", "specrag serve")
-        from specrag.serving import ServerSettings
-        from specrag.serving.logs import configure
-        from specrag.serving.server import listening, run
-
         folders = _folders(index or ())
         if not folders and rapid is None:
             raise InvalidInputError("nothing to serve: give --index FOLDER, --rapid MODEL, or both")
+        from specrag.serving import ServerSettings
+        from specrag.serving.logs import configure
+        from specrag.serving.server import listening, run
 
         def pipeline() -> Any:
             return load_pipeline(

@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Body, Request
 
 from specrag.serving.errors import not_found, of_failure, refused
+from specrag.serving.logs import log
 from specrag.serving.models import EMBEDDER
 from specrag.serving.requests import EmbeddingRequest
 from specrag.serving.routes._common import OwnerOf, StateOf, unless_gone
@@ -47,7 +48,10 @@ async def embeddings(
     try:
         vectors = np.asarray(await unless_gone(request, embed()), dtype=np.float32)
     except Exception as error:
-        raise of_failure(error, param="input") from error
+        told = of_failure(error, param="input")
+        if told.status >= 500:
+            log.error("failure", exc_info=error, extra={"fields": {"model": EMBEDDER}})
+        raise told from error
     if body.dimensions not in (None, vectors.shape[1]):
         raise refused(f"the embedder has {vectors.shape[1]} dimensions", "dimensions", "unsupported_value")
     used = sum(len(text.split()) for text in body.input)  # words: the embedder counts no tokens
