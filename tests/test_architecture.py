@@ -159,6 +159,12 @@ def test_each_framework_stays_in_its_adapter(modules):
         assert not used & FOREIGN[name.split(".")[0]], name
 
 
+def test_the_server_needs_neither_evaluation_nor_training(modules):
+    edges = graph(modules)
+    imported = {other for name, others in edges.items() if name.startswith("specrag.serving") for other in others}
+    assert imported and not {name for name in imported if name.startswith(("specrag.evaluation", "specrag.training"))}
+
+
 def test_what_is_long_has_its_reason(modules):
     assert long_pieces(modules) == set(LONGER)
 

@@ -123,11 +123,11 @@ def test_work_ends_when_its_client_goes_away(stream):
                 b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
             )
             raw.sendall(request)
-            until(lambda: state.metrics.running._value.get() == 1)
+            until(lambda: state.gate.running == 1)
             waiting.sendall(request)
-            until(lambda: state.gate._waiting == 1)
+            until(lambda: state.gate.waiting == 1)
         until(lambda: state.in_flight == 0)
-        assert state.gate._waiting == 0 and state.metrics.running._value.get() == 0
+        assert state.gate.waiting == 0 and state.gate.running == 0
         with running.client() as http:
             assert 'outcome="cancelled"' in http.get("/metrics").text
 
@@ -142,7 +142,6 @@ def test_rapid_stops_when_its_client_goes_away(tiny):
                 if '"content": "' in line and '"content": ""' not in line:
                     break
         until(lambda: state.in_flight == 0)
-        until(lambda: not any(kept.busy for kept in next(iter(state.rapid._chats.values()))._sessions._kept))
         body |= {"max_tokens": 3, "stream": False}
         assert http.post("/v1/chat/completions", json=body).status_code == 200
 
@@ -181,8 +180,7 @@ def test_what_does_not_end_while_it_drains_is_cut_off():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_command_after_what_runs(saved, sign, tmp_path):
+def test_a_signal_ends_the_command_after_what_runs(saved, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -200,7 +198,7 @@ def test_a_signal_ends_the_command_after_what_runs(saved, sign, tmp_path):
 
                 until(ready, seconds=120)
                 assert http.post("/v1/chat/completions", json=chat()).json()["choices"][0]["message"]["content"]
-                process.send_signal(sign)
+                process.send_signal(signal.SIGTERM)
                 assert process.wait(30) == 0
         finally:
             process.kill()

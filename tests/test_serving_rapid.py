@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import openai
 import pytest
 
 from specrag.models import Sampling
 from specrag.rapid import Message, RapidChat
+from specrag.serving.keys import Owner
 from tests.rapid_parts import DOCUMENT
 from tests.serving_parts import chat, rapid_models, served
 from tests.test_serving_requests import refusal
@@ -116,7 +119,7 @@ def test_files_are_listed_shown_and_deleted(client):
 def test_texts_of_other_encodings_and_html_are_read(http, server):
     def text(name, raw):
         made = http.post("/v1/files", files={"file": (name, raw)}).json()
-        return server.server.serving.files._files[made["id"]].text, made["specrag"]["notes"]
+        return server.server.serving.files.get(Owner(), made["id"]).text, made["specrag"]["notes"]
 
     assert text("a.txt", "Müller".encode("utf-16"))[0] == "Müller"
     assert "lamp" in text("a.html", b"<html><body><script>x()</script><p>the lamp</p></body></html>")[0]
@@ -162,8 +165,6 @@ def test_files_are_forgotten_when_their_time_is_over(tiny):
     with served(rapid_models(tiny), file_seconds=0.5) as running, running.client() as http:
         made = http.post("/v1/files", files={"file": ("a.txt", b"a text")}).json()
         assert made["expires_at"] >= made["created_at"]
-        import time
-
         time.sleep(1.1)
         refusal(http.get(f"/v1/files/{made['id']}"), 404)
         assert http.get("/v1/files").json()["data"] == []
@@ -175,7 +176,7 @@ def test_the_sessions_of_all_keys_have_one_limit(tiny):
             made = http.post("/v1/files", files={"file": ("a.txt", (text * 40).encode())}).json()
             asked = chat("what colour is it", "rapid", max_tokens=2, specrag={"file_ids": [made["id"]]})
             assert http.post("/v1/chat/completions", json=asked).status_code == 200
-        assert sum(len(kept.sessions) for kept in running.server.serving.rapid._chats.values()) == 1
+        assert running.server.serving.rapid.kept == {"": 1}
 
 
 def test_metrics_tell_what_rapid_accepted(http, file):

@@ -8,6 +8,7 @@ import math
 import socket
 import time
 
+import openai
 import pytest
 
 from specrag import SpeculativeRAG
@@ -119,7 +120,7 @@ def test_what_was_read_for_one_key_serves_no_other_and_goes_with_its_file(keyed)
     def read(http, file):
         body = chat("who keeps the lamp", "rapid", max_tokens=2, specrag={"file_ids": [file]})
         assert http.post("/v1/chat/completions", json=body).status_code == 200
-        return {owner.name: len(kept.sessions) for owner, kept in keyed.server.serving.rapid._chats.items()}
+        return keyed.server.serving.rapid.kept
 
     with keyed.client(BOB) as bob, keyed.client(ALICE) as alice:
         mine, theirs = upload(alice).json()["id"], upload(bob).json()["id"]
@@ -207,6 +208,15 @@ def test_a_body_of_unknown_length_is_refused_while_it_is_read(limited):
     assert sent < 64
 
 
+def test_the_official_client_is_told_that_a_file_is_too_large(limited):
+    with (
+        openai.OpenAI(base_url=f"{limited.url}/v1", api_key="none", max_retries=0) as client,
+        pytest.raises(openai.APIStatusError) as caught,
+    ):
+        client.files.create(file=("large.txt", b"x" * (16 * MIB)), purpose="user_data")
+    assert caught.value.status_code == 413 and caught.value.param == "file"
+
+
 def test_a_json_body_has_its_own_limit(limited):
     with limited.client() as http:
         assert refusal(http.post("/v1/chat/completions", json=chat("x" * MIB)), 413)["code"] == "too_large"
@@ -247,6 +257,7 @@ def test_a_client_that_sends_its_body_slowly_is_cut_off(limited):
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_nothing_of_its_reply_is_cut_off():
     long = instant_models(lambda prompt: ("It says so.", "word " * 400_000))
     with served(long, send_timeout=0.5) as running, running.raw() as raw:

@@ -49,6 +49,11 @@ class RapidSessions:
                 del self._chats[other]
         return self._chats[owner]
 
+    @property
+    def kept(self) -> dict[str, int]:
+        """How many sessions are kept for each key, by its name."""
+        return {owner.name: len(chat.sessions) for owner, chat in self._chats.items()}
+
     def forget(self, owner: Owner) -> None:
         """Forget what was read for ``owner``: a file of theirs is deleted."""
         if owner in self._chats:

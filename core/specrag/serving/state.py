@@ -26,12 +26,15 @@ class Gate:
         concurrency: Requests that work at once.
         queue: Requests that wait.
         metrics: Told how many do.
+
+    Attributes:
+        waiting, running: How many requests wait, and how many work.
     """
 
     def __init__(self, concurrency: int, queue: int, metrics: Metrics) -> None:
         self._turns, self._concurrency, self._queue = asyncio.Semaphore(concurrency), concurrency, queue
         self._metrics = metrics
-        self._waiting = 0
+        self.waiting = self.running = 0
         self._seconds = 1.0  # that a request takes, a moving mean
 
     @asynccontextmanager
@@ -41,8 +44,8 @@ class Gate:
         Raises:
             ApiError: The queue is full (status 429).
         """
-        if self._turns.locked() and self._waiting >= self._queue:
-            wait = self._seconds * (self._waiting + 1) / self._concurrency
+        if self._turns.locked() and self.waiting >= self._queue:
+            wait = self._seconds * (self.waiting + 1) / self._concurrency
             raise busy(429, "the queue of this server is full: try again later", "rate_limit_exceeded", wait)
         began = perf_counter()
         self._count(+1)
@@ -52,16 +55,21 @@ class Gate:
             self._count(-1)
         started = perf_counter()
         self._metrics.stage.labels("all", "queue").observe(started - began)
+        self._work(+1)
         try:
-            with self._metrics.running.track_inprogress():
-                yield started - began
+            yield started - began
         finally:
+            self._work(-1)
             self._turns.release()
             self._seconds += _LATEST * (perf_counter() - started - self._seconds)
 
     def _count(self, change: int) -> None:
-        self._waiting += change
-        self._metrics.queue_depth.set(self._waiting)
+        self.waiting += change
+        self._metrics.queue_depth.set(self.waiting)
+
+    def _work(self, change: int) -> None:
+        self.running += change
+        self._metrics.running.set(self.running)
 
 
 @dataclass
@@ -105,8 +113,8 @@ class State:
         """RAPID's sessions.
 
         Raises:
-            ApiError: RAPID is not served.
+            ApiError: RAPID is not served, or the models are not loaded yet.
         """
-        if self.rapid is None:
+        if self.loaded.rapid is None or self.rapid is None:
             raise ApiError(404, "this server serves no RAPID", param="model", code="model_not_found")
         return self.rapid
