@@ -160,7 +160,7 @@ def test_keys_that_cannot_be_used_are_refused_without_being_shown(lines, said):
 
 @pytest.fixture(scope="module")
 def limited(tiny):
-    limits = {"max_body": MIB // 4, "max_upload": MIB, "read_timeout": 0.5, "header_timeout": 0.5, "send_timeout": 0.5}
+    limits = {"max_body": MIB // 4, "max_upload": MIB, "read_timeout": 1.0, "header_timeout": 1.0}
     with served(rapid_models(tiny), **limits) as running:
         yield running
 
