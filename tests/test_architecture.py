@@ -50,6 +50,7 @@ FOREIGN = {
 MAX_LINES = {"module": 400, "class": 200, "function": 60}
 LONGER = {
     "specrag.cli.ask.ask": "half of it is the options of the command, one each line",
+    "specrag.cli.serve.serve": "half of it is the options of the command, one each line",
     "specrag.cli.train.train": "half of it is the options of the command, one each line",
 }
 
@@ -159,6 +160,12 @@ def test_each_framework_stays_in_its_adapter(modules):
     for name, tree in modules.items():
         used = {imported.split(".")[0] for imported in imports(name, tree)}
         assert not used & FOREIGN[name.split(".")[0]], name
+
+
+def test_the_server_needs_neither_evaluation_nor_training(modules):
+    edges = graph(modules)
+    imported = {other for name, others in edges.items() if name.startswith("specrag.serving") for other in others}
+    assert imported and not {name for name in imported if name.startswith(("specrag.evaluation", "specrag.training"))}
 
 
 def test_what_is_long_has_its_reason(modules):

@@ -1,8 +1,9 @@
-"""The ``specrag`` command: ask, demo, index, train, questions, calibrate, eval, models.
+"""The ``specrag`` command: ask, demo, index, serve, batch, train, questions, calibrate, eval, models.
 
 Each module holds one group of commands; ``console`` and ``answers`` say how things look, ``loading`` makes the models.
 Results go to stdout, progress and errors to stderr.
-Exit codes: 0 answered or done, 1 a failure (its message on stderr), 2 wrong usage, 3 the answer abstained.
+Exit codes: 0 answered or done, 1 a failure (its message on stderr), 2 wrong usage, or a server that could not start,
+3 the answer abstained.
 
 Heavy libraries load inside the commands, so that ``specrag --help`` answers at once.
 """
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from specrag.cli import ask, calibrate, evaluate, index, models, train
+from specrag.cli import ask, batch, calibrate, evaluate, index, models, serve, train
 from specrag.cli.ask import ABSTAINED
 from specrag.cli.console import out, print_what_can_be_printed
 
@@ -28,6 +29,8 @@ app = typer.Typer(
 app.command("ask")(ask.ask)
 app.command("index")(index.index)
 app.command("demo")(ask.demo)
+app.command("serve")(serve.serve)
+app.command("batch")(batch.batch)
 app.command("train")(train.train)
 app.command("questions")(train.questions)
 app.command("calibrate")(calibrate.calibrate)

@@ -85,15 +85,15 @@ def show_notes(notes: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def failures_reported() -> Iterator[None]:
-    """Turn an error that specrag raises on purpose, or the operating system, into a line on stderr and exit code 1."""
+def failures_reported(code: int = 1) -> Iterator[None]:
+    """Turn an error that specrag raises on purpose, or the operating system, into a line on stderr and an exit code."""
     try:
         yield
     except (SpecRAGError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # who read the output has gone: typer ends in silence
             raise
         err.print(f"[red]error:[/] {escape(_said(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(code) from error
 
 
 def _said(error: Exception) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from specrag._abandoned import stop_if_abandoned
 from specrag.engine import forward
 from specrag.engine.attention import attend, check_supported, packed_attention
 from specrag.engine.kv_cache import rollback_cache
@@ -69,6 +70,7 @@ class CachedModel:
         start, logits = self.length, None
         try:
             for at in range(0, len(tokens), PREFILL_CHUNK):
+                stop_if_abandoned()
                 chunk = tokens[at : at + PREFILL_CHUNK]
                 logits = self._forward(torch.tensor([list(chunk)], device=self.lm.device), 1)
                 if progress is not None:

@@ -1,0 +1,217 @@
+"""``specrag batch``: a file of questions answered into a file of answers. A run that was killed goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specrag._files import check_file_target, turn_of, whole, writing
+from specrag.cli.console import counting, failures_reported, out, show_notes, working
+from specrag.cli.loading import load_embedder, load_pipeline
+from specrag.cli.options import (
+    ApiKeyOption,
+    CalibrationOption,
+    DrafterOption,
+    EmbedderOption,
+    EmbedderServerOption,
+    EscalateOption,
+    MinConfidenceOption,
+    ModelsOption,
+    ServerOption,
+    TokenizerOption,
+    VerifierOption,
+    check_there,
+)
+from specrag.errors import InvalidInputError, said
+
+if TYPE_CHECKING:
+    from specrag.retrieval import PassageIndex
+    from specrag.schema import Passage
+    from specrag.speculative.pipeline import SpeculativeRAG
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question to answer. ``passages``: its own; ``None``: those that the index finds."""
+
+    id: str
+    question: str
+    passages: Sequence[Passage] | None
+
+
+def batch(
+    questions: Annotated[
+        Path, typer.Argument(help="JSON lines: question; and, where they have them, id and passages.")
+    ],
+    output: Annotated[Path, typer.Option("--out", help="JSON lines: one answer per question. Repeat to go on.")],
+    docs: Annotated[
+        Path | None, typer.Option(help="An index made by `specrag index`, for questions without passages.")
+    ] = None,
+    drafter: DrafterOption = None,
+    verifier: VerifierOption = None,
+    server: ServerOption = None,
+    tokenizer: TokenizerOption = None,
+    embedder: EmbedderOption = None,
+    embedder_server: EmbedderServerOption = None,
+    api_key: ApiKeyOption = None,
+    calibration: CalibrationOption = None,
+    min_confidence: MinConfidenceOption = None,
+    escalate: EscalateOption = None,
+    top: Annotated[int, typer.Option(min=1, help="How many passages to retrieve.")] = 10,
+    concurrency: Annotated[int, typer.Option(min=1, help="Questions that are worked on at once.")] = 1,
+    models: ModelsOption = None,
+) -> None:
+    """Answer a file of questions. A killed run goes on when it is repeated: what is answered is not asked again."""
+    with failures_reported():
+        from specrag import _blocking
+        from specrag.retrieval import PassageIndex
+
+        check_there(questions)
+        check_file_target(output)
+        rows = read_questions(questions)
+        bare = [row.id for row in rows if row.passages is None]
+        if docs is None and bare:
+            raise InvalidInputError(f"{questions}: question {bare[0]!r} has no passages: give --docs INDEX")
+        with working("loading models"):
+            used = load_embedder(embedder, embedder_server, api_key, models=models)
+            index = PassageIndex.load(docs, used) if docs is not None else None
+            rag = load_pipeline(
+                drafter,
+                verifier,
+                models=models,
+                server=server,
+                tokenizer=tokenizer,
+                api_key=api_key,
+                calibration=calibration,
+                min_confidence=min_confidence,
+                escalate=escalate.value if escalate is not None else None,
+            ).replace(embedder=used)
+        with appending(output) as (done, append), counting("answering") as progress:
+            left = [row for row in rows if row.id not in done]
+            before = len(rows) - len(left)
+            _blocking.run(answer_all(rag, index, left, top, concurrency, append, progress, before))
+            failed = sum(row.get("error") is not None for row in done.values())
+        out.print(
+            f"{len(rows)} questions in {output}: {len(rows) - len(left)} were there, {len(left)} are new",
+            soft_wrap=True,
+        )
+        if failed:
+            show_notes([f"{failed} questions could not be answered: see the field 'error' of their rows"])
+
+
+async def answer_all(
+    rag: SpeculativeRAG,
+    index: PassageIndex | None,
+    rows: Sequence[Row],
+    top: int,
+    concurrency: int,
+    append: Callable[[Mapping[str, Any]], None],
+    progress: Callable[[int, int], None],
+    before: int,
+) -> None:
+    """Answer ``rows``, ``concurrency`` at once. Each answer is written as soon as it is made.
+
+    Raises:
+        ModelError: The models failed. What is answered is written; the rest is asked when the command is repeated.
+    """
+    from specrag._abandoned import in_thread
+
+    waiting, made = iter(rows), before
+
+    async def work() -> None:
+        nonlocal made
+        for row in waiting:
+            try:
+                passages = row.passages
+                if passages is None:
+                    assert index is not None  # checked before
+                    passages = await in_thread(index.search, row.question, top)
+                answer = await rag.aanswer(row.question, passages)
+                append({"id": row.id, **answer.to_dict(), "error": None})
+            except InvalidInputError as error:  # of this question alone
+                append({"id": row.id, "question": row.question, "text": "", "error": said(error)})
+            made += 1
+            progress(made, before + len(rows))
+
+    tasks = [asyncio.create_task(work()) for _ in range(concurrency)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def read_questions(file: Path) -> list[Row]:
+    """The questions of a file of JSON lines. A question without an id has the number of its line, from 1.
+
+    Raises:
+        InvalidInputError: A line is no question, or two have one id; the message names the line.
+    """
+    from specrag.schema import passages_of
+
+    found: dict[str, Row] = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            raise InvalidInputError(f"{where}: not JSON: {error}") from None
+        question = content.get("question") if isinstance(content, dict) else None
+        if not isinstance(question, str):
+            raise InvalidInputError(f'{where}: expected an object with "question", a text')
+        id = str(content.get("id", number))  # noqa: A001
+        if id in found:
+            raise InvalidInputError(f"{where}: two questions have the id {id!r}: each needs its own")
+        given = content.get("passages")
+        try:
+            passages = None if given is None else passages_of(given)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{where}: {error}") from None
+        found[id] = Row(id, question, passages)
+    if not found:
+        raise InvalidInputError(f"{file} holds no question")
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def appending(file: Path) -> Iterator[tuple[dict[str, Mapping[str, Any]], Callable[[Mapping[str, Any]], None]]]:
+    """The rows that a file of JSON lines has, by their ids, and what appends one. One process at a time may do so.
+
+    A last line that is half written is cut off. A row that is appended is there even if this process is killed right
+    after; it is added to the rows too.
+
+    Raises:
+        InvalidInputError: The file holds other lines, or another process appends to it.
+        SpecRAGError: The disk is full, or writing is not allowed.
+    """
+    target = whole(file)
+    with writing(target), turn_of(target, busy=f"another process writes {file}: wait for it, or give another file"):
+        content = target.read_bytes() if target.exists() else b""
+        end = content.rfind(b"\n") + 1
+        done: dict[str, Mapping[str, Any]] = {}
+        for number, line in enumerate(content[:end].splitlines(), 1):
+            try:
+                row = json.loads(line)
+                _ = row["error"]  # a file of questions has ids too
+                done[row["id"]] = row
+            except (ValueError, KeyError, TypeError):
+                raise InvalidInputError(f"{file}, line {number}: not an answer of `specrag batch`") from None
+        with target.open("ab") as opened:
+            opened.truncate(end)
+
+            def append(row: Mapping[str, Any]) -> None:
+                opened.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                opened.flush()
+                done[row["id"]] = row
+
+            yield done, append

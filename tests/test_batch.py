@@ -1,0 +1,145 @@
+"""`specrag batch`: a file of questions into a file of answers; a killed run loses nothing and repeats nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+import specrag.models
+from specrag.cli import app, loading
+from specrag.errors import ModelError
+from specrag.retrieval import PassageIndex
+from tests.fakes import ScriptedLM
+from tests.serving_parts import RADIUM, index_of
+
+run = CliRunner().invoke
+QUESTIONS = ["when was radium discovered", "where did the radium institute open", "who discovered radioactivity"]
+
+
+@pytest.fixture
+def loaded(monkeypatch, minilm, reader):
+    """Models loaded once in place of a new load for each command."""
+    models = {"minilm": minilm, "minilm-reader": reader}
+    monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: models[name])
+
+
+@pytest.fixture
+def index(tmp_path, minilm):
+    index_of(RADIUM, minilm).save(tmp_path / "index")
+    assert PassageIndex.is_saved_at(tmp_path / "index")
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def questions(tmp_path):
+    rows = [{"id": f"q{at}", "question": question} for at, question in enumerate(QUESTIONS)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "questions.jsonl"
+
+
+def rows(file) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_question_gets_its_answer_once(loaded, index, questions, tmp_path):
+    to = tmp_path / "answers.jsonl"
+    made = run(app, ["batch", str(questions), "--out", str(to), "--docs", str(index)])
+    assert made.exit_code == 0, made.output
+    answers = rows(to)
+    assert [row["id"] for row in answers] == ["q0", "q1", "q2"] and all(row["error"] is None for row in answers)
+    assert answers[0]["text"] == "December 1898" and "Curie" in answers[0]["passages"][0]["text"]
+    before = to.read_bytes()
+    again = run(app, ["batch", str(questions), "--out", str(to), "--docs", str(index)])
+    assert "3 were there, 0 are new" in again.output and to.read_bytes() == before
+
+
+def test_a_half_written_line_is_cut_off_and_asked_again(loaded, index, questions, tmp_path):
+    to = tmp_path / "answers.jsonl"
+    options = ["batch", str(questions), "--out", str(to), "--docs", str(index)]
+    run(app, options)
+    whole = to.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    to.write_bytes(lines[0] + lines[1][:50])
+    made = run(app, options)
+    assert made.exit_code == 0 and "1 were there, 2 are new" in made.output
+    kept = ("id", "text", "abstained", "passages")
+    assert [[row[name] for name in kept] for row in rows(to)] == [
+        [json.loads(line)[name] for name in kept] for line in lines
+    ]
+
+
+def test_questions_may_bring_their_passages_and_one_that_cannot_be_answered_stops_nothing(loaded, tmp_path):
+    given = [{"question": QUESTIONS[0], "passages": [{"text": RADIUM[0]}]}, {"question": " ", "passages": ["x"]}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    made = run(app, ["batch", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")])
+    assert made.exit_code == 0 and "1 questions could not be answered" in made.output
+    answers = rows(tmp_path / "out.jsonl")
+    assert [row["id"] for row in answers] == ["1", "2"]
+    assert answers[0]["text"] == "December 1898" and answers[1]["error"] == "the question is empty"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{not json}\n", "line 1: not JSON"),
+        ('{"text": "x"}\n', 'expected an object with "question"'),
+        ('{"id": 1, "question": "a"}\n{"id": "1", "question": "b"}\n', "line 2: two questions have the id '1'"),
+        ('{"question": "a", "passages": [5]}\n', "passages[0]"),
+        ("\n", "holds no question"),
+        ('{"question": "a"}\n', "has no passages: give --docs"),
+    ],
+)
+def test_a_file_that_is_no_questions_names_its_line(tmp_path, text, said):
+    (tmp_path / "in.jsonl").write_text(text)
+    made = run(app, ["batch", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")])
+    assert made.exit_code == 1 and said in made.output and not (tmp_path / "out.jsonl").exists()
+
+
+def test_another_file_is_not_overwritten(loaded, index, questions):
+    made = run(app, ["batch", str(questions), "--out", str(questions), "--docs", str(index)])
+    assert made.exit_code == 1 and "line 1: not an answer" in made.output
+    assert [row["question"] for row in rows(questions)] == QUESTIONS
+
+
+def test_failing_models_stop_the_run_and_what_is_answered_stays(loaded, monkeypatch, index, questions, tmp_path):
+    calls = []
+
+    def reply(prompt):
+        calls.append(prompt)
+        return ("It says so.", "1898") if len(calls) == 1 else ModelError("the server is away")
+
+    monkeypatch.setattr(loading, "_drafting_model", lambda *given: ScriptedLM(reply))
+    to = tmp_path / "answers.jsonl"
+    options = ["batch", str(questions), "--out", str(to), "--docs", str(index), "--drafter", "x"]
+    made = run(app, [*options, "--top", "1"])
+    assert made.exit_code == 1 and "the server is away" in made.output
+    assert [row["id"] for row in rows(to)] == ["q0"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_nothing_and_repeats_nothing(index, tmp_path):
+    many = [{"id": f"q{at}", "question": f"{QUESTIONS[at % 3]} {at}"} for at in range(30)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+    to = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "specrag.cli", "batch", str(tmp_path / "in.jsonl"), "--out", str(to)]
+    command += ["--docs", str(index), "--concurrency", "2"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (to.exists() and to.read_bytes().count(b"\n") >= 5):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    written = to.read_bytes()
+    kept = written[: written.rfind(b"\n") + 1]
+    assert 5 <= kept.count(b"\n") < 30
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=300)
+    assert to.read_bytes().startswith(kept)
+    assert sorted(row["id"] for row in rows(to)) == sorted(row["id"] for row in many)
