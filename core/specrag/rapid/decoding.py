@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,21 @@ from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.draft_length import MODEL, DraftLength, Round, Source
 from specrag.rapid.output import Limits, Output
 from specrag.rapid.proposers import Drawing, Proposal, Proposer
+
+
+@dataclass(frozen=True)
+class TracedRound:
+    """One round of decoding, in tokens.
+
+    Attributes:
+        candidates: What was proposed.
+        accepted: How many of them were kept, from the left.
+        following: The token that the round added after them.
+    """
+
+    candidates: tuple[int, ...]
+    accepted: int
+    following: int
 
 
 @dataclass
@@ -42,6 +57,8 @@ class RapidStats:
         first_token_seconds: From the call to the first token's logits.
         finish: ``"stop"``, ``"length"`` or ``"cancelled"``.
         notes: What else a user should know, in words.
+        trace: Give an empty list to have every round written down, the first token as a round of its own. ``None``
+            (the default): no trace.
     """
 
     schedule: list[int] = field(default_factory=list)
@@ -59,6 +76,7 @@ class RapidStats:
     first_token_seconds: float = 0.0
     finish: str = "length"
     notes: list[str] = field(default_factory=list)
+    trace: list[TracedRound] | None = None
 
     @property
     def acceptance(self) -> float:
@@ -71,8 +89,10 @@ class RapidStats:
         return self.tokens / self.decode_seconds if self.decode_seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a framework's metadata."""
-        return {**asdict(self), "acceptance": self.acceptance, "tokens_per_second": self.tokens_per_second}
+        """Plain values, for a framework's metadata, without the trace."""
+        plain = asdict(replace(self, trace=None))
+        del plain["trace"]
+        return {**plain, "acceptance": self.acceptance, "tokens_per_second": self.tokens_per_second}
 
 
 def decode(
@@ -109,6 +129,8 @@ def decode(
 
     emitted = [int(drawing.draw(drawing.distribution(first_logits)))]
     stats.from_target += 1
+    if stats.trace is not None:
+        stats.trace.append(TracedRound((), 0, emitted[0]))
     while True:
         piece = output.add(emitted)
         stats.tokens = len(output.tokens)
@@ -176,6 +198,9 @@ class _Rounds:
         seconds = (drafted - start - late, verified - drafted, late)
         self._length.observe(Round(used, accepted, *seconds, source or MODEL))
         self._count(used, accepted, own, drafted - start, verified - drafted)
+        if self._stats.trace is not None:
+            candidates = tuple(proposal.tokens.tolist()) if proposal is not None and used else ()
+            self._stats.trace.append(TracedRound(candidates, accepted, emitted[-1]))
         return emitted
 
     def _started(self, source: Source | None, count: int, left: int) -> bool:

@@ -39,6 +39,29 @@ class RapidModels(Protocol):
         """Tokens of retrieved context for a context of ``context_tokens``."""
 
 
+class DrafterCaches:
+    """What drafters have read for earlier questions, one cache per drafter, for the next question to begin with.
+
+    What the old and the new prompt begin with alike is not read again. Only caches are kept that a drafter read
+    itself: what is copied from the target costs no reading.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[CachedModel, list[int]]] = {}
+
+    def for_prompt(self, lm: TransformersLM, tokens: list[int], vocabulary: int) -> CachedModel:
+        """The drafter, rolled back to what its cache shares with ``tokens``; never the last of them."""
+        model, before = self._kept.get(id(lm), (None, []))
+        if model is None or model.lm is not lm:
+            model, before = CachedModel(lm, len(tokens) + _SPARE_TOKENS, vocabulary), []
+        shared, most = 0, min(len(before) - 1, len(tokens) - 1, model.length)
+        while shared < most and before[shared] == tokens[shared]:
+            shared += 1
+        model.rollback_to(shared)
+        self._kept[id(lm)] = model, tokens
+        return model
+
+
 def proposer_for(
     rapid: RapidModels,
     prompt: PromptTokens,
@@ -46,6 +69,7 @@ def proposer_for(
     target: CachedModel,
     retrieve: Callable[[], Retrieved],
     notes: list[str],
+    drafters: DrafterCaches | None = None,
 ) -> tuple[Proposer | None, float]:
     """What proposes candidates for a question; ``None`` where the target decodes alone.
 
@@ -56,6 +80,7 @@ def proposer_for(
         target: With both in its cache.
         retrieve: Called where the settings need retrieval.
         notes: What a user should know is added.
+        drafters: Where drafters that read keep their caches from question to question; ``None``: nowhere.
 
     Returns:
         The proposer, and the confidence of the retrieval (1 without any).
@@ -78,7 +103,7 @@ def proposer_for(
         if itself and len(shown) >= _MOST_OF_THE_CONTEXT * len(context):
             notes.append("the retrieved context is most of the context: the target decodes alone")
             return _match(rapid, prompt, tail) if hybrid else None, confidence
-    model = _model(rapid, prompt, shown, tail, target)
+    model = _model(rapid, prompt, shown, tail, target, drafters)
     if hybrid:
         return HybridProposer(_match(rapid, prompt, tail, least=_HYBRID_MATCH), model), confidence
     return model, confidence
@@ -89,13 +114,22 @@ def _match(rapid: RapidModels, prompt: PromptTokens, tail: Sequence[int], least:
 
 
 def _model(
-    rapid: RapidModels, prompt: PromptTokens, shown: Sequence[int], tail: Sequence[int], target: CachedModel
+    rapid: RapidModels,
+    prompt: PromptTokens,
+    shown: Sequence[int],
+    tail: Sequence[int],
+    target: CachedModel,
+    drafters: DrafterCaches | None,
 ) -> ModelProposer:
     """The drafter on the positions ``shown`` of the context: it reads them, or keeps the target's keys and values."""
     tokens = [*prompt.head, *(prompt.context[i] for i in shown), *tail]
-    drafter = CachedModel(rapid.drafter, len(tokens) + _SPARE_TOKENS, rapid.vocabulary)
     proposer = rapid.settings.proposer
-    if proposer.endswith("sparse") or (proposer == "window" and rapid.drafter is rapid.target):
+    # A drafter that is the target itself and sees the context in place has no need to read it.
+    copies = proposer.endswith("sparse") or (proposer in ("window", "naive") and rapid.drafter is rapid.target)
+    if drafters is not None and not copies:
+        return ModelProposer(drafters.for_prompt(rapid.drafter, tokens, rapid.vocabulary), tokens)
+    drafter = CachedModel(rapid.drafter, len(tokens) + _SPARE_TOKENS, rapid.vocabulary)
+    if copies:
         end = target.length - 1  # the last token is fed with the first proposal
         before = len(prompt.head)
         kept = [*range(before), *(before + i for i in shown), *range(len(prompt.ids), end)]

@@ -20,7 +20,7 @@ from specrag.rapid.decoding import RapidStats, decode
 from specrag.rapid.draft_length import draft_length
 from specrag.rapid.output import Limits
 from specrag.rapid.prompt import Prompt, PromptTokens, document_prompt
-from specrag.rapid.proposing import RapidModels, proposer_for
+from specrag.rapid.proposing import DrafterCaches, RapidModels, proposer_for
 from specrag.rapid.session_file import SavedSession, read_session, write_session
 
 # Room in the target's cache for a question and its answer, before the cache has to grow.
@@ -92,6 +92,8 @@ class LongContext:
         read_tokens: The tokens that the target's cache begins with: the prompt and the latest question.
         estimates: Costs and acceptance that were measured on this context.
         prefill_seconds: How long reading took.
+        drafters: ``DrafterCaches()`` keeps what drafters read from question to question; ``None`` (the default): each
+            question begins anew. They take memory as long as the session lives.
 
     Raises:
         InvalidInputError: The context is empty, or has more tokens than the target has positions.
@@ -112,6 +114,7 @@ class LongContext:
         check_prompt(self.prompt, rapid.target)
         self.rapid = rapid
         self.estimates = rapid.estimates.for_another_context()
+        self.drafters: DrafterCaches | None = None
         if prefix is None:
             prefix = ReadPrefix(CachedModel(rapid.target, self.tokens + _SPARE_TOKENS, rapid.vocabulary), ())
         chunks = prefix.chunks
@@ -205,7 +208,13 @@ class LongContext:
         stats.prompt_tokens = self.tokens + len(tail)
         self.read_tokens = [*self.prompt.ids, *tail]
         proposer, confidence = proposer_for(
-            rapid, self.prompt, tail, self.model, lambda: self._retrieved(question, stats), stats.notes
+            rapid,
+            self.prompt,
+            tail,
+            self.model,
+            lambda: self._retrieved(question, stats),
+            stats.notes,
+            self.drafters,
         )
         rapid.estimates = self.estimates
         yield from decode(

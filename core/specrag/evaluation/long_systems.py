@@ -1,0 +1,313 @@
+"""Ways to answer from one long document, side by side: RAPID and what it is measured against.
+
+All of them share the target's reading of a document, and what a drafter has read of it. The names follow the main
+table of the paper (Chen et al., arXiv 2502.20330); ``LongSystem.named`` lists them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+
+from specrag._extras import require
+
+# ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
+require("torch", "local", "long-context systems")
+
+from specrag.errors import InvalidInputError, SpecRAGError
+from specrag.evaluation.long_documents import holds_answer
+from specrag.evaluation.long_rows import LongReading, answer_row, pieces
+from specrag.evaluation.records import Question
+from specrag.evaluation.runs import AnswerRow
+from specrag.models.base import Sampling
+from specrag.models.embedders import Embedder
+from specrag.models.transformers import TransformersLM
+from specrag.rapid import LongContext, RapidGenerator, RapidSettings, RapidStats
+from specrag.rapid.chunks import CHUNK_TOKENS, Chunks, Retrieved
+from specrag.rapid.prompt import PromptTokens
+from specrag.rapid.proposing import DrafterCaches
+from specrag.rapid.settings import ProposerName
+from specrag.schema import Passage
+
+#: The instruction before each question. The answer is a sentence, as RAPID's first token is the target's own.
+INSTRUCTION = "Answer the question from the text above in one short sentence.\n\n"
+_PROPOSERS = {"rapid": "rag", "naive-sd": "naive", "magicdec": "window"} | {p: p for p in get_args(ProposerName)}
+_FORMS = (
+    "long-context, long-context-upward, rag, rag-upward, PROPOSER-self and PROPOSER-upward (lossless), "
+    "PROPOSER-self-ETA and PROPOSER-upward-ETA (with transfer), and any but the first two with -irrelevant; "
+    f"PROPOSER is one of {', '.join(_PROPOSERS)}"
+)
+_SPECULATIVE = re.compile(
+    rf"({'|'.join(sorted(_PROPOSERS, key=len, reverse=True))})-(self|upward)(?:-(\d+(?:\.\d+)?))?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongSystem:
+    """One way to answer a question about a long document. ``named`` makes it.
+
+    Attributes:
+        name: As ``named`` takes it.
+        proposer: Where candidates come from; ``None``: a model decodes alone.
+        retrieved: Without a proposer: the model reads the retrieved chunks only ("RAG").
+        upward: The other model drafts, or answers where there is no proposer; otherwise the target does.
+        strength: η; ``None``: lossless.
+        irrelevant: In place of what the question retrieves stand chunks of the document that hold no answer.
+    """
+
+    name: str
+    proposer: ProposerName | None = None
+    retrieved: bool = False
+    upward: bool = False
+    strength: float | None = None
+    irrelevant: bool = False
+
+    @classmethod
+    def named(cls, name: str) -> LongSystem:
+        """The system of that name.
+
+        - ``long-context``: the target reads the document and decodes alone; ``long-context-upward``: the other model.
+        - ``rag``: the target reads the retrieved chunks only; ``rag-upward``: the other model does.
+        - ``naive-sd-self``, ``magicdec-self``, ``match-self``, ...: lossless speculative decoding. Any proposer of
+          ``RapidSettings`` is a name; ``naive-sd`` is ``naive``, ``magicdec`` is ``window``, ``rapid`` is ``rag``.
+        - ``rapid-self-10``, ``rapid-upward-40``, ``hybrid-self-5``, ...: with knowledge transfer, η at the end.
+        - ``-irrelevant`` at the end: the paper's robustness test.
+
+        Raises:
+            InvalidInputError: There is no such system; the message lists the forms.
+        """
+        plain = name.removesuffix("-irrelevant")
+        irrelevant = plain != name
+        if plain in ("long-context", "long-context-upward") and not irrelevant:
+            return cls(name=name, upward=plain.endswith("upward"))
+        if plain in ("rag", "rag-upward"):
+            return cls(name=name, retrieved=True, upward=plain.endswith("upward"), irrelevant=irrelevant)
+        found = _SPECULATIVE.fullmatch(plain)
+        if found is None:
+            raise InvalidInputError(f"unknown system {name!r}: expected {_FORMS}")
+        proposer, drafter, strength = found.groups()
+        return cls(
+            name=name,
+            proposer=_PROPOSERS[proposer],  # type: ignore[arg-type]
+            upward=drafter == "upward",
+            strength=None if strength is None else float(strength),
+            irrelevant=irrelevant,
+        )
+
+    @property
+    def reading(self) -> tuple[str, bool, bool]:
+        """What its drafter reads; systems with the same share the reading."""
+        return ("rag" if self.proposer == "hybrid" else self.proposer or ""), self.upward, self.irrelevant
+
+    def settings(self, common: RapidSettings) -> RapidSettings:
+        """The settings of its generator."""
+        if self.proposer is None:
+            return replace(common, candidates=0, transfer="none")
+        if self.strength is None:
+            return replace(common, proposer=self.proposer, transfer="none")
+        return replace(common, proposer=self.proposer, transfer="rapid", transfer_strength=self.strength)
+
+
+class LongSystems:
+    """Asks several systems about long documents. Each document is read once.
+
+    Args:
+        names: Names of systems (``LongSystem.named``).
+        target: The model that reads the document.
+        drafter: The other model, for the systems with ``upward``. Both read prompts in the target's chat template.
+        embedder: For retrieval; by default the bundled MiniLM.
+        settings: What all systems share. ``proposer``, ``transfer`` and ``transfer_strength`` are the systems' own. By
+            default γ = 5 and greedy decoding, so that every run gives the same texts.
+        max_tokens: Of each answer.
+        instruction: Stands before each question. Retrieval does not see it.
+        seed: Chooses the irrelevant chunks, together with the question's id.
+
+    Raises:
+        InvalidInputError: A name is unknown or there twice, a system needs a drafter and there is none, or a setting
+            does not fit.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        target: TransformersLM,
+        drafter: TransformersLM | None = None,
+        *,
+        embedder: Embedder | None = None,
+        settings: RapidSettings | None = None,
+        max_tokens: int = 48,
+        instruction: str = INSTRUCTION,
+        seed: int = 0,
+    ) -> None:
+        self.systems = tuple(LongSystem.named(name) for name in names)
+        if not names or len(set(names)) < len(names):
+            raise InvalidInputError(f"expected names of systems, each once; got {', '.join(names) or 'none'}")
+        if drafter is None and (lacking := [system.name for system in self.systems if system.upward]):
+            raise InvalidInputError(f"{', '.join(lacking)} need a drafter: give one, or leave them out")
+        if max_tokens < 1:
+            raise InvalidInputError(f"max_tokens must be at least 1, got {max_tokens}")
+        common = settings or RapidSettings(candidates=5, sampling=Sampling())
+        self.target, self.drafter = target, drafter
+        self._common, self._max_tokens, self._instruction, self._seed = common, max_tokens, instruction, seed
+        self._base = RapidGenerator(target, None, replace(common, candidates=0), embedder=embedder)
+        self._generators = {system.name: self._generator(system) for system in self.systems}
+        self._open: _Document | None = None
+
+    def _generator(self, system: LongSystem) -> RapidGenerator:
+        other = self.drafter if system.upward else None
+        settings = system.settings(self._common)
+        if system.proposer is None:
+            return RapidGenerator(other or self.target, None, settings, embedder=self._base.embedder)
+        return RapidGenerator(self.target, other, settings, embedder=self._base.embedder)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """The settings of each system, for ``run.json``."""
+        shared = {"max_tokens": self._max_tokens, "instruction": self._instruction, "target": self.target.name}
+        described = {}
+        for system in self.systems:
+            used = {"drafter": self.drafter.name} if system.upward and self.drafter is not None else {}
+            described[system.name] = {
+                **{key: value for key, value in asdict(system).items() if key != "name"},
+                **shared,
+                **used,
+                "rapid": self._generators[system.name].settings.to_dict(),
+            }
+        return described
+
+    def answers(self, question: Question, done: Collection[str] = ()) -> Iterator[AnswerRow]:
+        """What each system answers, as soon as it has.
+
+        Args:
+            question: With ``context``. Successive questions with the same context share its reading.
+            done: Names of systems to leave out.
+
+        Raises:
+            InvalidInputError: The question has no context.
+        """
+        if not question.context:
+            raise InvalidInputError(f"question {question.id!r} has no document (`context`) to read")
+        asked = [system for system in self.systems if system.name not in done]
+        if not asked:
+            return
+        if self._open is None or self._open.text != question.context:
+            self._open = None  # the old document's memory goes before the new one is read
+            self._open = _Document(question.context, self._base)
+        document = self._open
+        shown = {False: document.retrieved(question.question)}
+        if any(system.irrelevant for system in asked):
+            shown[True] = self._irrelevant(document, question, shown[False])
+        for system in asked:
+            yield self._answer(system, document, question, shown[system.irrelevant])
+
+    def _irrelevant(self, document: _Document, question: Question, retrieved: Retrieved) -> Retrieved:
+        """As many tokens as were retrieved, of chunks that hold no answer and were not retrieved."""
+        context, taken = document.session.prompt.context, set(retrieved.positions)
+        starts = list(range(0, len(context), CHUNK_TOKENS))
+        random = np.random.default_rng([self._seed, zlib.crc32(question.id.encode())])
+        positions: list[int] = []
+        for at in random.permutation(len(starts)).tolist():
+            chunk = range(starts[at], min(starts[at] + CHUNK_TOKENS, len(context)))
+            text = str(self.target.tokenizer.decode([context[i] for i in chunk]))
+            if not taken & set(chunk) and not holds_answer(Passage(text=text), question.answers):
+                positions += chunk[: len(taken) - len(positions)]
+        return Retrieved(sorted(positions), 1.0, similar=bool(positions))
+
+    def _answer(self, system: LongSystem, document: _Document, question: Question, shown: Retrieved) -> AnswerRow:
+        stats, start, text, error = RapidStats(trace=[]), time.perf_counter(), "", None
+        generator, read = self._generators[system.name], document.session.prefill_seconds
+        try:
+            session = self._session(system, document, shown)
+            read, start = session.prefill_seconds, time.perf_counter()
+            text = session.ask(self._instruction + question.question, max_tokens=self._max_tokens, stats=stats).text
+        except SpecRAGError as problem:
+            error = str(problem)
+        seconds = time.perf_counter() - start
+        drafts = system.proposer is not None
+        reading = LongReading(
+            prefill_seconds=read,
+            drafter_seconds=document.drafter_seconds(system, shown, stats.startup_seconds) if drafts else 0.0,
+            drafter_tokens=len(shown.positions) if drafts else 0,
+            holds_answer=document.holds_answer(shown, question),
+        )
+        made = pieces(stats.trace or (), stats.tokens, self.target.tokenizer, generator.target.end_tokens)
+        return answer_row(system.name, question, text, stats, reading, made, seconds=seconds, error=error)
+
+    def _session(self, system: LongSystem, document: _Document, shown: Retrieved) -> LongContext:
+        generator = self._generators[system.name]
+        if not shown.positions:
+            raise InvalidInputError("every other chunk of the document holds an answer: there is no irrelevant context")
+        if system.retrieved:
+            return document.excerpt(shown, generator)
+        if system.proposer is None and system.upward:
+            return document.read_by(generator)
+        return document.for_system(system, generator, shown)
+
+
+class _Document:
+    """A document that the target has read, and what other readers have read of it."""
+
+    def __init__(self, text: str, base: RapidGenerator) -> None:
+        self.text = text
+        self.session = LongContext(text, base)
+        self._base, self._chunks = base, self.session.chunks
+        self._drafters: dict[tuple[str, bool, bool], DrafterCaches] = {}
+        self._seconds: dict[tuple[tuple[str, bool, bool], tuple[int, ...]], float] = {}
+        self._others: dict[int, LongContext] = {}
+
+    def retrieved(self, question: str) -> Retrieved:
+        """The chunks that the question retrieves."""
+        context = self.session.prompt.context
+        return self._chunks.retrieve(question, self._base.budget(len(context)), self._base.embedder)
+
+    def tokens_of(self, shown: Retrieved) -> tuple[int, ...]:
+        """The tokens at the positions that are shown."""
+        return tuple(self.session.prompt.context[i] for i in shown.positions)
+
+    def holds_answer(self, shown: Retrieved, question: Question) -> bool:
+        """Whether what is shown holds an answer."""
+        text = str(self.session.rapid.target.tokenizer.decode(list(self.tokens_of(shown))))
+        return holds_answer(Passage(text=text), question.answers)
+
+    def for_system(self, system: LongSystem, generator: RapidGenerator, shown: Retrieved) -> LongContext:
+        """The target's session, for a system whose drafter sees ``shown``."""
+        session = self.session
+        session.rapid, session.estimates = generator, generator.estimates
+        session.chunks = _Shown(self._chunks, session.rapid.target.tokenizer, shown)
+        session.drafters = self._drafters.setdefault(system.reading, DrafterCaches())
+        return session
+
+    def excerpt(self, shown: Retrieved, generator: RapidGenerator) -> LongContext:
+        """A session over ``shown`` alone, in the target's chat template."""
+        prompt = self.session.prompt
+        return LongContext(PromptTokens(prompt.head, self.tokens_of(shown), prompt.tail), generator)
+
+    def read_by(self, generator: RapidGenerator) -> LongContext:
+        """A session of another model over the whole document, in the target's chat template."""
+        key = id(generator.target)
+        if key not in self._others:
+            self._others[key] = LongContext(self.session.prompt, generator)
+        return self._others[key]
+
+    def drafter_seconds(self, system: LongSystem, shown: Retrieved, seconds: float) -> float:
+        """Seconds in which the drafter read, whichever of the systems that share it made it read."""
+        key = (system.reading, tuple(shown.positions))
+        if seconds:
+            self._seconds.setdefault(key, seconds)
+        return self._seconds.get(key, 0.0)
+
+
+class _Shown(Chunks):
+    """Chunks that were chosen beforehand."""
+
+    def __init__(self, chunks: Chunks, tokenizer: Any, shown: Retrieved) -> None:
+        super().__init__(chunks.tokens, tokenizer, chunks.vectors, chunks.embedder)
+        self._shown = shown
+
+    def retrieve(self, question: str, budget: int, embedder: Embedder) -> Retrieved:
+        return self._shown
