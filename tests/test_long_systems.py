@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from specrag.errors import InvalidInputError
+from specrag.evaluation.data import load_questions
 from specrag.evaluation.long_documents import LongDocuments
 from specrag.evaluation.long_rows import drafter_alone, long_figures, long_table, pieces
+from specrag.evaluation.long_run import run_dialogues, run_long_systems
 from specrag.evaluation.long_systems import LongSystem, LongSystems
-from specrag.evaluation.runs import AnswerRow
+from specrag.evaluation.runs import AnswerRow, Run
 from specrag.models import Sampling
 from specrag.rapid import LongContext, RapidSettings, RapidStats
 from specrag.rapid.decoding import TracedRound
 from specrag.rapid.proposing import DrafterCaches
+from tests.conftest import DEMO
 from tests.fakes import HashEmbedder
 from tests.rapid_parts import DOCUMENT, PROPOSERS, generator, plain_greedy
 
@@ -24,15 +29,22 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def asked(tiny):
-    """Five questions of the demo, over documents of 2,500 tokens."""
-    from specrag.evaluation.data import load_questions
-    from tests.conftest import DEMO
+def documents(tiny):
+    """Documents of 2,500 tokens from the demo's passages."""
+    passages = [passage for question in load_questions(DEMO) for passage in question.passages]
+    return LongDocuments(passages, tiny.count_tokens, 2500, repeat=True)
 
-    questions = load_questions(DEMO)
-    corpus = [passage for question in questions for passage in question.passages]
-    documents = LongDocuments(corpus, tiny.count_tokens, 2500, repeat=True)
-    return [documents.make(question) for question in questions if question.gold][:5]
+
+@pytest.fixture(scope="module")
+def asked(documents):
+    """Five questions with a document each."""
+    return [documents.make(question) for question in load_questions(DEMO) if question.gold][:5]
+
+
+@pytest.fixture(scope="module")
+def questions_of_one_document(documents):
+    """Three questions over one document."""
+    return documents.share([question for question in load_questions(DEMO) if question.gold][:3])
 
 
 def systems(names, target, drafter=None, **options):
@@ -68,6 +80,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_read(tiny):
         LongSystems(["rag"], tiny, embedder=HashEmbedder(), max_tokens=0)
 
 
+@pytest.mark.slow
 def test_every_system_answers_five_questions_and_lossless_ones_say_what_the_target_says(tiny, other, asked):
     runner = systems(NAMES, tiny, other)
     for question in asked:
@@ -112,8 +125,6 @@ def test_a_system_that_fails_has_a_row_and_the_others_go_on(tiny, asked):
 
 
 def test_a_question_without_a_document_is_refused(tiny, asked):
-    from dataclasses import replace
-
     with pytest.raises(InvalidInputError, match="no document"):
         list(systems(["rag"], tiny).answers(replace(asked[0], context="")))
 
@@ -181,3 +192,58 @@ def test_figures_compare_with_the_target_alone_and_count_what_both_miss():
 def test_each_rapid_system_is_compared_with_its_own_drafter():
     assert drafter_alone("rapid-upward-10-irrelevant") == "rag-upward-irrelevant"
     assert drafter_alone("hybrid-self-5") == "rag" and drafter_alone("magicdec-self") is None
+
+
+# --- runs --------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_stopped_continues_and_asks_nothing_twice(tiny, asked, tmp_path):
+    names = ["long-context", "rapid-self-10"]
+
+    def stopping(row, done, left):
+        if row.system == "long-context" and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_long_systems(systems(names, tiny), asked[:3], tmp_path, progress=stopping)
+    assert len(Run.load(tmp_path).answers) == 3
+    told = []
+    rows = run_long_systems(
+        systems(names, tiny), asked[:3], tmp_path, progress=lambda row, done, left: told.append((row.key, done, left))
+    )
+    assert [key for key, _, _ in told] == [("rapid-self-10", asked[1].id), *((name, asked[2].id) for name in names)]
+    assert told[0][2] is None and told[-1][2] > 0
+    assert [row.key for row in rows] == [(name, question.id) for question in asked[:3] for name in names]
+    assert {row.text for row in rows if row.system == "long-context"} == {
+        row.text for row in Run.load(tmp_path).answers if row.system == "long-context"
+    }
+
+
+def test_in_a_dialogue_each_system_sees_its_own_earlier_answers(tiny, other, questions_of_one_document, tmp_path):
+    names = ["long-context", "rapid-self-0", "rag", "rapid-upward-0", "rapid-self-20-irrelevant"]
+    dialogue = questions_of_one_document
+    rows = run_dialogues(systems(names, tiny, other), [dialogue], tmp_path)
+    said = {row.key: row for row in rows}
+    assert [row.error for row in rows] == [None] * (len(names) * len(dialogue))
+    for question in dialogue:  # lossless systems have the same history, so they say the same
+        texts = {said[name, question.id].text for name in ("long-context", "rapid-self-0", "rapid-upward-0")}
+        assert len(texts) == 1
+    read = [said["long-context", question.id].usage["target"].prompt_tokens for question in dialogue]
+    assert read == sorted(set(read))  # each turn is longer than the one before
+    alone = systems(["long-context"], tiny).answers(dialogue[1])
+    assert next(alone).usage["target"].prompt_tokens < read[1]  # a question alone has no history
+
+
+def test_a_dialogue_that_was_stopped_continues_with_the_answers_that_are_there(tiny, questions_of_one_document):
+    dialogue = questions_of_one_document
+    whole = {row.key: row.text for row in systems(["long-context"], tiny).dialogue(dialogue)}
+    begun = {("long-context", dialogue[0].id): whole["long-context", dialogue[0].id]}
+    rest = list(systems(["long-context"], tiny).dialogue(dialogue, begun))
+    assert [row.id for row in rest] == [question.id for question in dialogue[1:]]
+    assert all(row.text == whole[row.key] for row in rest)
+    assert list(systems(["long-context"], tiny).dialogue(dialogue, whole)) == []
+
+
+def test_a_dialogue_over_two_documents_is_refused(tiny, asked):
+    with pytest.raises(InvalidInputError, match="one document"):
+        list(systems(["rag"], tiny).dialogue(asked[:2]))

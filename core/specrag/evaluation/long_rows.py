@@ -60,12 +60,15 @@ class LongReading:
 
     Attributes:
         prefill_seconds: Reading the document; shared by the systems whose target reads it.
+        retrieval_seconds: Retrieving the context that is shown; for the first question of a document with its
+            embeddings.
         drafter_seconds: The drafter's own reading; shared by the systems with the same drafter and context.
         drafter_tokens: Tokens of the context that the drafter saw.
         holds_answer: Whether the retrieved context holds an answer.
     """
 
     prefill_seconds: float
+    retrieval_seconds: float = 0.0
     drafter_seconds: float = 0.0
     drafter_tokens: int = 0
     holds_answer: bool = False
@@ -85,7 +88,8 @@ def answer_row(
     """A row of ``answers.jsonl``. Speeds count decoding alone: neither the document's reading nor the drafter's.
 
     ``rapid`` holds ``pieces``, ``acceptance``, ``accepted``, ``candidates``, ``tokens``, ``tokens_per_second``,
-    ``first_token_seconds`` (from the question), and the fields of ``LongReading``.
+    ``first_token_seconds`` (the retrieval and the question's reading, which come before it), and the fields of
+    ``LongReading``.
     """
     decoding = stats.decode_seconds - stats.startup_seconds
     rapid = {
@@ -98,8 +102,9 @@ def answer_row(
         "tokens": stats.tokens,
         "tokens_per_second": stats.tokens / decoding if decoding > 0 else None,
         "prefill_seconds": reading.prefill_seconds,
+        "retrieval_seconds": reading.retrieval_seconds,
         "drafter_seconds": reading.drafter_seconds,
-        "first_token_seconds": stats.first_token_seconds,
+        "first_token_seconds": reading.retrieval_seconds + stats.first_token_seconds,
         "decode_seconds": decoding,
         "drafter_tokens": reading.drafter_tokens,
         "retrieved_holds_answer": reading.holds_answer,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from specrag.evaluation.long_systems import LongSystems
 from specrag.evaluation.records import Question, require
-from specrag.evaluation.runs import AnswerRow, RunInfo, writing_run
+from specrag.evaluation.runs import AnswerLog, AnswerRow, RunInfo, writing_run
 
 #: Called after each row, with the row, the number of questions that are done, and the seconds that are left.
 Progress = Callable[[AnswerRow, int, float | None], None]
@@ -43,10 +44,8 @@ def run_long_systems(
     Raises:
         InvalidInputError: A question lacks a document or answers, or the folder holds another run.
     """
-    require(questions, answers=True, context=True)
     names = [system.name for system in runner.systems]
-    info = RunInfo.about(questions, runner.describe(), source=source, settings=settings)
-    with writing_run(folder, info, questions) as log:
+    with _opened(runner, questions, folder, source, settings) as log:
         waiting = [q for q in questions if any((name, q.id) not in log.done for name in names)]
         began = time.monotonic()
         for asked, question in enumerate(waiting):
@@ -57,3 +56,44 @@ def run_long_systems(
                 if progress is not None:
                     progress(row, len(questions) - len(waiting) + asked, left)
         return [row for row in log.done.values() if row.system in names]
+
+
+def run_dialogues(
+    runner: LongSystems,
+    dialogues: Sequence[Sequence[Question]],
+    folder: str | Path,
+    *,
+    source: str = "",
+    settings: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> list[AnswerRow]:
+    """As ``run_long_systems``, for questions that follow one another: each dialogue is over one document.
+
+    Raises:
+        InvalidInputError: As ``run_long_systems``; or the questions of a dialogue have different documents.
+    """
+    names = [system.name for system in runner.systems]
+    questions = [question for dialogue in dialogues for question in dialogue]
+    with _opened(runner, questions, folder, source, settings) as log:
+        began, made, total = time.monotonic(), 0, len(questions) * len(names)
+        before = sum(row.system in names for row in log.done.values())
+        for dialogue in dialogues:
+            known = {key: row.text for key, row in log.done.items() if row.error is None}
+            for row in runner.dialogue(dialogue, known):
+                log.append(row)
+                made += 1
+                if progress is not None:
+                    left = (time.monotonic() - began) / made * (total - before - made)
+                    progress(row, [question.id for question in questions].index(row.id), left)
+        return [row for row in log.done.values() if row.system in names]
+
+
+def _opened(
+    runner: LongSystems,
+    questions: Sequence[Question],
+    folder: str | Path,
+    source: str,
+    settings: dict[str, Any] | None,
+) -> AbstractContextManager[AnswerLog]:
+    require(questions, answers=True, context=True)
+    return writing_run(folder, RunInfo.about(questions, runner.describe(), source=source, settings=settings), questions)

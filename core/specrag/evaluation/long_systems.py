@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
@@ -25,12 +25,12 @@ from specrag.evaluation.long_documents import holds_answer
 from specrag.evaluation.long_rows import LongReading, answer_row, pieces
 from specrag.evaluation.records import Question
 from specrag.evaluation.runs import AnswerRow
-from specrag.models.base import Sampling
+from specrag.models.base import Sampling, Turn
 from specrag.models.embedders import Embedder
 from specrag.models.transformers import TransformersLM
 from specrag.rapid import LongContext, RapidGenerator, RapidSettings, RapidStats
 from specrag.rapid.chunks import CHUNK_TOKENS, Chunks, Retrieved
-from specrag.rapid.prompt import PromptTokens
+from specrag.rapid.prompt import PromptTokens, document_prompt
 from specrag.rapid.proposing import DrafterCaches
 from specrag.rapid.settings import ProposerName
 from specrag.schema import Passage
@@ -190,20 +190,59 @@ class LongSystems:
         Raises:
             InvalidInputError: The question has no context.
         """
-        if not question.context:
-            raise InvalidInputError(f"question {question.id!r} has no document (`context`) to read")
         asked = [system for system in self.systems if system.name not in done]
         if not asked:
             return
-        if self._open is None or self._open.text != question.context:
-            self._open = None  # the old document's memory goes before the new one is read
-            self._open = _Document(question.context, self._base)
-        document = self._open
+        document = self._document(question)
+        document.continue_after(())
         shown = {False: document.retrieved(question.question)}
         if any(system.irrelevant for system in asked):
             shown[True] = self._irrelevant(document, question, shown[False])
         for system in asked:
             yield self._answer(system, document, question, shown[system.irrelevant])
+
+    def dialogue(
+        self, questions: Sequence[Question], done: Mapping[tuple[str, str], str] | None = None
+    ) -> Iterator[AnswerRow]:
+        """What each system answers to questions that follow one another in one dialogue over one document.
+
+        Each system sees its own earlier answers.
+
+        Args:
+            questions: With the same ``context``.
+            done: Answers that are there already, by system and the question's id.
+
+        Raises:
+            InvalidInputError: A question has no context, or another one than the first.
+        """
+        if len({question.context for question in questions}) != 1:
+            raise InvalidInputError("a dialogue needs questions over one document: their contexts differ")
+        known = done or {}
+        if all((system.name, question.id) in known for system in self.systems for question in questions):
+            return
+        document = self._document(questions[0])
+        for system in self.systems:
+            history: list[tuple[str, str]] = []
+            for question in questions:
+                text = known.get((system.name, question.id))
+                if text is None:
+                    document.continue_after(history)
+                    shown = document.retrieved(question.question)
+                    if system.irrelevant:
+                        shown = self._irrelevant(document, question, shown)
+                    row = self._answer(system, document, question, shown)
+                    text = row.text
+                    yield row
+                history.append((self._instruction + question.question, text))
+
+    def _document(self, question: Question) -> _Document:
+        """The document of ``question``: the one that was read last, or another one, which is read now."""
+        if not question.context:
+            raise InvalidInputError(f"question {question.id!r} has no document (`context`) to read")
+        if self._open is None or self._open.text != question.context:
+            self._open = None  # the old document's memory goes before the new one is read
+            self._open = _Document(question.context, self._base)
+        return self._open
 
     def _irrelevant(self, document: _Document, question: Question, retrieved: Retrieved) -> Retrieved:
         """As many tokens as were retrieved, of chunks that hold no answer and were not retrieved."""
@@ -229,7 +268,9 @@ class LongSystems:
             error = str(problem)
         seconds = time.perf_counter() - start
         drafts = system.proposer is not None
+        retrieves = system.retrieved or system.proposer in ("rag", "hybrid", "sparse", "hybrid-sparse")
         reading = LongReading(
+            retrieval_seconds=document.retrieval_seconds if retrieves else 0.0,
             prefill_seconds=read,
             drafter_seconds=document.drafter_seconds(system, shown, stats.startup_seconds) if drafts else 0.0,
             drafter_tokens=len(shown.positions) if drafts else 0,
@@ -259,11 +300,20 @@ class _Document:
         self._drafters: dict[tuple[str, bool, bool], DrafterCaches] = {}
         self._seconds: dict[tuple[tuple[str, bool, bool], tuple[int, ...]], float] = {}
         self._others: dict[int, LongContext] = {}
+        self.retrieval_seconds = 0.0
 
     def retrieved(self, question: str) -> Retrieved:
-        """The chunks that the question retrieves."""
-        context = self.session.prompt.context
-        return self._chunks.retrieve(question, self._base.budget(len(context)), self._base.embedder)
+        """The chunks that the question retrieves. Their embeddings are made once per document."""
+        budget, start = self._base.budget(len(self.session.prompt.context)), time.perf_counter()
+        shown = self._chunks.retrieve(question, budget, self._base.embedder)
+        self.retrieval_seconds = time.perf_counter() - start
+        return shown
+
+    def continue_after(self, history: Sequence[tuple[str, str]]) -> None:
+        """From here on, questions follow these questions and answers."""
+        turns = [Turn.of(*said) for asked, told in history for said in (("user", asked), ("assistant", told))]  # type: ignore[arg-type]
+        prompt = document_prompt(self.session.rapid.target.encoder, "-", [*turns, Turn.of("user", "")])
+        self.session.prompt = self.session.prompt.with_tail(prompt.tail)
 
     def tokens_of(self, shown: Retrieved) -> tuple[int, ...]:
         """The tokens at the positions that are shown."""
@@ -292,6 +342,7 @@ class _Document:
         key = id(generator.target)
         if key not in self._others:
             self._others[key] = LongContext(self.session.prompt, generator)
+        self._others[key].prompt = self.session.prompt
         return self._others[key]
 
     def drafter_seconds(self, system: LongSystem, shown: Retrieved, seconds: float) -> float:
