@@ -43,17 +43,23 @@ ROBUSTNESS = (
 )  # fmt: skip
 
 
+def chosen(text: str) -> list[str]:
+    """Names of systems; "main" and "robustness" stand for several."""
+    several = {"main": MAIN, "robustness": ROBUSTNESS}
+    return [name for given in names_of(text) for name in several.get(given, (given,))]
+
+
 def report(folder: Path) -> None:
     """The tables of the run in ``folder``, and how often the retrieved context holds an answer."""
     run = Run.load(folder)
     names = list(run.info.systems)
     reference = "long-context" if "long-context" in names else names[0]
-    for title, chosen in (
+    for title, shown in (
         ("The question's own retrieved context", [name for name in names if not name.endswith("-irrelevant")]),
         ("An irrelevant retrieved context", [reference, *(name for name in names if name.endswith("-irrelevant"))]),
     ):
-        if len(chosen) > 1:
-            print(f"\n{title}\n\n{long_table(list(long_figures(run.answers, chosen, reference=reference)))}")
+        if len(shown) > 1:
+            print(f"\n{title}\n\n{long_table(list(long_figures(run.answers, shown, reference=reference)))}")
     asked = [row.rapid for row in run.answers if row.system == reference and row.rapid]
     if asked:
         held = sum(bool(made["retrieved_holds_answer"]) for made in asked)
@@ -68,10 +74,14 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=8192, help="of a document with its question and answer")
     parser.add_argument("--share", type=int, default=1, help="questions per document")
-    parser.add_argument("--max-tokens", type=int, default=40, help="of an answer")
+    parser.add_argument("--max-tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--candidates", type=int, default=5)
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--systems", type=names_of, default=[*MAIN, *ROBUSTNESS], help="names with commas between them")
+    parser.add_argument(
+        "--systems", type=chosen, default=[*MAIN, *ROBUSTNESS],
+        help="names with commas between them, main, robustness; by default both",
+    )  # fmt: skip
+    parser.add_argument("--sessions", type=Path, help="keep each document's reading in this folder, for a later run")
     parser.add_argument("--report", action="store_true", help="the tables of what is there")
     args = parser.parse_args()
     if args.report:
@@ -80,9 +90,11 @@ def main() -> None:
     target, drafter = loaded(args.target), loaded(args.drafter)
     sampling = Sampling(temperature=args.temperature, seed=0)
     settings = RapidSettings(candidates=args.candidates, sampling=sampling)
-    runner = LongSystems(args.systems, target, drafter, settings=settings, max_tokens=args.max_tokens)
-    chosen, made = questions(args.questions), documents(target, args.tokens - args.max_tokens - 152)
-    asked = [q for at in range(0, len(chosen), args.share) for q in made.share(chosen[at : at + args.share])]
+    runner = LongSystems(
+        args.systems, target, drafter, settings=settings, max_tokens=args.max_tokens, sessions=args.sessions
+    )
+    picked, made = questions(args.questions), documents(target, args.tokens - args.max_tokens - 152)
+    asked = [q for at in range(0, len(picked), args.share) for q in made.share(picked[at : at + args.share])]
     run_long_systems(
         runner, asked, args.out, source="NQ and HotpotQA dev", settings={"tokens": args.tokens, "share": args.share},
         progress=Told(len(asked)),

@@ -60,9 +60,10 @@ def main() -> None:
     parser.add_argument("--dialogues", type=int, default=10)
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=8192, help="of a document with its dialogue")
-    parser.add_argument("--max-tokens", type=int, default=40, help="of an answer")
+    parser.add_argument("--max-tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--candidates", type=int, default=5)
     parser.add_argument("--systems", type=names_of, default=list(SYSTEMS), help="names with commas between them")
+    parser.add_argument("--sessions", type=Path, help="keep each document's reading in this folder, for a later run")
     parser.add_argument("--report", action="store_true", help="the tables of what is there")
     args = parser.parse_args()
     if args.report:
@@ -70,7 +71,9 @@ def main() -> None:
     print(machine(), flush=True)
     target, drafter = loaded(args.target), loaded(args.drafter)
     settings = RapidSettings(candidates=args.candidates, sampling=Sampling())
-    runner = LongSystems(args.systems, target, drafter, settings=settings, max_tokens=args.max_tokens)
+    runner = LongSystems(
+        args.systems, target, drafter, settings=settings, max_tokens=args.max_tokens, sessions=args.sessions
+    )
     room = args.tokens - args.turns * (args.max_tokens + 60)
     chosen, made = questions(args.dialogues * args.turns), documents(target, room)
     dialogues = [made.share(chosen[at : at + args.turns]) for at in range(0, len(chosen), args.turns)]

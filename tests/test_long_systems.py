@@ -219,6 +219,14 @@ def test_a_run_that_was_stopped_continues_and_asks_nothing_twice(tiny, asked, tm
     }
 
 
+def test_a_kept_reading_is_not_read_again(tiny, asked, tmp_path, forward_passes):
+    first = {row.system: row for row in systems(["long-context"], tiny, sessions=tmp_path).answers(asked[0])}
+    counts = forward_passes(tiny.model)
+    later = list(systems(["long-context", "rapid-self-10"], tiny, sessions=tmp_path).answers(asked[0]))
+    assert later[0].text == first["long-context"].text and max(counts) < 600 < asked[0].metadata["tokens"]
+    assert later[0].rapid["prefill_seconds"] == first["long-context"].rapid["prefill_seconds"] > 0
+
+
 def test_in_a_dialogue_each_system_sees_its_own_earlier_answers(tiny, other, questions_of_one_document, tmp_path):
     names = ["long-context", "rapid-self-0", "rag", "rapid-upward-0", "rapid-self-20-irrelevant"]
     dialogue = questions_of_one_document

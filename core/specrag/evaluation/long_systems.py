@@ -6,11 +6,14 @@ table of the paper (Chen et al., arXiv 2502.20330); ``LongSystem.named`` lists t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -30,6 +33,7 @@ from specrag.models.embedders import Embedder
 from specrag.models.transformers import TransformersLM
 from specrag.rapid import LongContext, RapidGenerator, RapidSettings, RapidStats
 from specrag.rapid.chunks import CHUNK_TOKENS, Chunks, Retrieved
+from specrag.rapid.compatibility import fingerprint
 from specrag.rapid.prompt import PromptTokens, document_prompt
 from specrag.rapid.proposing import DrafterCaches
 from specrag.rapid.settings import ProposerName
@@ -127,6 +131,8 @@ class LongSystems:
         max_tokens: Of each answer.
         instruction: Stands before each question. Retrieval does not see it.
         seed: Chooses the irrelevant chunks, together with the question's id.
+        sessions: A folder where each document's reading is kept, for a run that continues or asks other systems: about
+            12 kB per token for a model of 0.5B. ``None``: it is kept in memory alone, until the next document.
 
     Raises:
         InvalidInputError: A name is unknown or there twice, a system needs a drafter and there is none, or a setting
@@ -144,6 +150,7 @@ class LongSystems:
         max_tokens: int = 48,
         instruction: str = INSTRUCTION,
         seed: int = 0,
+        sessions: str | Path | None = None,
     ) -> None:
         self.systems = tuple(LongSystem.named(name) for name in names)
         if not names or len(set(names)) < len(names):
@@ -157,6 +164,7 @@ class LongSystems:
         self._common, self._max_tokens, self._instruction, self._seed = common, max_tokens, instruction, seed
         self._base = RapidGenerator(target, None, replace(common, candidates=0), embedder=embedder)
         self._generators = {system.name: self._generator(system) for system in self.systems}
+        self._sessions = None if sessions is None else Path(sessions)
         self._open: _Document | None = None
 
     def _generator(self, system: LongSystem) -> RapidGenerator:
@@ -241,7 +249,7 @@ class LongSystems:
             raise InvalidInputError(f"question {question.id!r} has no document (`context`) to read")
         if self._open is None or self._open.text != question.context:
             self._open = None  # the old document's memory goes before the new one is read
-            self._open = _Document(question.context, self._base)
+            self._open = _Document(question.context, self._base, self._sessions)
         return self._open
 
     def _irrelevant(self, document: _Document, question: Question, retrieved: Retrieved) -> Retrieved:
@@ -293,9 +301,9 @@ class LongSystems:
 class _Document:
     """A document that the target has read, and what other readers have read of it."""
 
-    def __init__(self, text: str, base: RapidGenerator) -> None:
+    def __init__(self, text: str, base: RapidGenerator, sessions: Path | None) -> None:
         self.text = text
-        self.session = LongContext(text, base)
+        self.session = _read(text, base, sessions)
         self._base, self._chunks = base, self.session.chunks
         self._drafters: dict[tuple[str, bool, bool], DrafterCaches] = {}
         self._seconds: dict[tuple[tuple[str, bool, bool], tuple[int, ...]], float] = {}
@@ -351,6 +359,23 @@ class _Document:
         if seconds:
             self._seconds.setdefault(key, seconds)
         return self._seconds.get(key, 0.0)
+
+
+def _read(text: str, base: RapidGenerator, sessions: Path | None) -> LongContext:
+    """A session over ``text``: loaded where it was kept, else read, and kept in ``sessions``."""
+    if sessions is None:
+        return LongContext(text, base)
+    digest = hashlib.sha256(f"{fingerprint(base.target)} {text}".encode()).hexdigest()[:24]
+    file, note = sessions / f"{digest}.safetensors", sessions / f"{digest}.json"
+    if file.exists() and note.exists():
+        session = LongContext.load(file, base)
+        session.prefill_seconds = float(json.loads(note.read_text())["prefill_seconds"])
+        return session
+    sessions.mkdir(parents=True, exist_ok=True)
+    session = LongContext(text, base)
+    session.save(file)
+    note.write_text(json.dumps({"prefill_seconds": session.prefill_seconds, "tokens": session.tokens}))
+    return session
 
 
 class _Shown(Chunks):
