@@ -39,6 +39,7 @@ def stock_model(positions: int, folder: Path | None = None, shape: str | None = 
 
     dtype = torch.bfloat16 if CUDA else torch.float32
     if shape is not None:
+        torch.manual_seed(0)  # two models of one shape have the same weights
         with torch.device("cuda" if CUDA else "cpu"):
             return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]), dtype=dtype).eval()
     folder = folder or located("smollm2")

@@ -91,27 +91,6 @@ def answer_row(
     ``first_token_seconds`` (the retrieval and the question's reading, which come before it), and the fields of
     ``LongReading``.
     """
-    decoding = stats.decode_seconds - stats.startup_seconds
-    rapid = {
-        "pieces": made,
-        "acceptance": stats.acceptance if stats.candidates else None,
-        "accepted": stats.accepted,
-        "candidates": stats.candidates,
-        "rounds": len(stats.schedule),
-        "from_target": stats.from_target,
-        "tokens": stats.tokens,
-        "tokens_per_second": stats.tokens / decoding if decoding > 0 else None,
-        "prefill_seconds": reading.prefill_seconds,
-        "retrieval_seconds": reading.retrieval_seconds,
-        "drafter_seconds": reading.drafter_seconds,
-        "first_token_seconds": reading.retrieval_seconds + stats.first_token_seconds,
-        "decode_seconds": decoding,
-        "drafter_tokens": reading.drafter_tokens,
-        "retrieved_holds_answer": reading.holds_answer,
-        "depth": question.metadata.get("depth"),
-        "finish": stats.finish,
-        "notes": list(stats.notes),
-    }
     contains = contains_answer(text, question.answers)
     usage = {"target": Usage(stats.prompt_tokens, stats.tokens)}
     if stats.candidates:
@@ -135,9 +114,33 @@ def answer_row(
             "decode": stats.decode_seconds,
         },
         usage=usage,
-        rapid=rapid,
+        rapid=_details(question, stats, reading, made),
         error=error,
     )
+
+
+def _details(question: Question, stats: RapidStats, reading: LongReading, made: list[list[str]]) -> dict[str, Any]:
+    decoding = stats.decode_seconds - stats.startup_seconds
+    return {
+        "pieces": made,
+        "acceptance": stats.acceptance if stats.candidates else None,
+        "accepted": stats.accepted,
+        "candidates": stats.candidates,
+        "rounds": len(stats.schedule),
+        "from_target": stats.from_target,
+        "tokens": stats.tokens,
+        "tokens_per_second": stats.tokens / decoding if decoding > 0 else None,
+        "prefill_seconds": reading.prefill_seconds,
+        "retrieval_seconds": reading.retrieval_seconds,
+        "drafter_seconds": reading.drafter_seconds,
+        "first_token_seconds": reading.retrieval_seconds + stats.first_token_seconds,
+        "decode_seconds": decoding,
+        "drafter_tokens": reading.drafter_tokens,
+        "retrieved_holds_answer": reading.holds_answer,
+        "depth": question.metadata.get("depth"),
+        "finish": stats.finish,
+        "notes": list(stats.notes),
+    }
 
 
 @dataclass(frozen=True)

