@@ -167,8 +167,7 @@ class LongContext:
     def ask(self, question: str, **options: Any) -> RapidOutput:
         """The answer to ``question``. Takes the options of ``stream`` and raises what it raises."""
         stats = options.pop("stats", None) or RapidStats()
-        text = "".join(self.stream(question, stats=stats, **options))
-        return RapidOutput(text, stats)
+        return RapidOutput("".join(self.stream(question, stats=stats, **options)), stats)
 
     def stream(
         self,
@@ -254,8 +253,7 @@ class LongContext:
         return [self.prompt.context[i] for i in retrieved.positions], retrieved.confidence
 
     def _retrieved(self, question: str, stats: RapidStats | None) -> Retrieved:
-        budget = self.rapid.budget(len(self.prompt.context))
-        retrieved = self.chunks.retrieve(question, budget, self.rapid.embedder)
+        retrieved = self.chunks.retrieve(question, self.rapid.budget(len(self.prompt.context)), self.rapid.embedder)
         if not retrieved.similar and stats is not None:
             stats.notes.append("nothing retrieved: the drafter reads the beginning and the end of the context")
         return retrieved
