@@ -8,7 +8,7 @@
 #   stages    Speculative RAG and the span reader: latency of each stage
 #   training  a training step of the drafter: tokens per second
 #
-# DIR (by default $OUT, else build/gpu) receives a log and JSON per part, and table.md with the card's name.
+# DIR (by default $OUT, else build/gpu) receives gpu.log, JSON per part, and table.md with the card's name.
 # --tiny takes tiny shapes, to try the whole out on a CPU. --pack: what benchmarks/gpu_pack.sh made (by default .gpu,
 # where it is there): missing packages, tokenizers and, where they were carried, weights. Models whose weights are not
 # there get random ones of the same shape: their times hold, their texts mean nothing, and the table says so.
@@ -52,23 +52,32 @@ if ls "$pack"/wheels/*.whl > /dev/null 2>&1; then
         "$pack"/wheels/*.whl || exit 1
     export PYTHONPATH="$work/site:$PYTHONPATH"
 fi
+"$python" - << 'END' || exit 1
+import importlib.util, sys
+needed = "torch transformers tokenizers safetensors numpy httpx jinja2 platformdirs filelock regex rich typer pytest peft"
+if lacking := [name for name in (*needed.split(), "accelerate") if importlib.util.find_spec(name) is None]:
+    sys.exit(f"missing here: {', '.join(lacking)}. Carry their wheels: benchmarks/gpu_pack.sh --wheels 'NAME ...'")
+import torch, transformers
+print("Python", sys.version.split()[0], "torch", torch.__version__, "transformers", transformers.__version__)
+END
 cache=$("$python" benchmarks/gpu_models.py --pack "$pack" --work "$work" --device "$device") || exit 1
 export XDG_CACHE_HOME=$cache
 cat "$cache/models.txt"
 
 # --- the parts ---------------------------------------------------------------------------------------
-status=()
+: > "$out/status.txt"
+: > "$out/gpu.log"
 run() { # name, seconds, command...
     local name=$1 limit=$2 start=$SECONDS code
     shift 2
-    echo "== $name (at most $limit s)"
-    timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$out/$name.log"
+    echo "== $name (at most $limit s)" | tee -a "$out/gpu.log"
+    timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$out/gpu.log"
     code=${PIPESTATUS[0]}
     case $code in
-        0) status+=("$name: passed, $((SECONDS - start)) s") ;;
-        124 | 137) status+=("$name: STOPPED after $limit s; what it wrote before counts") ;;
-        *) status+=("$name: FAILED with $code, $((SECONDS - start)) s") ;;
-    esac
+        0) echo "$name: passed, $((SECONDS - start)) s" ;;
+        124 | 137) echo "$name: STOPPED after $limit s; what it wrote before counts" ;;
+        *) echo "$name: FAILED with $code, $((SECONDS - start)) s" ;;
+    esac >> "$out/status.txt"
 }
 wants() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 
@@ -76,7 +85,7 @@ if wants tests; then
     tests=tests/test_cuda.py
     [ "$device" = cpu ] && tests="$tests tests/test_cache_and_attention.py"
     # shellcheck disable=SC2086 # two files are two arguments
-    run tests "${TESTS_SECONDS:-110}" "$python" -m pytest -q -p no:cacheprovider -c /dev/null --rootdir="$PWD" $tests
+    run tests "${TESTS_SECONDS:-100}" "$python" -m pytest -q -p no:cacheprovider -c /dev/null --rootdir="$PWD" $tests
 fi
 if wants rapid; then
     rows=("generate" "plain (ours)" "none, 5" "rapid, 5" "rapid, 10" "none, sparse, 5" "rapid, auto")
@@ -85,7 +94,7 @@ if wants rapid; then
     else
         size=(--shape 8b --lengths 120000 32768 65536 --prompts 2 --tokens 48)
     fi
-    run rapid "${RAPID_SECONDS:-230}" "$python" benchmarks/rapid_decoding.py "${size[@]}" --acceptance 0.77 \
+    run rapid "${RAPID_SECONDS:-220}" "$python" benchmarks/rapid_decoding.py "${size[@]}" --acceptance 0.77 \
         --rows "${rows[@]}" --json "$out/rapid.json"
 fi
 if wants stages; then
@@ -98,7 +107,6 @@ if wants training; then
 fi
 
 # --- the end -----------------------------------------------------------------------------------------
-printf '%s\n' "${status[@]}" > "$out/status.txt"
 "$python" benchmarks/gpu_table.py "$out" "$cache/models.txt" | tee "$out/table.md"
 echo "whole: $((SECONDS - began)) s; results in $out"
 ! grep -q -E 'FAILED|STOPPED' "$out/status.txt"

