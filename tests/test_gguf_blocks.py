@@ -14,6 +14,7 @@ from specrag.engine.step import NativeDecoder, supports
 from specrag.errors import InvalidInputError, ModelNotFoundError
 from specrag.models._gguf import load_blocks
 from specrag.models._loading import quiet_transformers
+from specrag.models._weights import load_model
 from tests.native import needs_native
 
 pytestmark = needs_native
@@ -48,7 +49,7 @@ def blocks_of(weights: np.ndarray, kind: Format) -> np.ndarray:
     return blocks.reshape(len(weights), -1)
 
 
-def write_gguf(path, architecture, kinds, *, output=None, embeddings=Format.Q8_0, name="test"):
+def write_gguf(path, architecture, kinds, *, output=None, embeddings=Format.Q8_0, name="test", kv_heads=KV_HEADS):
     """A small random model; ``kinds``: the formats of the matrices, in turn; ``output``: "same", "other" or none."""
     random = np.random.default_rng(0)
     head = 128 if architecture == "qwen3" else HIDDEN // HEADS
@@ -59,7 +60,7 @@ def write_gguf(path, architecture, kinds, *, output=None, embeddings=Format.Q8_0
     writer.add_embedding_length(HIDDEN)
     writer.add_feed_forward_length(INNER)
     writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
+    writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(VOCABULARY)
@@ -173,6 +174,21 @@ def test_an_architecture_that_is_not_read_is_named(tmp_path):
     path = write_gguf(tmp_path / "model.gguf", "gpt2", [Format.Q8_0])
     with pytest.raises(InvalidInputError, match="architecture 'gpt2'; blocks are read of llama, mistral, qwen2, qwen3"):
         load_blocks(path, torch.float32)
+
+
+def test_a_matrix_of_another_shape_than_the_configuration_says_is_refused(tmp_path):
+    path = write_gguf(tmp_path / "model.gguf", "qwen2", [Format.Q8_0], kv_heads=4)
+    with pytest.raises(
+        InvalidInputError, match=r"attn_k\.weight in .* has the shape \(128, 256\), .* says \(256, 256\)"
+    ):
+        load_blocks(path, torch.float32)
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path):
+    path = write_gguf(tmp_path / "model.gguf", "llama", [Format.Q8_0])
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(ModelNotFoundError, match=r"model\.gguf could not be loaded as a causal language model"):
+        load_model(path, "gguf", torch.float32)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x09\0\0\0" + bytes(64), b"something else" * 10])

@@ -50,7 +50,8 @@ def rounded(kind: Kind, x: torch.Tensor) -> torch.Tensor:
         return x.bfloat16().float()
     blocks = x.unflatten(-1, (-1, 32))
     largest = blocks.abs().amax(-1, keepdim=True)
-    return torch.where(largest > 0, (blocks * (127 / largest)).round() * (largest / 127), 0).flatten(-2)
+    inverse = torch.tensor(127.0) / largest  # of `127 / largest` torch makes two roundings
+    return torch.where(largest > 0, (blocks * inverse).round() * (largest / 127), 0).flatten(-2)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -149,6 +150,18 @@ def test_matrices_lie_side_by_side_and_do_not_overlap():
         matrix.read_blocks(torch.from_numpy(blocks))
     for matrix, blocks in zip(matrices, held, strict=True):
         assert torch.allclose(matrix.unpack(), dequantised(matrix.kind, blocks))
+
+
+@pytest.mark.parametrize("ids", [[0, 90], [-1]])
+def test_ids_that_are_no_rows_are_refused(ids):
+    matrix = matrix_of(Kind.Q8_0, stored(Kind.Q8_0, 90, 64), 64)
+    with pytest.raises(InvalidInputError, match="from 0 to 89, got"):
+        matrix.unpack(torch.tensor(ids))
+
+
+def test_too_few_bytes_are_refused():
+    with pytest.raises(InvalidInputError, match="1020 bytes are not those of a Q8_0 matrix 16 x 64"):
+        BlockMatrix(Kind.Q8_0, 16, 64).read_blocks(torch.zeros(1020, dtype=torch.uint8))
 
 
 def test_columns_that_a_format_cannot_hold_are_refused():

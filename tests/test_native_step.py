@@ -19,6 +19,7 @@ from transformers import (
 
 from specrag.engine.blocks import Kind, use_blocks
 from specrag.engine.step import Conversation, NativeDecoder, supports
+from specrag.errors import InvalidInputError
 from tests.native import needs_native
 
 pytestmark = needs_native
@@ -107,6 +108,14 @@ def test_only_the_wanted_rows_have_logits():
     some = decoder(ids, torch.arange(20), decoder.cache(20), wanted=[19, 3])
     assert torch.equal(some, everything[[19, 3]])
     assert decoder(ids, torch.arange(20), decoder.cache(20), wanted=[]).shape == (0, 97)
+
+
+def test_tokens_outside_of_the_vocabulary_are_refused():
+    _, decoder = model_of("llama")
+    cache = decoder.cache(20)
+    with pytest.raises(InvalidInputError, match="token ids must be from 0 to 96, got 3 to 97"):
+        feed(decoder, cache, [3, 97])
+    assert cache.length == 0
 
 
 def test_positions_need_not_be_those_of_the_cache():
