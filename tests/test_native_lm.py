@@ -101,6 +101,15 @@ def test_verification_has_the_bits_of_single_steps(lm):
 
 
 @needs_native
+def test_a_saved_session_goes_on_where_it_was(lm, tmp_path):
+    rapid = generator(lm, candidates=0, proposer="match")
+    session = LongContext("Some words to read. " * 30, rapid)
+    session.save(tmp_path / "session.safetensors")
+    loaded = LongContext.load(tmp_path / "session.safetensors", rapid)
+    assert torch.equal(asked(loaded, "q")[1], asked(session, "q")[1])
+
+
+@needs_native
 def test_keys_and_values_are_kept_for_another_model_of_the_same_shape(lm):
     first = CachedModel(lm, 64, lm.native.vocabulary)
     first.prefill(list(range(100, 140)))

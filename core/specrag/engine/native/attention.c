@@ -32,7 +32,7 @@ typedef struct {
 
 static const uint16_t zeros[MOST_SIZE];
 
-/* --- one chunk, a few rows ------------------------------------------------------------------------------------------ */
+/* --- one chunk, a few rows -------------------------------------------------------------------------------------- */
 
 #define CASE(rows, call)                                                                                               \
     case rows: {                                                                                                       \
@@ -197,7 +197,7 @@ static void divide(const float *found, int64_t size, float *out)
         vf_store(out + i, vf_div(vf_load(found + i), vf_set1(found[size + 1])));
 }
 
-/* --- all of them ---------------------------------------------------------------------------------------------------- */
+/* --- all of them ------------------------------------------------------------------------------------------------ */
 
 typedef struct {
     const Heads *heads;
@@ -345,7 +345,8 @@ int64_t attention_floats(const Heads *heads, const Sequence *sequences, int64_t 
     return floats;
 }
 
-void attend(const Heads *heads, const Sequence *sequences, int64_t count, const float *queries, float *out, float *memory)
+void attend(
+    const Heads *heads, const Sequence *sequences, int64_t count, const float *queries, float *out, float *memory)
 {
     Job job = {heads, sequences, count, queries, out, memory};
     const int64_t rows = rows_of(sequences, count);

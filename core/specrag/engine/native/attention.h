@@ -25,6 +25,7 @@ typedef struct {
 int64_t attention_floats(const Heads *heads, const Sequence *sequences, int64_t count);
 
 /* queries: [rows][heads][size], times the scale and log2(e). out: the same shape, and may be the same memory. */
-void attend(const Heads *heads, const Sequence *sequences, int64_t count, const float *queries, float *out, float *memory);
+void attend(
+    const Heads *heads, const Sequence *sequences, int64_t count, const float *queries, float *out, float *memory);
 
 #endif

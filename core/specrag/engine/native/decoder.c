@@ -21,7 +21,7 @@ typedef struct {
     int64_t *cache, *slot; /* where each row's key and value go */
 } Step;
 
-/* --- memory -------------------------------------------------------------------------------------------------------- */
+/* --- memory ----------------------------------------------------------------------------------------------------- */
 
 /* Hands out parts of a workspace, or counts what they would take (base NULL). */
 typedef struct {
@@ -96,7 +96,7 @@ static void list_sequences(const Pass *pass, Sequence *sequences, int64_t *cache
     }
 }
 
-/* --- what happens to each row between the products ------------------------------------------------------------------- */
+/* --- what happens to each row between the products -------------------------------------------------------------- */
 
 /* Run ``task`` for tiles of TILE rows: here when it is one, else on the pool. */
 static void for_tiles(void (*task)(void *, int64_t), Step *step, int64_t rows)
@@ -204,7 +204,7 @@ static void put_attended(void *context, int64_t tile)
         put_row(&step->attended, row, step->query + row * step->decoder->heads.row_stride);
 }
 
-/* --- the pass -------------------------------------------------------------------------------------------------------- */
+/* --- the pass --------------------------------------------------------------------------------------------------- */
 
 static void attention_part(Step *step)
 {

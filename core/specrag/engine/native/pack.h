@@ -11,7 +11,7 @@ void pack_blocks(
 /* Floats rounded to ``kind``: BF16, Q8_0 or Q4_1. */
 void pack_floats(int64_t kind, const float *weights, int64_t rows, int64_t columns, uint8_t *panels);
 
-/* Rows of a matrix as floats, or rounded to bfloat16; the other of the two is NULL. ids: which; NULL: 0 to count - 1. */
+/* Rows of a matrix, as floats or rounded to bfloat16; the other is NULL. ids: which rows; NULL: 0 to count - 1. */
 void unpack_rows(const Matrix *matrix, const int64_t *ids, int64_t count, float *floats, uint16_t *bfloat16);
 
 #endif

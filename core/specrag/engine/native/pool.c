@@ -14,7 +14,7 @@
 /* How often the caller looks whether the others are done before it lets another process run. */
 #define PATIENCE 20000
 
-/* The work at hand. ``ticket`` is (its number << 32) + the next item: who takes one says of which work it is. */
+/* The current work. ``ticket`` is (its number << 32) + the next item, so that nobody takes an item of another work. */
 static struct {
     _Atomic uint64_t ticket;
     _Atomic int64_t done;
@@ -27,10 +27,10 @@ static struct {
     _Atomic int64_t count;
 } work;
 
-static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER, bed = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t bell = PTHREAD_COND_INITIALIZER;
+static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER, sleeping = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 
-/* Do items of work ``number`` until none is left. */
+/* Take items of work ``number`` until none is left. */
 static void take_items(uint32_t number)
 {
     for (;;) {
@@ -68,12 +68,12 @@ static uint32_t next_work(uint32_t seen)
             _mm_pause();
         }
     } while (nanoseconds() < until);
-    pthread_mutex_lock(&bed);
+    pthread_mutex_lock(&sleeping);
     atomic_fetch_add(&work.sleepers, 1);
     while ((number = atomic_load(&work.number)) == seen)
-        pthread_cond_wait(&bell, &bed);
+        pthread_cond_wait(&wake, &sleeping);
     atomic_fetch_sub(&work.sleepers, 1);
-    pthread_mutex_unlock(&bed);
+    pthread_mutex_unlock(&sleeping);
     return number;
 }
 
@@ -93,8 +93,8 @@ static void *worker(void *argument)
 static void in_child(void)
 {
     pthread_mutex_init(&turn, NULL);
-    pthread_mutex_init(&bed, NULL);
-    pthread_cond_init(&bell, NULL);
+    pthread_mutex_init(&sleeping, NULL);
+    pthread_cond_init(&wake, NULL);
     atomic_store(&work.started, 1);
     atomic_store(&work.sleepers, 0);
 }
@@ -152,9 +152,9 @@ void pool_run(void (*task)(void *, int64_t), void *context, int64_t count)
     atomic_store(&work.ticket, (uint64_t)number << 32);
     atomic_store(&work.number, number);
     if (atomic_load(&work.sleepers) > 0) {
-        pthread_mutex_lock(&bed);
-        pthread_cond_broadcast(&bell);
-        pthread_mutex_unlock(&bed);
+        pthread_mutex_lock(&sleeping);
+        pthread_cond_broadcast(&wake);
+        pthread_mutex_unlock(&sleeping);
     }
     take_items(number);
     for (int64_t looked = 0; atomic_load(&work.done) < count; looked++) {

@@ -1,8 +1,8 @@
 /* Vectors of 16 lanes: one thin layer over AVX-512 and AVX2.
  *
  * vf: 16 floats. vi: 16 int32, or 16 pairs of bfloat16. vb: 64 unsigned bytes, four for every lane.
- * dot4 and dot2 are what the kernels live from: VNNI's and BF16's instructions where the CPU has them, and the
- * same integers (dot4) or nearly the same sums (dot2) from several instructions where it has not.
+ * dot4 and dot2 do most of the work: one instruction of VNNI or BF16 where the CPU has it, else several instructions
+ * with the same integers (dot4) or nearly the same sums (dot2).
  */
 #ifndef SPECRAG_SIMD_H
 #define SPECRAG_SIMD_H
@@ -88,7 +88,7 @@ INLINE vb vb_or(vb a, vb b) { return _mm512_or_si512(a, b); }
 #define vb_shr(a, n) _mm512_srli_epi16(a, n)
 #define vb_shl(a, n) _mm512_slli_epi16(a, n)
 
-/* acc + the products of four unsigned and four signed bytes, lane by lane; the signed ones are the same in all lanes. */
+/* acc + the products of four unsigned and four signed bytes per lane; the signed ones are the same in all lanes. */
 INLINE vi dot4(vi acc, vb u, int32_t s)
 {
 #if defined(__AVX512VNNI__)
@@ -228,8 +228,9 @@ INLINE __m256 scale2_half(__m256 y, __m256 n)
 INLINE vf vf_scale2(vf y, vf n) { return BOTH_F(scale2_half(y.l, n.l), scale2_half(y.h, n.h)); }
 INLINE vf vf_first(vf a, int64_t n, vf other)
 {
-    const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), count = _mm256_set1_epi32((int32_t)(n > 16 ? 16 : n));
-    __m256i l = _mm256_cmpgt_epi32(count, low), h = _mm256_cmpgt_epi32(count, _mm256_add_epi32(low, _mm256_set1_epi32(8)));
+    const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
+    const __m256i count = _mm256_set1_epi32((int32_t)(n < 0 ? 0 : n > LANES ? LANES : n));
+    const __m256i l = _mm256_cmpgt_epi32(count, low), h = _mm256_cmpgt_epi32(count, high);
     return BOTH_F(_mm256_blendv_ps(other.l, a.l, _mm256_castsi256_ps(l)),
                   _mm256_blendv_ps(other.h, a.h, _mm256_castsi256_ps(h)));
 }
