@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from specrag.engine import native, onednn
 from specrag.engine.blocks import BlockLinear, Kind
@@ -136,6 +137,19 @@ def test_tied_weights_are_kept_once_and_tied_again():
     assert lm.model.lm_head.matrix is lm.model.model.embed_tokens.matrix
     onednn.unpack(lm.model)
     assert lm.model.lm_head.weight is lm.model.model.embed_tokens.weight
+
+
+@needs_native
+def test_a_model_in_bfloat16_is_saved_as_transformers_saves_it(tmp_path, smollm2_path):
+    lm = bundled("smollm2", dtype=torch.bfloat16)
+    assert lm.native is not None
+    lm.model.save_pretrained(tmp_path)
+    saved, original = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+        for folder in (tmp_path, smollm2_path)
+    )
+    assert saved.keys() == original.keys()
+    assert all(torch.equal(saved[name], original[name]) for name in original)
 
 
 @needs_native

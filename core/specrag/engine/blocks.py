@@ -163,6 +163,13 @@ def allocate(shapes: Sequence[tuple[Kind, int, int]]) -> list[BlockMatrix]:
     return [BlockMatrix(*shape, data=part) for shape, part in zip(shapes, parts, strict=True)]
 
 
+def _save_as_weight(matrix: BlockMatrix, destination: dict[str, Any], prefix: str) -> None:
+    """In a state dict, bfloat16 weights stand as those of a plain layer; blocks of fewer bits stay as they are."""
+    if matrix.kind == Kind.BF16:
+        del destination[f"{prefix}data"]
+        destination[f"{prefix}weight"] = matrix.unpack(dtype=torch.bfloat16)
+
+
 class BlockLinear(nn.Module):
     """A linear layer over a ``BlockMatrix``, for inference on the CPU. Input and output keep the caller's dtype."""
 
@@ -183,6 +190,10 @@ class BlockLinear(nn.Module):
         bias = None if self.bias is None else self.bias.float()
         out = self.matrix.multiply(x.detach().reshape(-1, self.in_features).float(), bias)
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        _save_as_weight(self.matrix, destination, prefix)
 
     def unpacked(self, dtype: torch.dtype) -> nn.Linear:
         """A plain layer with these weights."""
@@ -208,6 +219,10 @@ class BlockEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.matrix.unpack(ids.reshape(-1), self.dtype).view(*ids.shape, self.embedding_dim)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        _save_as_weight(self.matrix, destination, prefix)
 
     def unpacked(self, dtype: torch.dtype) -> nn.Embedding:
         """Plain embeddings with these weights."""
