@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
@@ -27,6 +27,7 @@ from typing_extensions import Self
 from langchain_specrag._messages import metadata_of, reply_chunk, reply_fields, to_message, usage_of
 from langchain_specrag._rebuilt import Rebuilt
 from specrag.errors import InvalidInputError
+from specrag.models.base import Quantization
 from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
 from specrag.rapid.chat import CallOptions, call_options
 from specrag.rapid.tools import check_tools
@@ -53,7 +54,7 @@ class _Rapid(Rebuilt):
     seed: int | None = None
     max_tokens: int = Field(default=256, ge=1)
     stop: list[str] | None = None
-    quantization: Literal["int8"] | None = Field(default=None, frozen=True)
+    quantization: Quantization | None = Field(default=None, frozen=True)
     max_sessions: int = Field(default=4, frozen=True)
     _chat: RapidChat = PrivateAttr()
 
@@ -153,7 +154,7 @@ class ChatRapid(_Rapid, BaseChatModel):
         seed: Repeats a run, with a fixed ``candidates`` in the settings.
         max_tokens: Of a reply; also per call.
         stop: Strings that end a reply; also per call.
-        quantization: ``"int8"``: both models with int8 weights, on the CPU.
+        quantization: What the weights of both models are kept as, on the CPU: ``"int8"``, ``"int4"``, or ``"gguf"``.
         max_sessions: How many contexts' sessions are kept.
         streaming: Whether ``invoke`` streams too, for callbacks. By default it does when a callback listens.
 

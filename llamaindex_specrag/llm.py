@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -24,6 +24,7 @@ from typing_extensions import Self
 
 from llamaindex_specrag._messages import to_messages
 from llamaindex_specrag._settings import KnownSettings
+from specrag.models.base import Quantization
 from specrag.rapid import LongContext, Message, RapidChat, RapidGenerator, RapidSettings, RapidStats
 from specrag.rapid.chat import CallOptions, call_options
 
@@ -100,8 +101,10 @@ class RapidLLM(KnownSettings, CustomLLM):
     )
     max_tokens: int = Field(default=256, ge=1, description="Tokens of a reply at most; also per call.")
     stop: list[str] | None = Field(default=None, description="Strings that end a reply; also per call.")
-    quantization: Literal["int8"] | None = Field(
-        frozen=True, default=None, description="'int8': both models with int8 weights, on the CPU."
+    quantization: Quantization | None = Field(
+        frozen=True,
+        default=None,
+        description="What both models' weights are kept as, on the CPU: 'int8', 'int4' or 'gguf'.",
     )
     max_sessions: int = Field(frozen=True, default=4, description="How many contexts' sessions are kept.")
     _chat: RapidChat = PrivateAttr()

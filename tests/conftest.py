@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specrag.engine import forward
+from specrag.engine import forward, step
 from specrag.evaluation.data import load_questions
 from specrag.models import TransformersLM, bundled
 from specrag.models.bundled import located
@@ -199,7 +199,15 @@ def forward_passes(monkeypatch):
                 counts.append(ids.numel())
             return ours(own, ids, *args)
 
+        native = step.NativeDecoder.run
+
+        def watched_natively(own, tokens, *args):
+            if own.model is model:
+                counts.append(len(tokens))
+            return native(own, tokens, *args)
+
         monkeypatch.setattr(forward, "decoder_forward", watched)
+        monkeypatch.setattr(step.NativeDecoder, "run", watched_natively)
         return counts
 
     yield watch

@@ -35,6 +35,14 @@ DATA = (
     "specrag/data/smollm2-rag-drafter/adapter_config.json",
     "specrag/data/smollm2-rag-drafter/adapter_model.safetensors",
     "specrag/data/smollm2-rag-drafter/prompts.json",
+    *(
+        f"specrag/engine/native/{name}.{suffix}"
+        for name in ("attention", "decoder", "kernels", "pack", "plain", "pool", "products")
+        for suffix in "ch"
+    ),
+    "specrag/engine/native/blocks.h",
+    "specrag/engine/native/exports.c",
+    "specrag/engine/native/simd.h",
 )
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from specrag.engine.pages import huge_empty
 from specrag.errors import InvalidInputError
 
 
@@ -32,8 +34,8 @@ class PreallocatedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers in the shape, dtype and device of the first keys and values."""
         batch, heads, _, size = key_states.shape
-        self.key_buffer = key_states.new_empty(batch, heads, self.capacity, size)
-        self.value_buffer = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        self.key_buffer = _empty(key_states, (batch, heads, self.capacity, size))
+        self.value_buffer = _empty(value_states, (batch, heads, self.capacity, value_states.shape[-1]))
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
     def update(
@@ -46,18 +48,22 @@ class PreallocatedLayer(CacheLayerMixin):
         """Append in place. A full buffer grows by half."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        self.reserve(key_states.shape[2])
         end = self.length + key_states.shape[2]
-        if end > self.capacity:
-            self._grow(max(end, self.capacity + self.capacity // 2))
         self.key_buffer[:, :, self.length : end] = key_states
         self.value_buffer[:, :, self.length : end] = value_states
         self.length = end
         return self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
 
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many more tokens. A full buffer grows by half."""
+        if self.length + tokens > self.capacity:
+            self._grow(max(self.length + tokens, self.capacity + self.capacity // 2))
+
     def _grow(self, capacity: int) -> None:
         for name in ("key_buffer", "value_buffer"):
             old = getattr(self, name)
-            new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+            new = _empty(old, (*old.shape[:2], capacity, old.shape[3]))
             new[:, :, : self.length] = old[:, :, : self.length]
             setattr(self, name, new)
         self.capacity = capacity
@@ -104,6 +110,10 @@ class PreallocatedLayer(CacheLayerMixin):
         self.batch_select_indices(beam_idx)
 
 
+def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return huge_empty(shape, like.dtype) if like.is_cpu else like.new_empty(shape)
+
+
 class RollbackCache(Cache):
     """A cache with a ``PreallocatedLayer`` for every layer of a model.
 
@@ -121,6 +131,32 @@ class RollbackCache(Cache):
     def length(self) -> int:
         """Tokens that the cache holds."""
         return int(self.layers[0].length)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the buffers have room for."""
+        return int(self.layers[0].capacity)
+
+    def allocate(self, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        """Allocate all buffers now, on the CPU.
+
+        Args:
+            shape: Batch, key/value heads, size of a head.
+            dtype: Of the keys and values.
+        """
+        like = torch.empty(shape[0], shape[1], 0, shape[2], dtype=dtype)
+        for layer in self.layers:
+            layer.lazy_initialization(like, like)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many more tokens in every layer."""
+        for layer in self.layers:
+            layer.reserve(tokens)
+
+    def advance(self, tokens: int) -> None:
+        """Count ``tokens`` more tokens, which the caller has written into the buffers."""
+        for layer in self.layers:
+            layer.length += tokens
 
     def rollback(self, tokens: int) -> None:
         """Forget the last ``tokens`` tokens in every layer. Nothing is copied."""

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specrag.engine.blocks import BlockLinear, unpack_blocks
+
 # Private to torch; without them no layer is replaced.
 _product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _pack: Any = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
@@ -158,7 +160,9 @@ def use_onednn(model: nn.Module, *, pack: bool = False) -> None:
 
 
 def unpack(model: nn.Module) -> None:
-    """Undo what ``use_onednn`` did."""
+    """Plain layers again: undo ``use_onednn``, and ``specrag.engine.blocks.use_blocks``."""
+    if any(isinstance(module, BlockLinear) for module in model.modules()):
+        unpack_blocks(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, PackedLinear):

@@ -19,7 +19,9 @@ from specrag._abandoned import stop_if_abandoned
 from specrag.engine import forward
 from specrag.engine.kv_cache import RollbackCache, rollback_cache
 from specrag.engine.sampling import draw, to_probabilities
+from specrag.engine.step import NativeDecoder
 from specrag.errors import InvalidInputError
+from specrag.models._native_batch import NativeBatch
 from specrag.models._scoring import probe_rows
 from specrag.models._stopping import stoppable
 from specrag.models.base import Completion, GeneratedText, GenerationRequest, Sampling
@@ -34,7 +36,13 @@ MIN_SHARED_TOKENS = 32
 Layout = Literal["shared", "padded", "single"]
 
 
-def generate(model: Any, rows: Sequence[Row], sampling: Sampling, layout: Layout = "shared") -> None:
+def generate(
+    model: Any,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    layout: Layout = "shared",
+    native: NativeDecoder | None = None,
+) -> None:
     """Run every row to its end; what they wrote is in ``row.completion()``.
 
     Args:
@@ -42,6 +50,7 @@ def generate(model: Any, rows: Sequence[Row], sampling: Sampling, layout: Layout
         rows: One per request; at least one.
         sampling: How tokens are drawn. Its seed is not used here: each row has its own generator.
         layout: How the rows share a batch; see ``batch_layout``.
+        native: The model's native forward pass, where it has one. It takes rows of any layout.
     """
     if layout == "single" and len(rows) > 1:
         for row in rows:
@@ -49,7 +58,11 @@ def generate(model: Any, rows: Sequence[Row], sampling: Sampling, layout: Layout
         return
     prompts, new_tokens = [row.prompt for row in rows], max(row.max_tokens for row in rows)
     share = layout == "shared" and _fits_window(model, prompts, new_tokens)
-    batch = Batch(model, prompts, new_tokens, share=share)
+    batch: Batch | NativeBatch
+    if native is None:
+        batch = Batch(model, prompts, new_tokens, share=share)
+    else:
+        batch = NativeBatch(native, prompts, new_tokens)
     active = list(rows)
     while True:
         stop_if_abandoned()

@@ -111,7 +111,11 @@ def load_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTo
         return source
     where, options = source_of(source, "tokenizer")
     with quiet_transformers() as transformers, loading(source, "a tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(where, **options)
+        if options:
+            from specrag.models._gguf import read_tokenizer  # imports torch, which a client of servers does not have
+
+            return read_tokenizer(Path(source).expanduser())
+        return transformers.AutoTokenizer.from_pretrained(where)
 
 
 def load_causal_lm(source: str | Path, dtype: torch.dtype, *, device_map: Any = None) -> PreTrainedModel:

@@ -22,6 +22,9 @@ from specrag.schema import Usage
 
 Role = Literal["system", "user", "assistant", "tool"]
 
+#: What the weights of a model in this process are kept as, on a CPU; see ``TransformersLM``.
+Quantization = Literal["int8", "int4", "gguf"]
+
 #: Log-probabilities are at most 0; so much above it is rounding.
 MOST_LOG_PROB = 1e-3
 

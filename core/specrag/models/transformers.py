@@ -21,15 +21,25 @@ require("torch", "local", "TransformersLM", otherwise="use OpenAILM with a serve
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specrag.engine.int8 import quantize_int8
 from specrag.engine.lora import merge_lora
 from specrag.engine.memory import out_of_memory
-from specrag.engine.onednn import unpack, use_onednn
+from specrag.engine.onednn import unpack
+from specrag.engine.step import NativeDecoder
 from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models import _generation, _scoring
-from specrag.models._loading import load_causal_lm, load_tokenizer
+from specrag.models._loading import load_tokenizer
 from specrag.models._stopping import stoppable
-from specrag.models.base import Capabilities, Completion, GenerationRequest, LanguageModel, Sampling, Score, Turn
+from specrag.models._weights import NativeOf, check_quantization, lay_out, load_model
+from specrag.models.base import (
+    Capabilities,
+    Completion,
+    GenerationRequest,
+    LanguageModel,
+    Quantization,
+    Sampling,
+    Score,
+    Turn,
+)
 from specrag.models.tokenization import ConversationEncoder
 from specrag.schema import Usage
 
@@ -41,8 +51,10 @@ _INT8_TOLERANCE = 0.5
 class TransformersLM(LanguageModel):
     """A causal language model of transformers, for drafting, verifying, or both.
 
-    On x86 CPUs, float32 linear layers multiply with oneDNN. A model that is loaded here in float32 or bfloat16 has its
-    weights laid out for that; ``specrag.engine.onednn.unpack`` undoes it for those who train ``.model``.
+    On x86 CPUs, the weights of a model that is loaded here are laid out for fast products;
+    ``specrag.engine.onednn.unpack`` undoes that for those who train ``.model``. Models of the Llama, Mistral, Qwen2
+    and Qwen3 families run in the native engine in bfloat16 and with quantized weights (``specrag.engine.step``), where
+    this machine has a C compiler. Float32 layers multiply with oneDNN.
 
     Args:
         model: A folder, a ``.gguf`` file, a hub id, or a loaded model (then ``tokenizer`` is needed).
@@ -52,8 +64,9 @@ class TransformersLM(LanguageModel):
         device: ``"cpu"``, ``"cuda:0"``, ...; by default a GPU when there is one.
         device_map: Given to ``from_pretrained`` in place of ``device`` (several devices; needs accelerate).
         adapter: A folder with a LoRA adapter in peft's format, merged into the weights (``specrag train`` makes one).
-        quantization: ``"int8"``: linear layers with int8 weights, on the CPU. Fastest for one row at a time, as RAPID's
-            drafter decodes. A loaded model is changed in place.
+        quantization: What the weights are kept as, on the CPU. ``"gguf"``: the blocks of the ``.gguf`` file, as they
+            are. ``"int8"`` and ``"int4"``: rounded, with one scale for every 32 weights; a loaded model is changed in
+            place. Decoding reads all weights for every token, so fewer bits are faster.
         chat_template: ``"auto"``: the tokenizer's own where it has one; ``None``: plain prompts; or a template.
         packing: ``"auto"`` packs all scored conversations into one row where the architecture allows it, which is
             checked once against scoring one at a time. ``False`` uses padded batches, ``True`` skips the check.
@@ -75,13 +88,18 @@ class TransformersLM(LanguageModel):
         device: str | torch.device | None = None,
         device_map: Any = None,
         adapter: str | Path | None = None,
-        quantization: Literal["int8"] | None = None,
+        quantization: Quantization | None = None,
         chat_template: str | None = "auto",
         packing: Literal["auto"] | bool = "auto",
     ) -> None:
         if packing not in ("auto", True, False):
             raise InvalidInputError(f"packing must be 'auto', True or False, got {packing!r}")
-        wanted = _checked_device(device, device_map, quantization)
+        if device is not None and device_map is not None:
+            raise InvalidInputError("give device or device_map, not both")
+        wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_quantization(quantization, model, wanted, device_map)
+        if quantization == "gguf" and adapter is not None:
+            raise InvalidInputError("an adapter cannot be merged into quantization='gguf': use 'int8' or 'int4'")
         if isinstance(model, PreTrainedModel):
             if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 raise InvalidInputError("a loaded model needs its tokenizer: TransformersLM(model, tokenizer)")
@@ -91,8 +109,8 @@ class TransformersLM(LanguageModel):
             if dtype is not None or device is not None:
                 self.model = self.model.to(device=device, dtype=dtype)
         else:
-            dtype = dtype or (torch.float32 if wanted.type == "cpu" else torch.bfloat16)
-            self.model, self.name = load_causal_lm(model, dtype, device_map=device_map), str(model)
+            dtype = dtype or (None if wanted.type == "cpu" else torch.bfloat16)
+            self.model, self.name = load_model(model, quantization, dtype, device_map), str(model)
             tokenizer = load_tokenizer(tokenizer or model)
             if device_map is None:
                 self.model = self.model.to(wanted)
@@ -100,11 +118,10 @@ class TransformersLM(LanguageModel):
         if adapter is not None:
             merge_lora(self.model, adapter)
             self.folder, self.name = _folder(adapter), f"{self.name}+{Path(adapter).name}"
-        if quantization == "int8":
-            quantize_int8(self.model)
         # A caller's own model keeps its weights in place. One that accelerate dispatched keeps its modules and hooks.
-        use_onednn(self.model, pack=not isinstance(model, PreTrainedModel) and device_map is None)
+        lay_out(self.model, quantization, loaded_here=not isinstance(model, PreTrainedModel) and device_map is None)
         self.model.eval()
+        self._native = NativeOf()
         self.quantization = quantization
         self.tokenizer: Any = tokenizer
         self.encoder = ConversationEncoder(self.tokenizer, chat_template)
@@ -129,6 +146,11 @@ class TransformersLM(LanguageModel):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def native(self) -> NativeDecoder | None:
+        """The model's forward pass in the native engine; ``None`` where torch runs it."""
+        return self._native(self.model)
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
@@ -173,9 +195,10 @@ class TransformersLM(LanguageModel):
             row = _generation.Row(self.encoder, request, self.end_tokens, generator, top_log_probs)
             self._check_length(len(row.prompt) + request.max_tokens, "prompt and reply")
             rows.append(row)
-        layout = self._layout if len(rows) > 1 else "shared"
+        native = self.native
+        layout = self._layout if len(rows) > 1 and native is None else "shared"
         with self._in_use("generating"):
-            _generation.generate(self.model, rows, sampling, layout)
+            _generation.generate(self.model, rows, sampling, layout, native)
         return [row.completion() for row in rows]
 
     def score(self, requests: Sequence[Sequence[Turn]]) -> list[Score]:
@@ -208,18 +231,6 @@ class TransformersLM(LanguageModel):
                 f"{what} of {tokens} tokens exceed the {self.context_window} positions of {self.name}: "
                 "shorten the input"
             )
-
-
-def _checked_device(device: str | torch.device | None, device_map: Any, quantization: str | None) -> torch.device:
-    """Where the model runs, unless ``device_map`` says."""
-    if device is not None and device_map is not None:
-        raise InvalidInputError("give device or device_map, not both")
-    if quantization not in (None, "int8"):
-        raise InvalidInputError(f"quantization must be None or 'int8', got {quantization!r}")
-    wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if quantization == "int8" and (wanted.type != "cpu" or device_map is not None):
-        raise InvalidInputError("quantization='int8' runs on the CPU: give device='cpu'")
-    return wanted
 
 
 def _folder(path: str | Path) -> Path | None:

@@ -29,6 +29,7 @@ class CachedModel:
         vocabulary: The number of logits to keep; the rest is padding of the vocabulary.
 
     Attributes:
+        native: The model's forward pass in the native engine, where it has one.
         light: Whether steps of a few tokens take ``specrag.engine.forward`` in place of transformers' forward pass.
         skipped: Tokens before the next one that the cache leaves out (see ``keep``).
         forward_seconds: Seconds inside forward passes so far.
@@ -40,10 +41,16 @@ class CachedModel:
     def __init__(self, lm: TransformersLM, capacity: int, vocabulary: int) -> None:
         check_supported(lm.model.config)
         self.lm, self.vocabulary = lm, vocabulary
-        self.cache = rollback_cache(lm.model.config, capacity)
+        self.native = lm.native
+        self.cache = rollback_cache(lm.model.config, capacity) if self.native is None else self.native.cache(capacity)
         self.light = forward.supports(lm.model)
         self.skipped = 0
         self.forward_seconds = 0.0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the keys and values."""
+        return self.lm.dtype if self.native is None else torch.bfloat16
 
     @property
     def length(self) -> int:
@@ -89,7 +96,7 @@ class CachedModel:
         kept = torch.tensor(positions)
         for own, its in zip(self.cache.layers, other.cache.layers, strict=True):
             kept = kept.to(its.key_buffer.device)
-            own.update(*(b[:, :, kept].to(self.lm.device, self.lm.dtype) for b in (its.key_buffer, its.value_buffer)))
+            own.update(*(b[:, :, kept].to(self.lm.device, self.dtype) for b in (its.key_buffer, its.value_buffer)))
         self.skipped = end - len(positions)
 
     def rollback_to(self, length: int) -> None:
@@ -102,7 +109,10 @@ class CachedModel:
             start = time.perf_counter()
             first = self.length + self.skipped
             at = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
-            if self.light and self.length and ids.shape[1] <= forward.MAX_TOKENS:
+            if self.native is not None:
+                wanted = range(ids.shape[1] - keep, ids.shape[1])
+                logits = self.native(ids[0], at[0], self.cache, wanted=wanted)
+            elif self.light and self.length and ids.shape[1] <= forward.MAX_TOKENS:
                 logits = forward.decoder_forward(model, ids, at, self.cache, attend)[0, -keep:]
             else:
                 logits = model(

@@ -12,10 +12,10 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 from specrag.errors import InvalidInputError
-from specrag.models.base import Sampling
+from specrag.models.base import Quantization, Sampling
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.conversation import Message, conversation, document_texts
 from specrag.rapid.decoding import RapidStats
@@ -113,7 +113,7 @@ class RapidChat:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        quantization: Literal["int8"] | None = None,
+        quantization: Quantization | None = None,
         max_sessions: int = 4,
     ) -> RapidChat:
         """With a generator that exists, or with models from folders or hub ids.
@@ -132,7 +132,7 @@ class RapidChat:
             top_k: See ``Sampling``.
             top_p: See ``Sampling``.
             seed: See ``Sampling``.
-            quantization: Of both models.
+            quantization: Of both models; see ``TransformersLM``.
             max_sessions: How many sessions are kept.
 
         Raises:
@@ -218,7 +218,7 @@ class RapidChat:
 def _generator(
     wanted: RapidSettings,
     given: RapidGenerator | None,
-    names: tuple[str | None, str | None, Literal["int8"] | None],
+    names: tuple[str | None, str | None, Quantization | None],
 ) -> RapidGenerator:
     """The generator of a chat: ``given``, one over its models, or one over the models of these names."""
     model, drafter, quantization = names

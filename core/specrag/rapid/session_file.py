@@ -100,7 +100,7 @@ def _session(
     expected = _shape(lm, len(head) + len(context))
     for i, layer in enumerate(model.cache.layers):
         keys, values = tensors[f"keys.{i}"], tensors[f"values.{i}"]
-        if not tuple(keys.shape) == tuple(values.shape) == expected or keys.dtype != lm.dtype:
+        if not tuple(keys.shape) == tuple(values.shape) == expected or keys.dtype != model.dtype:
             raise ValueError(
                 f"layer {i} has keys and values of {tuple(keys.shape)} and {tuple(values.shape)}, "
                 f"{lm.name} needs {expected}"
