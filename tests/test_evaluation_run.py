@@ -73,7 +73,7 @@ def test_settings_in_a_name_reach_the_system(parts):
     [
         ("oracle", "unknown system 'oracle'; known are: standard, corrective, self-reflective, drafter, extractive"),
         ("speculative:m=3", "expected settings as name=value of drafts, passages_per_draft"),
-        ("speculative:drafts=0", "speculative:drafts=0: drafts must be a whole number of at least 1"),
+        ("speculative:drafts=0", "speculative:drafts=0: drafts must be at least 1, got 0"),
         ("speculative:verifier=other", "verifier must be 'given' or 'own'"),
         ("speculative:statement=9", "statement must be 1 to 4"),
         ("standard", "standard: this system needs a language model"),

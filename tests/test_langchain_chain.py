@@ -140,7 +140,7 @@ def test_what_is_missing_is_named():
         SpeculativeRAGRunnable(drafter=first_passage_lm()).invoke({"input": "q"})
     with pytest.raises(ValueError, match="drafter must be a specrag LanguageModel"):
         SpeculativeRAGRunnable(drafter="gpt")
-    with pytest.raises(ValueError, match="drafts must be a whole number"):
+    with pytest.raises(ValueError, match="drafts must be at least 1, got 0"):
         SpeculativeRAGRunnable(drafter=first_passage_lm(), drafts=0)
     with pytest.raises(ValueError, match="dratfs"):
         SpeculativeRAGRunnable(drafter=first_passage_lm(), dratfs=3)
@@ -166,7 +166,7 @@ def test_settings_are_frozen_and_a_copy_with_others_is_another_pipeline():
     copy = rag.model_copy(update={"drafts": 1, "scoring": {"scores": ["draft"]}})
     assert len(copy.invoke(inputs)["drafts"]) == 1 and copy.invoke(inputs)["details"]["scores_used"] == ["draft"]
     assert len(rag.invoke(inputs)["drafts"]) == 5 and len(rag.model_copy().invoke(inputs)["drafts"]) == 5
-    with pytest.raises(ValueError, match="drafts must be a whole number"):
+    with pytest.raises(ValueError, match="drafts must be at least 1, got 0"):
         rag.model_copy(update={"drafts": 0})
     with pytest.raises(ValueError, match="dratfs"):
         rag.model_copy(update={"dratfs": 1})

@@ -77,7 +77,7 @@ def test_metadata_modes_are_respected():
 def test_settings_and_models_are_checked_at_the_door():
     with pytest.raises(InvalidInputError, match="drafter must be a specrag LanguageModel"):
         engine_of("gpt")
-    with pytest.raises(InvalidInputError, match="drafts must be a whole number"):
+    with pytest.raises(InvalidInputError, match="drafts must be at least 1, got 0"):
         engine_of(drafts=0)
     with pytest.raises(InvalidInputError, match="unknown settings dratfs: there are drafter, .*passages_per_draft"):
         engine_of(dratfs=1)

@@ -127,12 +127,10 @@ def test_a_batch_in_parts_of_like_length_has_the_loss_of_its_examples_alone(mini
         ReaderExample("who", (Passage("It was Ann, " + "surely " * 30),), ("Ann",)),
         ReaderExample("why", (Passage("Nobody knows."),)),
     ]
+    trainer = SimpleNamespace(_longest=8, state=SimpleNamespace(global_step=0))
     with torch.no_grad():
-        loss = _ReaderTrainer.compute_loss(SimpleNamespace(_longest=8), model, collate([examples]))
-        alone = [
-            _ReaderTrainer.compute_loss(SimpleNamespace(_longest=8), model, collate([[example]]))
-            for example in examples
-        ]
+        loss = _ReaderTrainer.compute_loss(trainer, model, collate([examples]))
+        alone = [_ReaderTrainer.compute_loss(trainer, model, collate([[example]])) for example in examples]
     assert float(loss) == pytest.approx(float(sum(alone) / 3), abs=1e-4)
 
 

@@ -49,7 +49,8 @@ class Selection:
             raise DraftingError(f"all {len(drafts.failures)} drafts failed; the first: {drafts.failures[0].error}")
         scoring = self.scoring
         choice = choose(drafts.verdicts, scoring.counted, scoring.threshold, weights=scoring.weights, merge=self.merge)
-        confidence, reason = self._judged(choice, found_nothing=not drafts.timed_out and not drafts.verdicts)
+        found_nothing = not (drafts.timed_out or drafts.verdicts or drafts.unverified)
+        confidence, reason = self._judged(choice, found_nothing=found_nothing)
         return _answer(asked, drafts, choice, confidence, reason)
 
     def _unverified(self, asked: Asked, drafts: VerifiedDrafts) -> SpeculativeAnswer:
