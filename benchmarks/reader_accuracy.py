@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=150)
     parser.add_argument("--skip", type=int, default=150)
     parser.add_argument("--no-standard", action="store_true")
+    parser.add_argument("--no-listwise", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     questions = load_questions(DATA)[args.skip :][: args.questions]
@@ -48,7 +49,7 @@ def main() -> None:
     listwise = {
         name: SpeculativeRAG(drafter=reader, verifier=lm, embedder=embedder, scoring=Scoring(mode="listwise"))
         for name, reader in readers.items()
-        if lm is not None
+        if lm is not None and not args.no_listwise
     }
     print(machine(), lm, flush=True)
     with args.out.open("a") as out:

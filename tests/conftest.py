@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from specrag.models import TransformersLM, bundled
 from specrag.models.bundled import located
 
 TOKENIZERS = Path(__file__).parent / "data" / "tokenizers"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DEMO = Path(__file__).parent.parent / "core" / "specrag" / "data" / "demo.jsonl"
 
 # Tests that take more than two seconds on two cores (`pytest --durations=60`), besides those with the mark in their
@@ -213,3 +216,18 @@ def forward_passes(monkeypatch):
     yield watch
     for handle in handles:
         handle.remove()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A Chromium of the system, or the one that `playwright install chromium` brought; closed before other modules."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pages are opened with playwright: make .venv/.dev")
+    with playwright.sync_playwright() as started:
+        path = next(filter(None, map(shutil.which, BROWSERS)), started.chromium.executable_path)
+        if not Path(path).exists():
+            pytest.skip(f"no Chromium: install one of {', '.join(BROWSERS)}, or run `playwright install chromium`")
+        # Chromium's sandbox refuses to run as root, as in containers.
+        root = hasattr(os, "geteuid") and os.geteuid() == 0
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"] if root else [])
+        yield browser
+        browser.close()

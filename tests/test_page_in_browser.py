@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -19,22 +16,7 @@ from tests.page_parts import HOSTILE, make_run, race
 playwright = pytest.importorskip("playwright.sync_api", reason="the pages are opened with playwright: make .venv/.dev")
 expect = playwright.expect
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SHOWN = HOSTILE.replace("\0", "\u2400").replace("\ud83d", "\ufffd")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A Chromium of the system, or the one that `playwright install chromium` brought."""
-    with playwright.sync_playwright() as started:
-        path = next(filter(None, map(shutil.which, BROWSERS)), started.chromium.executable_path)
-        if not Path(path).exists():
-            pytest.skip(f"no Chromium: install one of {', '.join(BROWSERS)}, or run `playwright install chromium`")
-        # Chromium's sandbox refuses to run as root, as in containers.
-        root = hasattr(os, "geteuid") and os.geteuid() == 0
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"] if root else [])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -17,21 +14,6 @@ from tests.serving_parts import ALICE, RADIUM, index_of, rapid_models, real_mode
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is opened with playwright: make .venv/.dev")
 expect = playwright.expect
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A Chromium of the system, or the one that `playwright install chromium` brought."""
-    with playwright.sync_playwright() as started:
-        path = next(filter(None, map(shutil.which, BROWSERS)), started.chromium.executable_path)
-        if not Path(path).exists():
-            pytest.skip(f"no Chromium: install one of {', '.join(BROWSERS)}, or run `playwright install chromium`")
-        # Chromium's sandbox refuses to run as root, as in containers.
-        root = hasattr(os, "geteuid") and os.geteuid() == 0
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"] if root else [])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

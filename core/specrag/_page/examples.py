@@ -13,17 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specrag._page.document import write
+from specrag._page.scores import SCORES
 
-#: The scores of a draft, and their headings.
-SCORES = {
-    "log_draft": "log ρ_draft",
-    "log_self_contain": "log ρ_SC",
-    "log_self_reflect": "log ρ_SR",
-    "log_listwise": "log ρ_L",
-    "log_span": "log ρ_span",
-    "log_agreement": "log agreement",
-    "log_score": "log ρ",
-}
 _SOURCES = {"passages": "the passages’ embeddings", "embedder": "the embedder"}
 
 

@@ -1,14 +1,13 @@
-"""What every system over passages has: its entry points, and how it makes an answer out of drafts."""
+"""What every system over passages has: its protocol, and how it makes an answer out of drafts."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-from specrag import _blocking
 from specrag.errors import InvalidInputError, kind_of
-from specrag.schema import AnswerReady, DraftFailure, Event, Passage, SpeculativeAnswer, Usage, Verdict
+from specrag.schema import DraftFailure, Event, Passage, SpeculativeAnswer, Usage, Verdict
 from specrag.speculative._asked import Asked
 from specrag.speculative.pipeline import SpeculativeRAG
 
@@ -53,39 +52,6 @@ def ready_system(given: Any, others: Collection[str]) -> System:
 def begins_without_perspectives(system: System) -> bool:
     """Whether the first stage of ``system`` is another than the choice of perspectives, for ``WorkTracker``."""
     return not isinstance(system, SpeculativeRAG) or bool(system.roles.readers)
-
-
-class Streaming:
-    """The entry points of a system that has ``astream``."""
-
-    def astream(self, question: str, passages: Iterable[Any]) -> AsyncGenerator[Event, None]:
-        """What happens, as it happens: drafts, verdicts, and at last the answer. Raises as ``answer`` does."""
-        raise NotImplementedError
-
-    def stream(self, question: str, passages: Iterable[Any]) -> Iterator[Event]:
-        """``astream`` for blocking code."""
-        return _blocking.iterate(self.astream(question, passages))
-
-    async def aanswer(self, question: str, passages: Iterable[Any]) -> SpeculativeAnswer:
-        """``answer``, awaited."""
-        async for event in self.astream(question, passages):
-            if isinstance(event, AnswerReady):
-                return event.answer
-        raise AssertionError("the stream ended without an answer")  # pragma: no cover
-
-    def answer(self, question: str, passages: Iterable[Any]) -> SpeculativeAnswer:
-        """The answer to ``question``. Also safe where an event loop runs (in a notebook).
-
-        Args:
-            question: What is asked.
-            passages: The retrieved passages, best first. Each is a ``Passage``, a string, a mapping with ``text``, or a
-                LangChain ``Document`` (see ``Passage.of``).
-
-        Raises:
-            InvalidInputError: The question is empty or too long for a model, or something is not a passage.
-            ModelError: A model failed.
-        """
-        return _blocking.run(self.aanswer(question, passages))
 
 
 def answer_of(

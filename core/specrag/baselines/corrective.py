@@ -11,7 +11,7 @@ from specrag._abandoned import in_thread
 from specrag._fields import check_numbers
 from specrag.baselines._settings import check_count, checked_model, texts_for
 from specrag.baselines._writing import Writer
-from specrag.baselines.base import Streaming, answer_of
+from specrag.baselines.base import answer_of
 from specrag.baselines.evaluators import PassageEvaluator, as_evaluator
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel
@@ -19,6 +19,7 @@ from specrag.schema import AnswerReady, DraftDone, Event, Passage, Usage, Verdic
 from specrag.speculative._asked import Asked
 from specrag.speculative._clock import Clock
 from specrag.speculative.drafting import Assignment
+from specrag.speculative.entries import Streaming
 from specrag.speculative.perspectives import distinct_passages
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.verification import draft_score

@@ -10,7 +10,7 @@ from specrag._fields import check_numbers
 from specrag.baselines._critics import Critic, Critique, PromptCritic, ReflectionPrompts, TokenCritic
 from specrag.baselines._settings import check_count, check_shares, checked_model, texts_for
 from specrag.baselines._yes_no import check_yes_no
-from specrag.baselines.base import Streaming, answer_of
+from specrag.baselines.base import answer_of
 from specrag.baselines.reflection_tokens import ReflectionModel, check_reflection_tokens, has_reflection_tokens
 from specrag.errors import DraftingError, InvalidInputError
 from specrag.models.base import LanguageModel
@@ -30,6 +30,7 @@ from specrag.speculative._asked import Asked
 from specrag.speculative._clock import Clock
 from specrag.speculative._roles import check_types
 from specrag.speculative.drafting import Assignment
+from specrag.speculative.entries import Streaming
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.verification import draft_score
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from specrag.baselines._settings import checked_model, texts_for
 from specrag.baselines._writing import Writer
-from specrag.baselines.base import Streaming, answer_of
+from specrag.baselines.base import answer_of
 from specrag.models.base import LanguageModel
 from specrag.schema import AnswerReady, DraftDone, Event, Verdict, VerdictReady
 from specrag.speculative._asked import Asked
 from specrag.speculative._clock import Clock
 from specrag.speculative.drafting import Assignment
+from specrag.speculative.entries import Streaming
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.verification import draft_score
 

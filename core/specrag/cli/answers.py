@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from specrag._page import SCORES
 from specrag.cli.console import out, show_notes, working
 
 if TYPE_CHECKING:
@@ -19,15 +20,7 @@ if TYPE_CHECKING:
 
 # Characters of a passage in the list of sources: one line of a usual terminal, after the title.
 EXCERPT = 110
-# A verdict's scores and their headings in the table of drafts. Written drafts always have the paper's.
-SCORES = {
-    "log_draft": "log ρ_draft",
-    "log_self_contain": "log ρ_SC",
-    "log_self_reflect": "log ρ_SR",
-    "log_listwise": "log ρ_L",
-    "log_span": "log ρ_span",
-    "log_score": "log ρ",
-}
+# Written drafts always have the paper's scores in the table of drafts.
 PAPERS = ("log_draft", "log_self_contain", "log_self_reflect", "log_score")
 
 

@@ -14,7 +14,7 @@ import typer
 
 from specrag._files import check_file_target, turn_of, whole, writing
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
-from specrag.cli.loading import load_embedder, load_pipeline
+from specrag.cli.loading import check_models, load_embedder, load_pipeline, note_confidence
 from specrag.cli.options import (
     ApiKeyOption,
     CalibrationOption,
@@ -79,6 +79,7 @@ def batch(
         bare = [row.id for row in rows if row.passages is None]
         if docs is None and bare:
             raise InvalidInputError(f"{questions}: question {bare[0]!r} has no passages: give --docs INDEX")
+        check_models(drafter, verifier, server, embedder, embedder_server)
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             index = PassageIndex.load(docs, used) if docs is not None else None
@@ -93,6 +94,7 @@ def batch(
                 min_confidence=min_confidence,
                 escalate=escalate.value if escalate is not None else None,
             ).replace(embedder=used)
+        note_confidence(rag)
         with appending(output) as (done, append), counting("answering") as progress:
             left = [row for row in rows if row.id not in done]
             before = len(rows) - len(left)

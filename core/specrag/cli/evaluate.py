@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from specrag.cli.console import counting, err, failures_reported, out, working
-from specrag.cli.loading import load_embedder, load_models
+from specrag.cli.loading import check_models, load_embedder, load_models
 from specrag.cli.options import (
     ApiKeyOption,
     DrafterOption,
@@ -72,6 +72,7 @@ def evaluate(
         check_names(names)
         questions = _questions(data, data_format, skip, limit, retrieved=retrieve is not None)
         check_indexes(retrieve, second)
+        check_models(drafter, verifier, server, embedder, embedder_server)
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             drafting, judge = load_models(

@@ -13,7 +13,7 @@ import typer
 
 from specrag._extras import require
 from specrag.cli.console import err, failures_reported
-from specrag.cli.loading import load_embedder, load_pipeline
+from specrag.cli.loading import check_models, load_embedder, load_pipeline
 from specrag.cli.options import (
     ApiKeyOption,
     CalibrationOption,
@@ -92,6 +92,7 @@ def serve(
         folders = _folders(index or ())
         if not folders and rapid is None:
             raise InvalidInputError("nothing to serve: give --index FOLDER, --rapid MODEL, or both")
+        check_models(drafter, verifier, server, embedder, embedder_server)
         from specrag.serving import ServerSettings
         from specrag.serving.logs import configure
         from specrag.serving.server import listening, run

@@ -34,15 +34,20 @@ def supports(model: nn.Module) -> bool:
     The model must be of a known class, with full attention, without hooks, on the CPU, and in one dtype: float32, or
     bfloat16 where the CPU multiplies it natively.
     """
+    if not is_plain_decoder(model):
+        return False
+    parameters = list(model.parameters())
+    return len({p.dtype for p in parameters}) == 1 and all(multiplies(p) for p in parameters)
+
+
+def is_plain_decoder(model: nn.Module) -> bool:
+    """Whether it is a Llama, Mistral, Qwen2 or Qwen3 with SiLU, full attention in every layer, and no hooks."""
     if type(model) not in _KINDS:
         return False
     config: Any = model.config
     if config.hidden_act != "silu" or getattr(config, "sliding_window", None) is not None:
         return False
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        return False
-    parameters = list(model.parameters())
-    if len({p.dtype for p in parameters}) != 1 or not all(multiplies(p) for p in parameters):
         return False
     return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
 

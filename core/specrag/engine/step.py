@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from specrag.engine.blocks import BlockEmbedding, BlockLinear, check_ids, native
+from specrag.engine.forward import is_plain_decoder
 from specrag.engine.kv_cache import RollbackCache
 from specrag.engine.native import Decoder, Heads, Layer, Pass
 
-_KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _MOST_HEAD_SIZE = 256
 # Rotary embeddings whose angles are the position times constants, however long the text.
 _ROTARY = {"default", "linear", "llama3", "yarn"}
@@ -31,22 +30,16 @@ def knows(model: nn.Module) -> bool:
 
     A Llama, Mistral, Qwen2 or Qwen3 with full attention, heads of a multiple of 32, and no hooks.
     """
-    if type(model) not in _KINDS:
+    if not is_plain_decoder(model):
         return False
     config: Any = model.config
-    if config.hidden_act != "silu" or getattr(config, "sliding_window", None) is not None:
-        return False
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        return False
     body: Any = model.model
     size = body.layers[0].self_attn.head_dim
     if size % 32 or size > _MOST_HEAD_SIZE or config.hidden_size % 32 or config.intermediate_size % 32:
         return False
     if body.rotary_emb.rope_type not in _ROTARY:
         return False
-    if any(layer.mlp.gate_proj.bias is not None or layer.mlp.down_proj.bias is not None for layer in body.layers):
-        return False
-    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+    return all(layer.mlp.gate_proj.bias is None and layer.mlp.down_proj.bias is None for layer in body.layers)
 
 
 def supports(model: nn.Module) -> bool:

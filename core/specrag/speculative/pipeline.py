@@ -7,12 +7,11 @@ verified as they arrive: all in one pass when both models run in this process, o
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from specrag import _blocking
 from specrag._fields import check_whole_numbers
 from specrag.models.base import LanguageModel, Sampling
 from specrag.models.embedders import Embedder
@@ -25,6 +24,7 @@ from specrag.speculative._roles import Model, Roles, as_drafters, check_types
 from specrag.speculative._verified_drafts import VerifiedDrafts
 from specrag.speculative.confidence import Calibration
 from specrag.speculative.drafting import Drafter
+from specrag.speculative.entries import Streaming
 from specrag.speculative.escalation import Escalation, escalated, in_doubt
 from specrag.speculative.perspectives import SubsetMode, check_mode
 from specrag.speculative.prompts import Prompts
@@ -34,7 +34,7 @@ from specrag.speculative.work import Work, working_on
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeculativeRAG:
+class SpeculativeRAG(Streaming):
     """Draft with something cheap, verify with something strong (Wang et al., arXiv 2407.08223).
 
     Args:
@@ -144,34 +144,8 @@ class SpeculativeRAG:
 
     # --- entry points -------------------------------------------------------------------------------
 
-    def answer(self, question: str, passages: Iterable[Any]) -> SpeculativeAnswer:
-        """The answer to ``question``. Also safe where an event loop runs (in a notebook).
-
-        Args:
-            question: What is asked.
-            passages: The retrieved passages, best first. Each is a ``Passage``, a string, a mapping with ``text``, or a
-                LangChain ``Document`` (see ``Passage.of``).
-
-        Raises:
-            InvalidInputError: The question is empty or too long for the drafter, or something is not a passage.
-            DraftingError: Every draft failed.
-            ModelError: The verifier failed for every draft, and there is no deadline.
-        """
-        return _blocking.run(self.aanswer(question, passages))
-
-    async def aanswer(self, question: str, passages: Iterable[Any]) -> SpeculativeAnswer:
-        """``answer``, awaited."""
-        async for event in self.astream(question, passages):
-            if isinstance(event, AnswerReady):
-                return event.answer
-        raise AssertionError("the stream ended without an answer")  # pragma: no cover
-
-    def stream(self, question: str, passages: Iterable[Any]) -> Iterator[Event]:
+    async def astream(self, question: str, passages: Iterable[Any]) -> AsyncGenerator[Event, None]:
         """What happens, as it happens: subsets, drafts, verdicts, and at last the answer. Raises as ``answer`` does."""
-        return _blocking.iterate(self.astream(question, passages))
-
-    async def astream(self, question: str, passages: Iterable[Any]) -> AsyncIterator[Event]:
-        """``stream``, awaited."""
         asked = Asked.of(question, passages, Clock(self.deadline))
         if not asked.kept:
             yield AnswerReady(asked.without_passages())
