@@ -117,7 +117,7 @@ def test_failing_models_stop_the_run_and_what_is_answered_stays(loaded, monkeypa
 
     monkeypatch.setattr(loading, "_drafting_model", lambda *given: ScriptedLM(reply))
     to = tmp_path / "answers.jsonl"
-    options = ["batch", str(questions), "--out", str(to), "--docs", str(index), "--drafter", "x"]
+    options = ["batch", str(questions), "--out", str(to), "--docs", str(index), "--drafter", "smollm2"]
     made = run(app, [*options, "--top", "1"])
     assert made.exit_code == 1 and "the server is away" in made.output
     assert [row["id"] for row in rows(to)] == ["q0"]
