@@ -13,6 +13,8 @@ from specrag.engine.kv_cache import rollback_cache
 from specrag.models import Sampling, TransformersLM
 from specrag.models.reader import SpanReader
 from specrag.rapid import LongContext, RapidGenerator
+from specrag.training.examples import IGNORED, EncodedExample
+from specrag.training.trainer import Collator, completion_loss
 from tests.conftest import tiny_llama
 from tests.fakes import HashEmbedder
 from tests.rapid_parts import DOCUMENT, PROPOSERS
@@ -105,3 +107,23 @@ def minilm_reader_parts():
     with quiet_transformers():
         model = AutoModelForQuestionAnswering.from_pretrained(located("minilm"))
     return model.eval(), AutoTokenizer.from_pretrained(located("minilm"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_padded_training_batch_has_a_finite_loss_and_gradient(dtype):
+    torch.manual_seed(0)
+    model = tiny_llama(97).cuda().train()
+    examples = [EncodedExample(list(range(1, n)), [IGNORED] * (n - 5) + list(range(1, 5))) for n in (9, 60, 95)]
+    batch = {name: value.cuda() for name, value in Collator(pad=0)(examples).items()}
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        loss, _ = completion_loss(model, **batch)
+    loss.backward()
+    with torch.no_grad():
+        wanted = sum(
+            torch.nn.functional.cross_entropy(
+                model(torch.tensor([e.ids]).cuda()).logits[0, :-1], torch.tensor(e.labels[1:]).cuda(), reduction="sum"
+            )
+            for e in examples
+        )
+    assert loss.item() == pytest.approx(float(wanted), rel=1e-4 if dtype == torch.float32 else 0.02)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)

@@ -17,7 +17,10 @@ from specrag import Prompts, SpeculativeRAG
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.models import TransformersLM
 from specrag.models.bundled import adapter_folder
+from specrag.speculative.drafting import Drafter
 from specrag.training import Mixture, TrainingSettings, evaluate_drafter, make_examples, train
+from specrag.training.examples import encode_example
+from specrag.training.trainer import Collator, completion_loss
 from tests.conftest import tiny_llama
 from tests.fakes import HashEmbedder
 from tests.towers import made
@@ -37,6 +40,23 @@ TRAINED_WITH = dataclasses.replace(Prompts(), draft="{passages}\n\nAsked: {quest
 
 def tiny(smollm2) -> TransformersLM:
     return TransformersLM(tiny_llama(len(smollm2.tokenizer), initializer_range=0.02), smollm2.tokenizer)
+
+
+def test_a_padded_batch_has_the_loss_of_its_examples_one_by_one(smollm2):
+    lm = tiny(smollm2)
+    drafter = Drafter(lm, Prompts())
+    examples = [encode_example(e, drafter, lm.encoder, 0) for e in made(6)[0]]
+    assert len({len(e.ids) for e in examples}) > 1
+    batch = Collator(pad=0)(examples)
+    with torch.inference_mode():
+        loss, _ = completion_loss(lm.model, **batch)
+        alone = [
+            torch.nn.functional.cross_entropy(
+                lm.model(torch.tensor([e.ids])).logits[0, :-1], torch.tensor(e.labels[1:]), reduction="sum"
+            )
+            for e in examples
+        ]
+    assert torch.allclose(loss, sum(alone), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -155,8 +155,10 @@ class _Examples(torch.utils.data.Dataset[EncodedExample]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads a batch on the left, so that completions end together and only the last positions need logits.
+    """Pads a batch on the right: causal attention then needs no mask, and no row is without a key.
 
+    A row whose keys are all masked, as padding on the left makes it, is NaN in some CUDA kernels.
+    ``labels`` are those of the last positions, from the first one that has a loss in any example.
     Lengths are rounded up, because oneDNN compiles and caches a kernel for each new shape.
     """
 
@@ -164,25 +166,33 @@ class Collator:
 
     def __call__(self, examples: Sequence[EncodedExample]) -> dict[str, Any]:
         longest = _rounded(max(len(e.ids) for e in examples), 32)
-        kept = min(_rounded(max(e.completion for e in examples), 16), longest - 1)
+        before = min(len(e.ids) - e.completion for e in examples)  # tokens without a loss, in every example
+        kept = min(_rounded(longest - before, 16), longest - 1)
         ids = torch.full((len(examples), longest), self.pad)
-        mask = torch.zeros(len(examples), longest, dtype=torch.long)
-        labels = torch.full((len(examples), kept), IGNORED)
+        labels = torch.full((len(examples), longest), IGNORED)
         for i, e in enumerate(examples):
-            ids[i, longest - len(e.ids) :] = torch.tensor(e.ids)
-            mask[i, longest - len(e.ids) :] = 1
-            own = torch.tensor(e.labels[-kept:])
-            labels[i, kept - len(own) :] = own
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
-            "labels": labels,
-        }
+            ids[i, : len(e.ids)] = torch.tensor(e.ids)
+            labels[i, : len(e.ids)] = torch.tensor(e.labels)
+        return {"input_ids": ids, "labels": labels[:, longest - kept :]}
 
 
 def _rounded(length: int, to: int) -> int:
     return -(-length // to) * to
+
+
+def completion_loss(model: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
+    """The summed loss of a batch that ``Collator`` made, in nats, and the model's outputs.
+
+    Args:
+        input_ids: [batch, length].
+        labels: [batch, kept], of the last ``kept`` positions. Logits are computed for these alone.
+    """
+    outputs = model(input_ids=input_ids, logits_to_keep=labels.shape[1] + 1, use_cache=False)
+    logits = outputs.logits[:, :-1].float()  # position i predicts label i
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED, reduction="sum"
+    )
+    return loss, outputs
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -195,12 +205,8 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels = inputs.pop("labels")  # [batch, kept]
-        outputs = model(**inputs, logits_to_keep=labels.shape[1] + 1, use_cache=False)
-        logits = outputs.logits[:, :-1].float()  # position i predicts label i
-        loss = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED, reduction="sum"
-        )
+        labels = inputs["labels"]
+        loss, outputs = completion_loss(model, **inputs)
         loss = loss / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
         check_finite([loss.detach()], "loss", self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
