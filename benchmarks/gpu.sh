@@ -12,7 +12,8 @@
 # --tiny takes tiny shapes, to try the whole out on a CPU. --pack: what benchmarks/gpu_pack.sh made (by default .gpu,
 # where it is there): missing packages, tokenizers and, where they were carried, weights. Models whose weights are not
 # there get random ones of the same shape: their times hold, their texts mean nothing, and the table says so.
-# --keep FILE puts one part of the weights aside for a later call on the same machine, and does nothing else.
+# --keep FILE puts one part of the weights, or a large wheel, aside for a later call on the same machine, and does
+# nothing else.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -47,14 +48,16 @@ export PYTHONPATH="$PWD/core:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1
 
 # --- what is missing on this machine -----------------------------------------------------------------
-if ls "$pack"/wheels/*.whl > /dev/null 2>&1; then
+wheels=$(ls "$pack"/wheels/*.whl "$work"/parts/*.whl 2> /dev/null)
+if [ -n "$wheels" ]; then
+    # shellcheck disable=SC2086 # one word per wheel: their names have no spaces
     "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$work/site" \
-        "$pack"/wheels/*.whl || exit 1
+        $wheels || exit 1
     export PYTHONPATH="$work/site:$PYTHONPATH"
 fi
 "$python" - << 'END' || exit 1
 import importlib.util, sys
-needed = "torch transformers tokenizers safetensors numpy httpx jinja2 platformdirs filelock regex rich typer pytest peft"
+needed = "torch transformers tokenizers safetensors numpy faiss httpx jinja2 platformdirs filelock regex rich typer pytest peft"
 if lacking := [name for name in (*needed.split(), "accelerate") if importlib.util.find_spec(name) is None]:
     sys.exit(f"missing here: {', '.join(lacking)}. Carry their wheels: benchmarks/gpu_pack.sh --wheels 'NAME ...'")
 import torch, transformers
@@ -92,9 +95,9 @@ if wants rapid; then
     if [ -n "$tiny" ]; then
         size=(--shape tiny --lengths 2048 1024 --prompts 1 --tokens 16)
     else
-        size=(--shape 8b --lengths 120000 32768 65536 --prompts 2 --tokens 48)
+        size=(--shape 8b --lengths 120000 32768 65536 --prompts 2 --tokens 96)
     fi
-    run rapid "${RAPID_SECONDS:-220}" "$python" benchmarks/rapid_decoding.py "${size[@]}" --acceptance 0.77 \
+    run rapid "${RAPID_SECONDS:-280}" "$python" benchmarks/rapid_decoding.py "${size[@]}" --acceptance 0.77 \
         --rows "${rows[@]}" --json "$out/rapid.json"
 fi
 if wants stages; then

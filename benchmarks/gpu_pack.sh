@@ -8,6 +8,9 @@
 # --wheels: others that benchmarks/gpu.sh found missing there.
 # --weights: the packages with the real weights of SmolLM2 and MiniLM (168 MiB), cut into parts, each for a call of its
 # own before the last one: benchmarks/gpu.sh --keep .gpu/weights-00. Without them the weights are random.
+# The wheel of faiss is large and travels in the same way: benchmarks/gpu.sh --keep .gpu/faiss_cpu-....whl.
+# A call carries 64 MiB, and the tree alone has 50, most of it weights that the package ships. For the calls with --keep,
+# check out a branch without core/specrag/data/{minilm-reader,mpnet-reader,smollm2-rag-drafter}, and main for the last.
 # It prints the sizes: what travels in one call is the tracked files and what is carried.
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
@@ -36,6 +39,7 @@ wheels+=($more)
 for wheel in "${wheels[@]}"; do
     "$python" -m pip download -qq --disable-pip-version-check "${target[@]}" -d "$to/wheels" "$wheel"
 done
+"$python" -m pip download -qq --disable-pip-version-check "${target[@]}" -d "$to" faiss-cpu
 cache=$("$python" -c 'from specrag.models.bundled import cache_folder; print(cache_folder())')
 for model in smollm2 minilm; do
     mkdir -p "$to/models/$model"
@@ -58,7 +62,7 @@ tree=$(git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb | 
 carried=$(du -cb "$to/wheels" "$to/models" | tail -1 | cut -f1)
 echo "the tree:                  $((tree / 1048576)) MiB"
 echo "carried in the last call:  $((carried / 1048576 + 1)) MiB: $to/wheels $to/models"
-for part in "$to"/weights-*; do
+for part in "$to"/weights-* "$to"/*.whl; do
     [ -e "$part" ] && echo "a call of its own:         $(($(stat -c %s "$part") / 1048576 + 1)) MiB: $part"
 done
 exit 0

@@ -16,6 +16,7 @@ candidate with that probability, whatever the models say (in our rows only).
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -155,6 +156,14 @@ def force_acceptance(probability: float) -> None:
     decoding.accept_greedy = accept
 
 
+def warm_up(session: LongContext, generators: dict[str, RapidGenerator], question: str) -> None:
+    """A few tokens of every row that no figure counts."""
+    session.retrieve(question)
+    for generator in generators.values():
+        session.rapid, session.estimates = generator, copy.copy(generator.estimates)
+        session.ask(question, max_tokens=12)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
@@ -198,6 +207,8 @@ def main() -> None:
         caches += [stock_cache(session, stock.config)] if "generate, assistant" in args.rows else []
         cost = step_costs(stock, session, caches[0])
         print(f"  step ms: {', '.join(f'{key} {value:.0f}' for key, value in cost.items())}", flush=True)
+        if CUDA:  # the first steps of a row are slow: kernels are loaded and memory is taken
+            warm_up(session, generators, prompt(questions[0], args.quote))
         for i, question in enumerate(questions):
             asked = prompt(question, args.quote)
             session.retrieve(asked)
