@@ -85,7 +85,10 @@ def load_model(
     from specrag.models.bundled import DRAFTING, READERS
 
     _check_bundled(name, [one for one in DRAFTING if one not in READERS], "writes nothing")
-    return bundled(name, folder=models) if name in DRAFTING else TransformersLM(name)
+    if name in DRAFTING:
+        return bundled(name, folder=models)
+    # The blocks of a GGUF file are read as they are on a CPU: in a quarter of the memory, and faster.
+    return TransformersLM(name, quantization="gguf" if name.endswith(".gguf") and not _gpu_found() else None)
 
 
 def load_embedder(
