@@ -50,8 +50,11 @@ def test_systems_are_measured_side_by_side_and_the_run_goes_on(loaded, data, tmp
     assert {"accuracy.png", "stages.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
     more = run(app, [*asked, "--out", str(tmp_path / "run"), "--seed", "1"])
     assert more.exit_code == 1 and "holds another run" in more.stderr and "seed: 0 there, 1 now" in more.stderr
-    again = run(app, [*asked, "--out", str(tmp_path / "run")])
+    again = run(app, [*asked, "--out", str(tmp_path / "run"), "--rescore", "draft", "--rescore", "listwise"])
     assert again.exit_code == 0 and Run.load(tmp_path / "run").answers == made.answers
+    shown = [system["system"] for system in json.loads((tmp_path / "run" / "summary.json").read_text())["systems"]]
+    assert shown[2:] == ["speculative:drafts=2 by draft"]
+    assert "listwise left out" in again.stderr and "have no score listwise" in again.stderr
 
 
 def test_passages_come_from_an_index(loaded, data, minilm, questions, tmp_path):
@@ -75,6 +78,8 @@ def test_passages_come_from_an_index(loaded, data, minilm, questions, tmp_path):
         (["DATA", "--format", "excel"], "unknown format 'excel'"),
         (["DATA", "--skip", "9"], "--skip 9 leaves no question"),
         (["DATA", "--retrieve", "/tmp"], "no index at /tmp"),
+        (["DATA", "--rescore", "beauty"], "unknown scores ['beauty']: choose among draft"),
+        (["DATA", "--systems", "drafter", "--rescore", "draft"], "--rescore chooses among the drafts of a speculative"),
         (["DATA", "--systems", "standard"], "standard: this system needs a language model"),
     ],
 )

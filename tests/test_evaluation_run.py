@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -256,14 +255,13 @@ def test_figures_of_known_rows(tmp_path):
     assert "noise" in str(pair)
 
 
-def test_the_interval_is_about_that_of_wilson(tmp_path):
-    questions = [replace(RACE, id=str(i)) for i in range(100)]
+def test_where_no_answer_is_right_the_interval_still_has_a_width(tmp_path):
+    questions = [replace(RACE, id=str(i)) for i in range(10)]
     with writing_run(tmp_path, RunInfo.about(questions, {"a": {}}), questions) as log:
-        for i in range(100):
-            log.append(AnswerRow(system="a", id=str(i), right=i % 4 == 0))
+        for question in questions:
+            log.append(AnswerRow(system="a", id=question.id, right=False))
     (system,) = summarize(Run.load(tmp_path)).systems
-    for made, known in zip(system.interval, wilson_interval(25, 100), strict=True):
-        assert math.isclose(made, known, abs_tol=0.02)
+    assert system.interval == wilson_interval(0, 10) and system.interval[1] > 0.2
 
 
 def test_a_run_without_answers_has_no_figures(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from specrag.evaluation.runs import Run
     from specrag.models.embedders import Embedder
     from specrag.retrieval import PassageIndex
+    from specrag.schema import ScoreName
 
 # The names of `specrag.evaluation.systems.SYSTEMS`, which loads too much for `specrag --help`.
 NAMES = "standard, corrective, self-reflective, drafter, extractive-pair, speculative"
@@ -59,6 +60,13 @@ def evaluate(
     top: Annotated[int, typer.Option(min=1, help="How many passages to retrieve, with --retrieve.")] = 10,
     second: Annotated[Path | None, typer.Option(help="Another index: the second retriever of corrective RAG.")] = None,
     retry: Annotated[bool, typer.Option(help="Ask again what failed in an earlier run.")] = False,
+    rescore: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Scores that choose among the drafts of each speculative system, as draft or draft+self_reflect: one "
+            "more row of the table, and no model is asked. Repeat for several."
+        ),
+    ] = None,
     seed: int = 0,
     models: ModelsOption = None,
 ) -> None:
@@ -70,6 +78,7 @@ def evaluate(
 
         names = split_names(systems)
         check_names(names)
+        scores = _rescored_by(rescore or (), names)
         questions = _questions(data, data_format, skip, limit, retrieved=retrieve is not None)
         check_indexes(retrieve, second)
         check_models(drafter, verifier, server, embedder, embedder_server)
@@ -90,7 +99,7 @@ def evaluate(
             questions = _retrieved(questions, retrieve, used, top)
         with counting("asking") as progress:
             run = run_all(entries, questions, output, source=str(data), retry=retry, progress=progress)
-        failed = report(run)
+        failed = report(run, scores)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -133,18 +142,44 @@ def _retrieved(questions: Sequence[Question], folder: Path, embedder: Embedder, 
     return [replace(q, passages=tuple(replace(p, embedding=None) for p in q.passages)) for q in found]
 
 
-def report(run: Run) -> bool:
-    """Show the figures of ``run`` and write them into its folder; whether every answer failed."""
+def _rescored_by(given: Sequence[str], names: Sequence[str]) -> list[tuple[ScoreName, ...]]:
+    """The scores of ``--rescore``, checked before anything is computed."""
+    from specrag.evaluation.rescoring import check_scores
+
+    scores = [tuple(part.strip() for part in one.split("+")) for one in given]
+    if given and not _speculative(names):
+        raise InvalidInputError("--rescore chooses among the drafts of a speculative system, and --systems has none")
+    return [check_scores(one) for one in scores]
+
+
+def _speculative(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.split(":")[0] == "speculative"]
+
+
+def report(run: Run, scores: Sequence[Sequence[ScoreName]] = ()) -> bool:
+    """Show the figures of ``run`` and write them into its folder; whether every answer failed.
+
+    Args:
+        scores: The drafts of each speculative system are chosen by each of these once more.
+    """
     from specrag.evaluation.page import write_page
     from specrag.evaluation.report import plot, summary_tables
+    from specrag.evaluation.rescoring import with_rescored
     from specrag.evaluation.summary import summarize
 
-    summary = summarize(run)
+    more = run
+    for name in _speculative(run.info.systems):
+        for chosen in scores:
+            try:
+                more = with_rescored(more, name, [chosen])
+            except InvalidInputError as error:  # the figures of the run are shown all the same
+                err.print(f"[yellow]note:[/] {'+'.join(chosen)} left out: {escape(str(error))}", highlight=False)
+    summary = summarize(more)
     for table in summary_tables(summary):
         out.print(table)
     for pair in summary.comparisons:
         out.print(escape(str(pair)), highlight=False, style="dim" if pair.noise else "")
-    written = [summary.save(run.folder), write_page(run.folder, summary)]
+    written = [summary.save(run.folder), write_page(run.folder, summarize(run) if scores else summary)]
     try:
         written += plot(summary, run.folder)
     except MissingExtraError as error:

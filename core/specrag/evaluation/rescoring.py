@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from specrag.errors import InvalidInputError
 from specrag.evaluation.records import Question
@@ -33,15 +33,24 @@ def with_rescored(run: Run, system: str, scores: Sequence[Sequence[ScoreName]]) 
         raise InvalidInputError(f"the run has no answers of {system!r}; it has {', '.join(run.info.systems)}")
     by_id = {question.id: question for question in run.questions}
     systems, answers = dict(run.info.systems), list(run.answers)
-    for chosen in scores:
-        unknown = [name for name in chosen if name not in get_args(ScoreName)]
-        if unknown or not chosen:
-            what = f"unknown scores {unknown}" if unknown else "no score is named"
-            raise InvalidInputError(f"{what}: choose among {', '.join(get_args(ScoreName))}")
+    for chosen in map(check_scores, scores):
         name = f"{system} by {'+'.join(chosen)}"
         systems[name] = {**run.info.systems[system], "rescored": list(chosen)}
         answers += [_rescored(name, row, by_id[row.id], chosen) for row in rows.values()]
     return replace(run, info=replace(run.info, systems=systems), answers=tuple(answers))
+
+
+def check_scores(names: Sequence[str]) -> tuple[ScoreName, ...]:
+    """``names`` as they are, if each is a score and there is one.
+
+    Raises:
+        InvalidInputError: Otherwise.
+    """
+    unknown = [name for name in names if name not in get_args(ScoreName)]
+    if unknown or not names:
+        what = f"unknown scores {unknown}" if unknown else "no score is named"
+        raise InvalidInputError(f"{what}: choose among {', '.join(get_args(ScoreName))}")
+    return cast(tuple[ScoreName, ...], tuple(names))
 
 
 def _rescored(name: str, row: AnswerRow, question: Question, scores: Sequence[ScoreName]) -> AnswerRow:

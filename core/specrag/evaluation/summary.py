@@ -23,7 +23,7 @@ from specrag.evaluation.metrics import (
     verifier_efficiency,
 )
 from specrag.evaluation.runs import AnswerRow, Run
-from specrag.evaluation.statistics import Comparison, bootstrap_interval, compare
+from specrag.evaluation.statistics import Comparison, compare, wilson_interval
 
 SUMMARY_FILE = "summary.json"
 
@@ -37,7 +37,7 @@ class SystemSummary:
         questions: How many it was asked.
         errors: How many of them failed; they count as wrong.
         accuracy: The share of right answers.
-        interval: The 95 % bootstrap interval of ``accuracy``. All systems are resampled with the same questions.
+        interval: The 95 % Wilson interval of ``accuracy``. Differences have a paired interval: see ``comparisons``.
         metrics: The means of the further measures ("exact_match", "f1", ...).
         abstained: The share that was not answered.
         selective_accuracy: The share of right answers among those given.
@@ -97,7 +97,7 @@ def summarize(run: Run, *, samples: int = 10_000) -> Summary:
 
     Args:
         run: With at least one answer.
-        samples: Resampled data sets of the bootstrap.
+        samples: Resampled data sets of the bootstrap in the comparisons.
 
     Raises:
         InvalidInputError: The run has no answer yet.
@@ -107,9 +107,7 @@ def summarize(run: Run, *, samples: int = 10_000) -> Summary:
     if not rows:
         raise InvalidInputError(f"the run in {run.folder} has no answer yet")
     order = [question.id for question in run.questions]
-    systems = tuple(
-        _figures(name, [answered[i] for i in order if i in answered], samples) for name, answered in rows.items()
-    )
+    systems = tuple(_figures(name, [answered[i] for i in order if i in answered]) for name, answered in rows.items())
     comparisons = []
     for first, second in combinations(rows, 2):
         shared = [i for i in order if i in rows[first] and i in rows[second]]
@@ -119,7 +117,7 @@ def summarize(run: Run, *, samples: int = 10_000) -> Summary:
     return Summary(systems, tuple(comparisons))
 
 
-def _figures(name: str, rows: Sequence[AnswerRow], samples: int) -> SystemSummary:
+def _figures(name: str, rows: Sequence[AnswerRow]) -> SystemSummary:
     right = [row.right for row in rows]
     answered = [not row.abstained and row.error is None for row in rows]
     drafts = _drafts_right(rows)
@@ -129,7 +127,7 @@ def _figures(name: str, rows: Sequence[AnswerRow], samples: int) -> SystemSummar
         questions=len(rows),
         errors=sum(row.error is not None for row in rows),
         accuracy=float(np.mean(right)),
-        interval=bootstrap_interval([float(value) for value in right], [0.0] * len(right), samples=samples),
+        interval=wilson_interval(sum(right), len(right)),
         metrics=_means([row.metrics for row in rows]),
         abstained=abstention_rate([row.abstained for row in rows]),
         selective_accuracy=selective_accuracy(right, answered),
