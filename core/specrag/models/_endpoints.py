@@ -257,20 +257,26 @@ class _Prompt:
     text: str
     ids: list[int] | None = None
     encoder: ConversationEncoder | None = None
+    unfed: str = ""  # the end of the text, after the ids: it is tokenised together with what follows
 
     def fields(self, *, generate: bool = True) -> dict[str, Any]:
         """The part of the request's body that says what to continue."""
         if self.ids is not None:
-            return {"prompt": self.ids, "return_token_ids": True if generate else None}
+            return {"prompt": [*self.ids, *self._rest()], "return_token_ids": True if generate else None}
         templated = self.encoder is not None and self.encoder.template is not None  # it wrote the special tokens
         return {"prompt": self.text, "add_special_tokens": False if templated else None}
 
     def followed_by(self, text: str, fed: Sequence[int] = (), unfed: str | None = None) -> _Prompt:
         """This prompt, then ``text``: the tokens ``fed`` and the rest, ``unfed``, which is tokenised here."""
-        if self.ids is None or self.encoder is None:
+        rest = text if unfed is None else unfed
+        if self.ids is None:
             return replace(self, text=self.text + text)
-        rest = self.encoder.encode_text(text if unfed is None else unfed)
-        return replace(self, text=self.text + text, ids=[*self.ids, *fed, *rest])
+        if not fed:
+            return replace(self, text=self.text + text, unfed=self.unfed + rest)
+        return replace(self, text=self.text + text, ids=[*self.ids, *self._rest(), *fed], unfed=rest)
+
+    def _rest(self) -> list[int]:
+        return self.encoder.encode_text(self.unfed) if self.encoder and self.unfed else []
 
 
 def _plain(turns: Sequence[Turn], *, generate: bool) -> list[Segment]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from specrag import _blocking
 from specrag.errors import LogProbsUnavailableError, ModelError, SpecRAGError, described
-from specrag.models._logprobs import all_listed, ends_in, listed_tokens
+from specrag.models._logprobs import all_listed, ends_in, ends_of_beginning, listed_tokens, stop_hides
 from specrag.models._options import names_log_probs, refused_option
 from specrag.models._secrets import redacted, secrets_of
 from specrag.models.base import (
@@ -79,11 +79,16 @@ def chat_request(request: GenerationRequest, sampling: Sampling, top_log_probs: 
     return ChatRequest(
         messages=tuple((str(role), text) for role, text in messages),
         max_tokens=request.max_tokens + headers,
-        stop=request.stages[0].stop if plain else (),
+        stop=chat_stop(request),
         sampling=sampling,
         top_log_probs=top_log_probs,
         log_probs=log_probs,
     )
+
+
+def chat_stop(request: GenerationRequest) -> tuple[str, ...]:
+    """The strings that end the reply to ``request``: none where it is in free form."""
+    return request.stages[0].stop if is_plain(request) else ()
 
 
 def own_options(model: Any, sampling: Sampling) -> frozenset[str]:
@@ -136,8 +141,10 @@ def read_chat(reply: ChatReply, request: GenerationRequest, top_log_probs: int) 
     tokens = listed_tokens(reply.content) or []
     notes: tuple[str, ...] = ()
     if tokens:
-        ends = ends_in(text, tokens)
         written = 0 if reply.thought else reply.usage.completion_tokens
+        ends = ends_in(text, tokens)
+        if ends is None and not reply.cut and stop_hides(text, written - len(tokens), chat_stop(request)):
+            ends = ends_of_beginning(text, tokens)
         kept = [i for i, end in enumerate(ends or ()) if 0 < end <= len(text)]
         values = [tokens[i].log_prob for i in kept]
         known = tuple(value for value in values if value is not None)
