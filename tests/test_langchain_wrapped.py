@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from langchain_core.chat_history import InMemoryChatMessageHistory
@@ -19,7 +20,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import ValidationError
 
 from langchain_specrag import MultiPerspectiveRetriever, SpeculativeRAGRunnable, create_speculative_rag_chain
-from specrag.errors import InvalidInputError
+from specrag.errors import DraftingError, InvalidInputError
 from tests.fakes import HashEmbedder, first_passage_lm
 from tests.langchain_parts import FixedRetriever, documents
 from tests.servers import serving
@@ -199,6 +200,75 @@ def test_one_model_serves_blocking_and_awaited_calls_in_any_order(chat_openai):
     ]  # fmt: skip
     assert [result["details"]["failures"] for result in results] == [[]] * 4
     assert [result["answer"] for result in results] == ["Curie"] * 4
+
+
+def test_pipelines_and_models_that_share_a_client_work_on_every_event_loop(chat_openai):
+    """All `ChatOpenAI` of one address have one client, whose connections belong to the event loop that opened them."""
+    model, embeddings = chat_openai
+    another = model.model_copy(update={"temperature": 0.5})
+    inputs = {"input": "who discovered radium", "context": documents()}
+
+    def asked(drafter):
+        rag = SpeculativeRAGRunnable(drafter=drafter, embedder=embeddings, drafts=3)
+        result = asyncio.run(rag.ainvoke(inputs))
+        return result["answer"], result["details"]["failures"]
+
+    for drafter in (model, model, another, model.bind(max_tokens=50), model.with_retry()):
+        assert asked(drafter) == ("Curie", [])
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(asked, [model] * 4)) == [("Curie", [])] * 4
+
+
+def test_connections_that_the_user_opened_on_another_event_loop_fail_no_draft(chat_openai):
+    model, embeddings = chat_openai
+    assert asyncio.run(model.ainvoke("hello")).content == REPLY
+    rag = SpeculativeRAGRunnable(drafter=model, embedder=embeddings, drafts=3)
+    result = asyncio.run(rag.ainvoke({"input": "who discovered radium", "context": documents()}))
+    assert (result["answer"], result["details"]["failures"]) == ("Curie", [])
+
+
+def test_what_can_only_be_awaited_serves_blocking_calls_too():
+    async def reply(messages):
+        await asyncio.sleep(0)
+        return REPLY
+
+    class Awaited(Embeddings):
+        async def aembed_documents(self, texts):
+            return [[1.0, float(i)] for i in range(len(texts))]
+
+        async def aembed_query(self, text):
+            return [1.0, 0.0]
+
+        def embed_documents(self, texts):
+            raise NotImplementedError
+
+        embed_query = embed_documents
+
+    inputs = {"input": "q", "context": documents()}
+    for rag in [SpeculativeRAGRunnable(drafter=RunnableLambda(reply), embedder=Awaited(), drafts=3)] * 2:
+        for result in (rag.invoke(inputs), asyncio.run(rag.ainvoke(inputs)), rag.invoke(inputs)):
+            assert (result["answer"], result["details"]["failures"]) == ("Curie", [])
+
+
+def test_an_error_of_the_model_is_not_taken_for_one_of_the_event_loop():
+    asked = []
+
+    async def reply(messages):
+        asked.append("awaited")
+        raise RuntimeError("the model is broken")
+
+    def blocking(messages):
+        asked.append("blocking")
+        raise TypeError("no such thing")
+
+    model = RunnableLambda(blocking, afunc=reply)
+    rag = SpeculativeRAGRunnable(drafter=model, embedder=HashEmbedder(), drafts=1)
+    with pytest.raises(DraftingError, match="the model is broken"):
+        asyncio.run(rag.ainvoke({"input": "q", "context": documents()}))
+    assert asked == ["awaited"]
+    with pytest.raises(DraftingError, match="no such thing"):
+        rag.invoke({"input": "q", "context": documents()})
+    assert asked == ["awaited", "blocking"]
 
 
 def test_a_model_without_awaited_methods_of_its_own_serves_its_drafts_side_by_side():

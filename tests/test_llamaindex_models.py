@@ -118,6 +118,7 @@ def test_blocking_calls_use_blocking_methods_and_awaited_calls_awaited_ones():
         (lambda: asyncio.run(engine.aquery("q")), "achat"),
         (lambda: engine.query("q"), "chat"),
         (lambda: asyncio.run(engine.aquery("q")), "chat"),  # a client may be bound to the first event loop
+        (lambda: asyncio.run(engine_of(llm, drafts=2).aquery("q")), "chat"),
     ):
         llm.used.clear()
         assert str(ask()) == "Curie" and set(llm.used) == {expected}

@@ -386,5 +386,5 @@ class LanguageModel(ABC):
         return await in_thread(self.score, requests)
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens ``text`` has; an upper estimate where the backend has no tokenizer here."""
+        """How many tokens ``text`` has; where the backend has no tokenizer here, an estimate, high for most texts."""
         return len(text.encode()) // 2 + 1
