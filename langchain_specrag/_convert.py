@@ -21,7 +21,7 @@ from specrag._foreign import ForeignCalls
 from specrag.baselines.base import System
 from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models.base import LanguageModel, Reader
-from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
+from specrag.models.chat import ChatLM, ChatReply, ChatRequest, content_text, ended_at_limit, own_options
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict, passages_of
 from specrag.speculative._given import drafters_of, model_of
@@ -191,10 +191,11 @@ class LangChainLM(ChatLM):
         logged = answer.response_metadata.get("logprobs") or {}
         used = answer.usage_metadata
         return ChatReply(
-            text=str(answer.text),
+            text=content_text(answer.content),
             content=logged.get("content") or None if isinstance(logged, Mapping) else None,
             usage=Usage(used["input_tokens"], used["output_tokens"]) if used else Usage(),
-            cut=answer.response_metadata.get("finish_reason") == "length",
+            cut=ended_at_limit(answer.response_metadata),
+            thought=bool(used and used.get("output_token_details", {}).get("reasoning")),
         )
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from specrag._foreign import ForeignCalls
 from specrag.baselines.base import System
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
-from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
+from specrag.models.chat import ChatLM, ChatReply, ChatRequest, ended_at_limit, own_options
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage
 from specrag.speculative._given import drafters_of, model_of
@@ -136,13 +136,12 @@ class LlamaIndexLM(ChatLM):
             if token is not None:
                 active_span_id.reset(token)
         text = answer.text if isinstance(answer, CompletionResponse) else answer.message.content or ""
-        raw = answer.raw if isinstance(answer.raw, Mapping) else getattr(answer.raw, "__dict__", {})
         used = answer.additional_kwargs or {}
         return ChatReply(
             text=text,
             content=chosen_tokens(text, answer.logprobs) if answer.logprobs else None,
             usage=Usage(int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)),
-            cut=any(getattr(choice, "finish_reason", None) == "length" for choice in raw.get("choices") or ()),
+            cut=ended_at_limit(answer.raw) or ended_at_limit(used),
         )
 
     async def _asked(self, request: ChatRequest) -> ChatResponse | CompletionResponse:

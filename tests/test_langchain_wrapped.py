@@ -100,6 +100,23 @@ def test_a_retry_and_a_fallback_do_their_work():
     assert answer_of(RunnableLambda(away).with_fallbacks([model()]))["answer"] == "Curie"
 
 
+@pytest.mark.parametrize("told", [{"stop_reason": "max_tokens"}, {"finish_reason": "length"}])
+def test_a_reply_that_was_cut_before_its_answer_is_no_answer_whoever_says_so(told):
+    cut = RunnableLambda(lambda messages: AIMessage("Rationale: She was the", response_metadata=told))
+    with pytest.raises(DraftingError, match="wrote no answer"):
+        answer_of(cut)
+
+
+def test_only_the_text_of_a_message_in_parts_is_read():
+    parts = [
+        {"type": "thinking", "thinking": "Answer: 7", "signature": "x"},
+        {"type": "reasoning_text", "text": "Answer: 8"},
+        {"type": "output_text", "text": "Rationale: r\n"},
+        "Answer: Curie",
+    ]
+    assert answer_of(RunnableLambda(lambda messages: AIMessage(parts)))["answer"] == "Curie"
+
+
 def test_a_reply_that_is_no_message_says_so():
     with pytest.raises(Exception, match="RunnableLambda gave a dict, expected an AI message or text"):
         answer_of(RunnableLambda(lambda messages: {"answer": "Curie"}))

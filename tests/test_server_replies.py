@@ -3,7 +3,9 @@
 import json
 import math
 from dataclasses import replace
+from enum import Enum
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from specrag.errors import ModelError, ServerError, SpecRAGError
 from specrag.models import Completion, GenerationRequest, OpenAIEmbedder, OpenAILM, Score, Segment, Stage, Turn
 from specrag.models._logprobs import listed_tokens
 from specrag.models.base import GeneratedText
-from specrag.models.chat import ChatLM, ChatReply, answer_start
+from specrag.models.chat import ChatLM, ChatReply, answer_start, ended_at_limit
 from specrag.models.tokenization import ConversationEncoder
 from specrag.schema import Draft, Usage
 from specrag.speculative.drafting import Assignment, Drafter, split_reply, total
@@ -331,6 +333,35 @@ def drafted(reply):
 def test_a_reply_that_ended_before_its_answer_is_no_answer(reply):
     with pytest.raises(ModelError, match="wrote no answer"):
         drafted(reply)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"finish_reason": "length"},  # OpenAI
+        {"finish_reason": "model_length"},  # Mistral
+        {"stop_reason": "max_tokens"},  # Anthropic
+        {"stopReason": "max_tokens"},  # Bedrock
+        {"done_reason": "length"},  # Ollama
+        {"finish_reason": "MAX_TOKENS"},  # Google
+        {"finish_reason": Enum("FinishReason", ["STOP", "MAX_TOKENS"]).MAX_TOKENS},
+        {"incomplete_details": {"reason": "max_output_tokens"}},  # OpenAI's responses
+        {"choices": [{"finish_reason": "length"}]},
+        SimpleNamespace(choices=[SimpleNamespace(finish_reason="length")]),
+        SimpleNamespace(candidates=[{"finishReason": "MAX_TOKENS"}]),
+    ],
+)
+def test_every_way_of_saying_that_a_reply_ended_at_its_limit_is_known(told):
+    assert ended_at_limit(told)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [None, {}, "length", {"finish_reason": "stop"}, {"stop_reason": "end_turn"}, {"choices": None}, {"choices": [None]}]
+    + [{"finish_reason": None}, {"finish_reason": 3}, SimpleNamespace(choices=[]), {"incomplete_details": None}],
+)
+def test_a_reply_that_ended_otherwise_is_whole(told):
+    assert not ended_at_limit(told)
 
 
 @pytest.mark.parametrize(

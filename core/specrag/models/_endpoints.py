@@ -33,7 +33,7 @@ from specrag.models.base import (
     Stage,
     Turn,
 )
-from specrag.models.chat import chat_request, read_chat
+from specrag.models.chat import chat_request, ended_at_limit, read_chat
 from specrag.models.tokenization import ConversationEncoder, plain_pieces, stripped, up_to_last_named
 from specrag.schema import Usage
 
@@ -200,7 +200,7 @@ class Completions:
             if written.text.strip() or (stopped is None and shown) or written.tokens >= stage.max_tokens:
                 break
             prompt = start.followed_by(written.text_with_stop, *written.split(with_stop=True))
-        part = written.part(cut=choice.get("finish_reason") == "length", with_top=top_log_probs > 0)
+        part = written.part(cut=ended_at_limit(choice), with_top=top_log_probs > 0)
         return part, start.followed_by(part.text, *written.split()), usage, written.notes(part)
 
     async def score(self, turns: Sequence[Turn]) -> Score | None:

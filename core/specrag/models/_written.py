@@ -7,6 +7,7 @@ from typing import Any
 
 from specrag.models._logprobs import ListedToken, all_listed, ends_in, ends_of_beginning, listed_tokens, stop_hides
 from specrag.models.base import GeneratedText
+from specrag.models.chat import ended_at_limit
 from specrag.models.tokenization import ConversationEncoder, IncrementalDecoder
 
 #: The note on a draft whose tokens the server lists wrongly.
@@ -44,7 +45,7 @@ class WrittenPart:
             written: The tokens that the server counted; 0 where it did not.
         """
         tokens = listed_tokens(choice.get("logprobs")) or []
-        cut = choice.get("finish_reason") == "length"
+        cut = ended_at_limit(choice)
         ids = choice.get("token_ids")
         if not isinstance(ids, list) or not all(isinstance(one, int) for one in ids):
             ids = [token.id for token in tokens if token.id is not None]

@@ -107,14 +107,40 @@ def is_plain(request: GenerationRequest) -> bool:
     return len(request.stages) == 1 and not request.stages[0].header
 
 
+#: The types of a message's parts that hold its text. Others are thoughts, calls and media.
+TEXT_PARTS = ("text", "input_text", "output_text", "text-plain")
+
+
 def content_text(content: Any) -> str:
-    """The text of a message's content: a string, or a list of parts of which those with text count."""
-    if isinstance(content, list):
-        parts = [
-            part for part in content if isinstance(part, Mapping) and str(part.get("type", "text")).endswith("text")
-        ]
-        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
-    return content if isinstance(content, str) else ""
+    """The text of a message's content: a string, or a list of strings and parts of which those with text count."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    texts = [
+        part.get("text") if isinstance(part, Mapping) and part.get("type", "text") in TEXT_PARTS else part
+        for part in content
+    ]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+# Under which names libraries and servers tell why a reply ended, where they tell it, and how they say "at its limit".
+_REASONS = ("finish_reason", "stop_reason", "done_reason", "finishReason", "stopReason", "reason")
+_WITHIN = ("choices", "candidates", "incomplete_details")
+_AT_LIMIT = frozenset({"length", "max_tokens", "max_output_tokens", "max_length", "model_length"})
+
+
+def ended_at_limit(told: Any) -> bool:
+    """Whether what is told of a reply, as a mapping or object, says that it ended at its limit of tokens.
+
+    OpenAI says "length", Anthropic "max_tokens", Google "MAX_TOKENS", and each under a name of its own.
+    """
+    inner = [_told(told, name) for name in _WITHIN]
+    whole = [told, *(one for each in inner for one in (each if isinstance(each, list) else [each]))]
+    reasons = [_told(one, name) for one in whole for name in _REASONS]
+    return any(str(getattr(each, "name", None) or each).rpartition(".")[2].lower() in _AT_LIMIT for each in reasons)
+
+
+def _told(told: Any, name: str) -> Any:
+    return told.get(name) if isinstance(told, Mapping) else getattr(told, name, None)
 
 
 _TAG = re.compile(r"(?i)[<\[](/?)(?:think|thinking|thought|reasoning|seed:think)[>\]]")
