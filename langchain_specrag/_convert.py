@@ -15,7 +15,14 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from langchain_specrag._runnables import bound_options, inner_runnables, is_retriever, known_options, name_of
+from langchain_specrag._runnables import (
+    bound_options,
+    inner_runnables,
+    is_retriever,
+    known_options,
+    name_of,
+    really_awaits,
+)
 from langchain_specrag.embeddings import SpecRAGEmbeddings
 from specrag._foreign import ForeignCalls
 from specrag.baselines.base import System
@@ -133,7 +140,7 @@ class LangChainEmbedder(Embedder):
     """LangChain embeddings as a core embedder."""
 
     def __init__(self, embeddings: Embeddings) -> None:
-        self._embeddings, self._calls = embeddings, ForeignCalls(embeddings)
+        self._embeddings, self._calls = embeddings, ForeignCalls(embeddings, awaits=really_awaits(embeddings))
         self.name = kind_of(embeddings)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -157,7 +164,7 @@ class LangChainLM(ChatLM):
 
     def __init__(self, model: Runnable[Any, Any]) -> None:
         super().__init__(name_of(model))
-        self._model, self._calls = model, ForeignCalls(*inner_runnables(model))
+        self._model, self._calls = model, ForeignCalls(*inner_runnables(model), awaits=really_awaits(model))
         self._config_of: Callable[[Work | None], RunnableConfig | None] = lambda work: None
         self._limit: asyncio.Semaphore | None = None
 

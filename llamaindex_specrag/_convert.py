@@ -90,15 +90,13 @@ class LlamaIndexEmbedder(Embedder):
     """A LlamaIndex embedding model as a core embedder."""
 
     def __init__(self, model: BaseEmbedding) -> None:
-        self._model, self._calls = model, ForeignCalls(model)
+        self._model, self._calls = model, ForeignCalls(model, awaits=embedder_awaits(model))
         self.name = model.model_name
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         return unit_vectors(self._model.get_text_embedding_batch(list(texts)))
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
-        if not embedder_awaits(self._model):
-            return await in_own_thread(self.embed, texts)
         given = list(texts)
         return unit_vectors(
             await self._calls.call(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -294,15 +295,28 @@ def test_a_model_without_awaited_methods_of_its_own_serves_its_drafts_side_by_si
     def slow(messages):
         running.append(1)
         most.append(len(running))
-        import time
-
-        time.sleep(0.05)
+        time.sleep(0.2)
         running.pop()
         return REPLY
 
-    rag = SpeculativeRAGRunnable(drafter=RunnableLambda(slow), embedder=HashEmbedder(), drafts=4)
-    rag.invoke({"input": "q", "context": documents()})
-    assert max(most) == 4
+    rag = SpeculativeRAGRunnable(drafter=RunnableLambda(slow), embedder=HashEmbedder(), drafts=12, passages_per_draft=3)
+    inputs = {"input": "q", "context": documents()}
+    rag.invoke(inputs)
+    assert max(most) == 12
+    most.clear()
+    asyncio.run(rag.ainvoke(inputs))
+    assert max(most) == 12  # more than the event loop has threads
+
+
+def test_a_deadline_leaves_no_event_loop_waiting_for_a_model_that_blocks():
+    def slow(messages):
+        time.sleep(3)
+        return REPLY
+
+    rag = SpeculativeRAGRunnable(drafter=RunnableLambda(slow), embedder=HashEmbedder(), drafts=2, deadline=0.2)
+    start = time.monotonic()
+    result = asyncio.run(rag.ainvoke({"input": "q", "context": documents()}))
+    assert result["abstained"] and time.monotonic() - start < 2
 
 
 def test_langchains_own_history_keeps_a_chains_conversation():

@@ -36,10 +36,11 @@ class ForeignCalls:
 
     Args:
         models: What is called; of a wrapped model, what is in it.
+        awaits: Whether the awaited methods leave the event loop free.
     """
 
-    def __init__(self, *models: Any) -> None:
-        self._models = models
+    def __init__(self, *models: Any, awaits: bool = True) -> None:
+        self._models, self._awaits = models, awaits
         self._shared: list[Any] | None = None
         self._only_awaits = False  # the blocking method is not implemented
 
@@ -64,7 +65,7 @@ class ForeignCalls:
 
         It must in a blocking call, and on another event loop than the first.
         """
-        if _blocking.serves_blocking_call():
+        if not self._awaits or _blocking.serves_blocking_call():
             return True
         running = asyncio.get_running_loop()
         if self._shared is None:
