@@ -15,14 +15,20 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from langchain_specrag._runnables import bound_options, is_retriever, known_options, name_of
+from langchain_specrag._runnables import (
+    bound_options,
+    inner_runnables,
+    is_retriever,
+    known_options,
+    name_of,
+    really_awaits,
+)
 from langchain_specrag.embeddings import SpecRAGEmbeddings
-from specrag import _blocking
-from specrag._abandoned import in_own_thread
+from specrag._foreign import ForeignCalls
 from specrag.baselines.base import System
 from specrag.errors import InvalidInputError, ModelError, kind_of
 from specrag.models.base import LanguageModel, Reader
-from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
+from specrag.models.chat import ChatLM, ChatReply, ChatRequest, content_text, ended_at_limit, own_options
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage, Verdict, passages_of
 from specrag.speculative._given import drafters_of, model_of
@@ -134,16 +140,19 @@ class LangChainEmbedder(Embedder):
     """LangChain embeddings as a core embedder."""
 
     def __init__(self, embeddings: Embeddings) -> None:
-        self._embeddings, self._client = embeddings, _blocking.Client()
+        self._embeddings, self._calls = embeddings, ForeignCalls(embeddings, awaits=really_awaits(embeddings))
         self.name = kind_of(embeddings)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         return unit_vectors(self._embeddings.embed_documents(list(texts)))
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
-        if self._client.must_block():
-            return await in_own_thread(self.embed, texts)
-        return unit_vectors(await self._embeddings.aembed_documents(list(texts)))
+        given = list(texts)
+        return unit_vectors(
+            await self._calls.call(
+                lambda: self._embeddings.embed_documents(given), lambda: self._embeddings.aembed_documents(given)
+            )
+        )
 
 
 class LangChainLM(ChatLM):
@@ -155,7 +164,7 @@ class LangChainLM(ChatLM):
 
     def __init__(self, model: Runnable[Any, Any]) -> None:
         super().__init__(name_of(model))
-        self._model, self._client = model, _blocking.Client()
+        self._model, self._calls = model, ForeignCalls(*inner_runnables(model), awaits=really_awaits(model))
         self._config_of: Callable[[Work | None], RunnableConfig | None] = lambda work: None
         self._limit: asyncio.Semaphore | None = None
 
@@ -178,10 +187,10 @@ class LangChainLM(ChatLM):
         messages: list[BaseMessage] = [_ROLES[role](content=text) for role, text in request.messages]
         options = self._options(request)
         async with self._limit or nullcontext():
-            if self._client.must_block():
-                answer = await in_own_thread(self._model.invoke, messages, config, **options)
-            else:
-                answer = await self._model.ainvoke(messages, config, **options)
+            answer = await self._calls.call(
+                lambda: self._model.invoke(messages, config, **options),
+                lambda: self._model.ainvoke(messages, config, **options),
+            )
         if isinstance(answer, str):
             return ChatReply(answer)
         if not isinstance(answer, AIMessage):
@@ -189,10 +198,11 @@ class LangChainLM(ChatLM):
         logged = answer.response_metadata.get("logprobs") or {}
         used = answer.usage_metadata
         return ChatReply(
-            text=str(answer.text),
+            text=content_text(answer.content),
             content=logged.get("content") or None if isinstance(logged, Mapping) else None,
             usage=Usage(used["input_tokens"], used["output_tokens"]) if used else Usage(),
-            cut=answer.response_metadata.get("finish_reason") == "length",
+            cut=ended_at_limit(answer.response_metadata),
+            thought=bool(used and used.get("output_token_details", {}).get("reasoning")),
         )
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Chat
 from langchain_core.messages.ai import UsageMetadata
 
 from specrag.errors import InvalidInputError, kind_of
+from specrag.models.chat import TEXT_PARTS, content_text
 from specrag.rapid import Message, RapidStats
 from specrag.rapid.conversation import assistant_message
 from specrag.rapid.tools import parse_tool_calls
@@ -24,7 +25,6 @@ _ROLES = {
     "tool": "tool",
     "function": "tool",
 }
-_TEXT_BLOCKS = ("text", "input_text", "output_text")
 # What only images and sounds say. An AI message's other blocks are thoughts and calls, which stand in `tool_calls` too.
 _MEDIA = (
     "image",
@@ -74,8 +74,8 @@ def _text(message: BaseMessage, role: str) -> str:
     for block in message.content:
         if isinstance(block, str):
             texts.append(block)
-        elif block.get("type", "text") in _TEXT_BLOCKS:
-            texts.append(str(block.get("text", "")))
+        elif block.get("type", "text") in TEXT_PARTS:
+            texts.append(content_text([block]))
         elif role != "assistant" or block.get("type") in _MEDIA:
             other.append(str(block.get("type")))
     if other:

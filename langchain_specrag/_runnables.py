@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from langchain_core.language_models import BaseLanguageModel
+from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel, BaseLanguageModel
+from langchain_core.language_models.llms import LLM
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables import Runnable, RunnableLambda, RunnableSequence, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import DynamicRunnable
 
@@ -49,6 +51,27 @@ def known_options(runnable: Any) -> set[str]:
     if not all(isinstance(each, BaseLanguageModel) for each in models):
         return set()
     return {"stop", *set.intersection(*(set(type(each).model_fields) for each in models))}
+
+
+def really_awaits(runnable: Any) -> bool:
+    """Whether every model behind ``runnable`` has awaited methods of its own.
+
+    Others run in the few threads of the event loop, one behind the other, and the loop does not end before they do.
+    """
+    return all(_awaits(each) for each in inner_runnables(runnable))
+
+
+def _awaits(each: Any) -> bool:
+    kind = type(each)
+    if isinstance(each, RunnableLambda):
+        return hasattr(each, "afunc")
+    if isinstance(each, Embeddings):
+        return kind.aembed_documents is not Embeddings.aembed_documents
+    if isinstance(each, LLM):
+        return kind._acall is not LLM._acall
+    if isinstance(each, BaseChatModel):
+        return kind._agenerate is not BaseChatModel._agenerate or kind._astream is not BaseChatModel._astream
+    return True
 
 
 def is_retriever(runnable: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,13 @@ from llama_index_instrumentation.span import active_span_id
 
 from llamaindex_specrag._awaiting import embedder_awaits, llm_awaits
 from llamaindex_specrag.embeddings import SpecRAGEmbedding
-from specrag import _blocking
 from specrag._abandoned import in_own_thread
 from specrag._fields import embedding_in, title_in
+from specrag._foreign import ForeignCalls
 from specrag.baselines.base import System
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
-from specrag.models.chat import ChatLM, ChatReply, ChatRequest, own_options
+from specrag.models.chat import ChatLM, ChatReply, ChatRequest, ended_at_limit, own_options
 from specrag.models.embedders import Embedder, unit_vectors
 from specrag.schema import Passage, SpeculativeAnswer, Usage
 from specrag.speculative._given import drafters_of, model_of
@@ -90,16 +90,20 @@ class LlamaIndexEmbedder(Embedder):
     """A LlamaIndex embedding model as a core embedder."""
 
     def __init__(self, model: BaseEmbedding) -> None:
-        self._model, self._client = model, _blocking.Client()
+        self._model, self._calls = model, ForeignCalls(model, awaits=embedder_awaits(model))
         self.name = model.model_name
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         return unit_vectors(self._model.get_text_embedding_batch(list(texts)))
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
-        if self._client.must_block() or not embedder_awaits(self._model):
-            return await in_own_thread(self.embed, texts)
-        return unit_vectors(await self._model.aget_text_embedding_batch(list(texts)))
+        given = list(texts)
+        return unit_vectors(
+            await self._calls.call(
+                lambda: self._model.get_text_embedding_batch(given),
+                lambda: self._model.aget_text_embedding_batch(given),
+            )
+        )
 
 
 class LlamaIndexLM(ChatLM):
@@ -112,7 +116,7 @@ class LlamaIndexLM(ChatLM):
 
     def __init__(self, llm: BaseLLM) -> None:
         super().__init__(kind_of(llm))
-        self._llm, self._client = llm, _blocking.Client()
+        self._llm, self._calls = llm, ForeignCalls(llm)
         self._span_of: Callable[[Work | None], str | None] = lambda work: None
 
     def inside(self, span_of: Callable[[Work | None], str | None]) -> LlamaIndexLM:
@@ -130,13 +134,12 @@ class LlamaIndexLM(ChatLM):
             if token is not None:
                 active_span_id.reset(token)
         text = answer.text if isinstance(answer, CompletionResponse) else answer.message.content or ""
-        raw = answer.raw if isinstance(answer.raw, Mapping) else getattr(answer.raw, "__dict__", {})
         used = answer.additional_kwargs or {}
         return ChatReply(
             text=text,
             content=chosen_tokens(text, answer.logprobs) if answer.logprobs else None,
             usage=Usage(int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)),
-            cut=any(getattr(choice, "finish_reason", None) == "length" for choice in raw.get("choices") or ()),
+            cut=ended_at_limit(answer.raw) or ended_at_limit(used),
         )
 
     async def _asked(self, request: ChatRequest) -> ChatResponse | CompletionResponse:
@@ -150,9 +153,7 @@ class LlamaIndexLM(ChatLM):
             options["formatted"] = True
         if not llm_awaits(llm):
             return await in_own_thread(lambda: asyncio.run(acall(given, **options)))
-        if self._client.must_block():
-            return await in_own_thread(call, given, **options)
-        return await acall(given, **options)
+        return await self._calls.call(lambda: call(given, **options), lambda: acall(given, **options))
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
         """The options that the LLM has fields for; the others stay as the user configured them."""

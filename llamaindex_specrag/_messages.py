@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ThinkingBlock, ToolCallBlock
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    CitableBlock,
+    CitationBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
 
 from specrag.errors import InvalidInputError, kind_of
 from specrag.rapid import Message
@@ -21,6 +30,8 @@ _ROLES = {
     MessageRole.TOOL: "tool",
     MessageRole.FUNCTION: "tool",
 }
+# What says nothing more: thoughts, calls (read apart), what a reply cited, and marks for another model's cache.
+_WITHOUT_TEXT = (ThinkingBlock, ToolCallBlock, CitationBlock, CachePoint)
 
 
 def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -33,11 +44,23 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
 
 
 def _message(message: ChatMessage) -> Message:
-    known = (TextBlock, ThinkingBlock, ToolCallBlock)
-    if other := [kind_of(block) for block in message.blocks if not isinstance(block, known)]:
-        raise InvalidInputError(f"RapidLLM reads text, not {', '.join(other)}")
-    role, text = _ROLES[message.role], message.content or ""
+    role, text = _ROLES[message.role], "\n".join(_texts(message.blocks))
     return assistant_message(text, _calls(message)) if role == "assistant" else Message(role, text)
+
+
+def _texts(blocks: Sequence[Any]) -> Iterator[str]:
+    """The texts of a message's blocks.
+
+    Raises:
+        InvalidInputError: A block is an image, a sound or a file.
+    """
+    for block in blocks:
+        if isinstance(block, TextBlock):
+            yield block.text
+        elif isinstance(block, CitableBlock):
+            yield from _texts(block.content)
+        elif not isinstance(block, _WITHOUT_TEXT):
+            raise InvalidInputError(f"RapidLLM reads text, not {kind_of(block)}")
 
 
 def _calls(message: ChatMessage) -> Iterator[tuple[str | None, Any]]:

@@ -24,7 +24,7 @@ LAYERS = (
     ("errors",),
     ("_abandoned",),
     ("_blocking",),
-    ("_encodings", "_extras", "_fields", "_files", "_stages", "_unicode"),
+    ("_encodings", "_extras", "_fields", "_files", "_foreign", "_stages", "_unicode"),
     ("_page",),
     ("schema",),
     ("text",),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from langchain_core.chat_history import InMemoryChatMessageHistory
@@ -19,7 +21,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import ValidationError
 
 from langchain_specrag import MultiPerspectiveRetriever, SpeculativeRAGRunnable, create_speculative_rag_chain
-from specrag.errors import InvalidInputError
+from specrag.errors import DraftingError, InvalidInputError
 from tests.fakes import HashEmbedder, first_passage_lm
 from tests.langchain_parts import FixedRetriever, documents
 from tests.servers import serving
@@ -97,6 +99,23 @@ def test_a_retry_and_a_fallback_do_their_work():
         raise RuntimeError("away")
 
     assert answer_of(RunnableLambda(away).with_fallbacks([model()]))["answer"] == "Curie"
+
+
+@pytest.mark.parametrize("told", [{"stop_reason": "max_tokens"}, {"finish_reason": "length"}])
+def test_a_reply_that_was_cut_before_its_answer_is_no_answer_whoever_says_so(told):
+    cut = RunnableLambda(lambda messages: AIMessage("Rationale: She was the", response_metadata=told))
+    with pytest.raises(DraftingError, match="wrote no answer"):
+        answer_of(cut)
+
+
+def test_only_the_text_of_a_message_in_parts_is_read():
+    parts = [
+        {"type": "thinking", "thinking": "Answer: 7", "signature": "x"},
+        {"type": "reasoning_text", "text": "Answer: 8"},
+        {"type": "output_text", "text": "Rationale: r\n"},
+        "Answer: Curie",
+    ]
+    assert answer_of(RunnableLambda(lambda messages: AIMessage(parts)))["answer"] == "Curie"
 
 
 def test_a_reply_that_is_no_message_says_so():
@@ -201,21 +220,103 @@ def test_one_model_serves_blocking_and_awaited_calls_in_any_order(chat_openai):
     assert [result["answer"] for result in results] == ["Curie"] * 4
 
 
+def test_pipelines_and_models_that_share_a_client_work_on_every_event_loop(chat_openai):
+    """All `ChatOpenAI` of one address have one client, whose connections belong to the event loop that opened them."""
+    model, embeddings = chat_openai
+    another = model.model_copy(update={"temperature": 0.5})
+    inputs = {"input": "who discovered radium", "context": documents()}
+
+    def asked(drafter):
+        rag = SpeculativeRAGRunnable(drafter=drafter, embedder=embeddings, drafts=3)
+        result = asyncio.run(rag.ainvoke(inputs))
+        return result["answer"], result["details"]["failures"]
+
+    for drafter in (model, model, another, model.bind(max_tokens=50), model.with_retry()):
+        assert asked(drafter) == ("Curie", [])
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(asked, [model] * 4)) == [("Curie", [])] * 4
+
+
+def test_connections_that_the_user_opened_on_another_event_loop_fail_no_draft(chat_openai):
+    model, embeddings = chat_openai
+    assert asyncio.run(model.ainvoke("hello")).content == REPLY
+    rag = SpeculativeRAGRunnable(drafter=model, embedder=embeddings, drafts=3)
+    result = asyncio.run(rag.ainvoke({"input": "who discovered radium", "context": documents()}))
+    assert (result["answer"], result["details"]["failures"]) == ("Curie", [])
+
+
+def test_what_can_only_be_awaited_serves_blocking_calls_too():
+    async def reply(messages):
+        await asyncio.sleep(0)
+        return REPLY
+
+    class Awaited(Embeddings):
+        async def aembed_documents(self, texts):
+            return [[1.0, float(i)] for i in range(len(texts))]
+
+        async def aembed_query(self, text):
+            return [1.0, 0.0]
+
+        def embed_documents(self, texts):
+            raise NotImplementedError
+
+        embed_query = embed_documents
+
+    inputs = {"input": "q", "context": documents()}
+    for rag in [SpeculativeRAGRunnable(drafter=RunnableLambda(reply), embedder=Awaited(), drafts=3)] * 2:
+        for result in (rag.invoke(inputs), asyncio.run(rag.ainvoke(inputs)), rag.invoke(inputs)):
+            assert (result["answer"], result["details"]["failures"]) == ("Curie", [])
+
+
+def test_an_error_of_the_model_is_not_taken_for_one_of_the_event_loop():
+    asked = []
+
+    async def reply(messages):
+        asked.append("awaited")
+        raise RuntimeError("the model is broken")
+
+    def blocking(messages):
+        asked.append("blocking")
+        raise TypeError("no such thing")
+
+    model = RunnableLambda(blocking, afunc=reply)
+    rag = SpeculativeRAGRunnable(drafter=model, embedder=HashEmbedder(), drafts=1)
+    with pytest.raises(DraftingError, match="the model is broken"):
+        asyncio.run(rag.ainvoke({"input": "q", "context": documents()}))
+    assert asked == ["awaited"]
+    with pytest.raises(DraftingError, match="no such thing"):
+        rag.invoke({"input": "q", "context": documents()})
+    assert asked == ["awaited", "blocking"]
+
+
 def test_a_model_without_awaited_methods_of_its_own_serves_its_drafts_side_by_side():
     running, most = [], []
 
     def slow(messages):
         running.append(1)
         most.append(len(running))
-        import time
-
-        time.sleep(0.05)
+        time.sleep(0.2)
         running.pop()
         return REPLY
 
-    rag = SpeculativeRAGRunnable(drafter=RunnableLambda(slow), embedder=HashEmbedder(), drafts=4)
-    rag.invoke({"input": "q", "context": documents()})
-    assert max(most) == 4
+    rag = SpeculativeRAGRunnable(drafter=RunnableLambda(slow), embedder=HashEmbedder(), drafts=12, passages_per_draft=3)
+    inputs = {"input": "q", "context": documents()}
+    rag.invoke(inputs)
+    assert max(most) == 12
+    most.clear()
+    asyncio.run(rag.ainvoke(inputs))
+    assert max(most) == 12  # more than the event loop has threads
+
+
+def test_a_deadline_leaves_no_event_loop_waiting_for_a_model_that_blocks():
+    def slow(messages):
+        time.sleep(3)
+        return REPLY
+
+    rag = SpeculativeRAGRunnable(drafter=RunnableLambda(slow), embedder=HashEmbedder(), drafts=2, deadline=0.2)
+    start = time.monotonic()
+    result = asyncio.run(rag.ainvoke({"input": "q", "context": documents()}))
+    assert result["abstained"] and time.monotonic() - start < 2
 
 
 def test_langchains_own_history_keeps_a_chains_conversation():

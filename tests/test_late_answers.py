@@ -9,11 +9,19 @@ import pytest
 
 from specrag import SpeculativeRAG
 from specrag.errors import ModelError
-from specrag.models import OpenAILM
+from specrag.models import OpenAIEmbedder, OpenAILM
 from specrag.speculative.verification import Scoring
-from tests.fakes import HashEmbedder, ScriptedLM
+from tests.fakes import HashEmbedder, ScriptedLM, ScriptedReader
 from tests.servers import serving
+from tests.test_confidence import PASSAGES as TOWERS
+from tests.test_confidence import answering, escalating
 from tests.test_pipeline import PASSAGES, by_passage
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """What the first question imports takes no time of a deadline."""
+    asked(None)
 
 
 def refusing_server(status, message):
@@ -27,9 +35,8 @@ def refusing_server(status, message):
 
 def asked(deadline=1.0, *, verifier=None, drafter=None, **more):
     drafter = drafter or ScriptedLM(by_passage, batched=False)
-    rag = SpeculativeRAG(
-        drafter=drafter, verifier=verifier, embedder=HashEmbedder(), drafts=3, deadline=deadline, **more
-    )
+    more.setdefault("embedder", HashEmbedder())
+    rag = SpeculativeRAG(drafter=drafter, verifier=verifier, drafts=3, deadline=deadline, **more)
     start = time.monotonic()
     answer = rag.answer("q", PASSAGES)
     assert deadline is None or time.monotonic() - start < deadline + 1.5
@@ -99,3 +106,44 @@ def test_with_a_deadline_a_verifier_that_fails_in_time_costs_no_answer():
     assert not answer.abstained and "out of memory" in answer.failures[0].error and len(answer.unverified) == 3
     with pytest.raises(ModelError, match="out of memory"):
         asked(None, verifier=broken)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_an_embedder_that_does_not_answer_before_the_deadline_is_named(answered):
+    with socket.socket() as silent, refusing_server(500, "CUDA error") as url:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(16)
+        hanging = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        answer = asked(0.5, embedder=OpenAIEmbedder(url if answered else hanging, "m"))
+    assert answer.abstained
+    (note,) = (note for note in answer.notes if "deadline" in note)
+    assert "the passages were being embedded" in note and ("CUDA error" in note) == answered
+
+
+def test_a_reader_that_does_not_end_before_the_deadline_is_named():
+    reader = ScriptedReader({"1898": 0.9})
+
+    async def read(*given, **options):
+        await asyncio.sleep(30)
+
+    reader.aread = read
+    answer = asked(0.3, drafter=reader)
+    assert answer.abstained and "the deadline of 0.3 s passed while scripted-reader read the passages" in answer.notes
+
+
+def test_a_verifier_that_answers_itself_keeps_to_the_deadline():
+    made = escalating(0.3, answering("in 1889"), deadline=0.5)
+    ended = []
+
+    async def agenerate(*given, **options):
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.append(time.monotonic())
+
+    made.verifier.agenerate = agenerate
+    start = time.monotonic()
+    answer = made.answer("when", TOWERS)
+    assert time.monotonic() - start < 2 and ended
+    assert (answer.text, answer.escalated) == ("1889", None) and answer.timings.total < 2
+    assert "the deadline of 0.5 s passed before the verifier had answered itself" in answer.notes

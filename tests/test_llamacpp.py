@@ -91,6 +91,18 @@ def test_a_stop_string_that_is_hidden_ends_the_part_only_after_its_first_charact
     assert theirs.parts[0].text.startswith("\n\n")  # these tokens came back without a text, a list or a reason
 
 
+def test_a_token_that_a_stop_string_cuts_costs_no_log_probability(llamacpp, smollm2):
+    """The server does not list " brown". What follows is tokenised together with the piece of it that stays."""
+    asked = GenerationRequest(
+        (Turn.of("user", "Say: The quick brown fox"),), (Stage("", 20, ("rown",)), Stage("rown", 6))
+    )
+    ours, theirs = smollm2.generate([asked])[0], llamacpp.generate([asked])[0]
+    assert ours.parts[0].text == "The quick b"
+    for a, b in zip(ours.parts, theirs.parts, strict=True):
+        assert (b.text, b.token_ends) == (a.text, a.token_ends)
+        assert b.log_probs == pytest.approx(a.log_probs, abs=CLOSE)
+
+
 def test_answers_are_chosen_by_the_drafts_own_scores_and_the_generated_yes(url, smollm2, smollm2_path):
     lm = OpenAILM("smollm2", url, tokenizer=smollm2_path, retries=0)
 

@@ -26,7 +26,7 @@ from pydantic import Field
 from llamaindex_specrag import SpeculativeRAGQueryEngine, SpeculativeSynthesizer
 from llamaindex_specrag._awaiting import embedder_awaits, llm_awaits
 from llamaindex_specrag._convert import to_passage
-from specrag.errors import InvalidInputError
+from specrag.errors import DraftingError, InvalidInputError
 from specrag.speculative.verification import Scoring
 from tests.fakes import HashEmbedder
 from tests.llamaindex_parts import FixedRetriever, ScriptedAgentLLM, engine_of, nodes
@@ -110,6 +110,18 @@ async def test_a_deadline_holds_over_llms_that_block(kind):
     assert time.perf_counter() - start < 1.5 and response.metadata["abstained"]
 
 
+@pytest.mark.parametrize(
+    "raw", [{"stop_reason": "max_tokens"}, {"choices": [{"finish_reason": "length"}]}, {"done_reason": "length"}]
+)
+def test_a_reply_that_was_cut_before_its_answer_is_no_answer_whoever_says_so(raw):
+    class Cut(SyncOnly):
+        def complete(self, prompt, formatted=False, **kwargs):
+            return CompletionResponse(text="Rationale: She was the", raw=raw)
+
+    with pytest.raises(DraftingError, match="wrote no answer"):
+        engine_of(Cut(), drafts=2).query("q")
+
+
 def test_blocking_calls_use_blocking_methods_and_awaited_calls_awaited_ones():
     llm = TwoDoors()
     engine = engine_of(llm, drafts=2)
@@ -118,6 +130,7 @@ def test_blocking_calls_use_blocking_methods_and_awaited_calls_awaited_ones():
         (lambda: asyncio.run(engine.aquery("q")), "achat"),
         (lambda: engine.query("q"), "chat"),
         (lambda: asyncio.run(engine.aquery("q")), "chat"),  # a client may be bound to the first event loop
+        (lambda: asyncio.run(engine_of(llm, drafts=2).aquery("q")), "chat"),
     ):
         llm.used.clear()
         assert str(ask()) == "Curie" and set(llm.used) == {expected}

@@ -13,8 +13,16 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    CitableBlock,
+    CitationBlock,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
 from llama_index.core.base.llms.types import ChatMessage as LlamaMessage
-from llama_index.core.base.llms.types import ImageBlock, TextBlock, ThinkingBlock, ToolCallBlock
 from llama_index.core.schema import Document as LlamaDocument
 from llama_index.core.schema import NodeWithScore, TextNode
 
@@ -41,6 +49,7 @@ CALL = ToolCall("weather", {"city": "Paris"})
         [{"type": "reasoning", "summary": []}, {"type": "output_text", "text": "So."}],
         [{"type": "reasoning_content", "reasoning_content": {"text": "Hm."}}, "So."],
         [{"type": "text", "text": "So."}, {"type": "web_search_call", "id": "1"}],
+        [{"type": "text", "text": None}, {"type": "text", "text": "So."}],
     ],
 )
 def test_what_another_model_thought_is_left_out(blocks):
@@ -72,6 +81,7 @@ def test_a_call_that_could_not_be_read_is_shown_as_text():
         (FunctionMessage("sunny", name="weather"), Message("tool", "sunny")),
         (ToolMessage([{"type": "text", "text": "sunny"}], tool_call_id="1"), Message("tool", "sunny")),
         (AIMessageChunk("So."), Message("assistant", "So.")),
+        (HumanMessage([{"type": "text-plain", "text": "Q", "mime_type": "text/plain"}]), Message("user", "Q")),
     ],
 )
 def test_every_role_has_its_place(message, expected):
@@ -113,6 +123,26 @@ def test_llamaindex_blocks_of_thoughts_and_calls_are_read():
         Message("assistant", "A"),
         Message("assistant", "B"),
     ]
+
+
+def test_llamaindex_texts_that_may_be_cited_are_read_and_marks_for_a_cache_are_not():
+    cited = CitationBlock(cited_content="radium", source="s", title="t", additional_location_info={})
+    assert to_messages(
+        [
+            LlamaMessage(
+                role="user",
+                blocks=[
+                    CitableBlock(title="t", source="s", content="A report."),
+                    CachePoint(cache_control={"type": "ephemeral"}),
+                    TextBlock(text="Who?"),
+                ],
+            ),
+            LlamaMessage(role="assistant", blocks=[TextBlock(text="Curie."), cited]),
+        ]
+    ) == [Message("user", "A report.\nWho?"), Message("assistant", "Curie.")]
+    picture = CitableBlock(title="t", source="s", content=[ImageBlock(image=b"x")])
+    with pytest.raises(InvalidInputError, match="RapidLLM reads text, not ImageBlock"):
+        to_messages([LlamaMessage(role="user", blocks=[picture])])
 
 
 def test_llamaindex_calls_beside_the_blocks_are_read():

@@ -3,7 +3,9 @@
 import json
 import math
 from dataclasses import replace
+from enum import Enum
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from specrag.errors import ModelError, ServerError, SpecRAGError
 from specrag.models import Completion, GenerationRequest, OpenAIEmbedder, OpenAILM, Score, Segment, Stage, Turn
 from specrag.models._logprobs import listed_tokens
 from specrag.models.base import GeneratedText
-from specrag.models.chat import ChatLM, ChatReply, answer_start
+from specrag.models.chat import ChatLM, ChatReply, answer_start, ended_at_limit
 from specrag.models.tokenization import ConversationEncoder
 from specrag.schema import Draft, Usage
 from specrag.speculative.drafting import Assignment, Drafter, split_reply, total
@@ -255,6 +257,59 @@ def test_bytes_place_the_tokens_of_a_chat_reply():
     assert completion.parts[0].log_probs is None and "do not add up" in completion.notes[0]
 
 
+# --- a token that a stop string cuts ----------------------------------------------------------------
+
+
+def cut_by_stop(listed, written, text="in 1898.", stop=("\n",), tokenizer=None, finish="stop"):
+    """What is read of ``text``, which a stop string may have ended inside a token that the server does not list."""
+    answer = completion(text, {"content": content(*((token, -0.5) for token in listed))}, finish_reason=finish)
+    answer["usage"]["completion_tokens"] = written
+    request = GenerationRequest((Turn.of("user", "hi"),), (Stage("", 16, stop),))
+    options = {"api": "completions", "tokenizer": tokenizer, "chat_template": None} if tokenizer else {}
+    with one_answer(answer) as url:
+        return OpenAILM("m", url, retries=0, **{"api": "completions", **options}).generate([request])[0]
+
+
+def test_a_token_that_a_stop_string_cuts_need_not_be_listed(smollm2_tokenizer):
+    """Qwen's tokenizers have ".\\n" as one token, so llama.cpp lists the last characters of few of their lines."""
+    made = cut_by_stop(["in", " 1898"], written=3).parts[0]
+    assert made.log_probs == (-0.5, -0.5) and made.token_ends == (2, 7) and made.tokens == 2
+    spelled = smollm2_tokenizer.tokenize(" quick brown")
+    assert spelled == ["Ġquick", "Ġbrown"]
+    made = cut_by_stop(["The"], 3, "The qu", ("ick b",), smollm2_tokenizer).parts[0]
+    assert made.log_probs == (-0.5,) and made.token_ends == (3,)
+
+
+@pytest.mark.parametrize(
+    ("listed", "written", "more"),
+    [
+        (["in"], 3, {}),  # two tokens are missing, and one of them may lie within the text
+        (["in", " 1898"], 2, {}),  # none is missing by the server's count
+        (["in", " 1898"], 0, {}),  # it does not count
+        (["in", " 1898"], 3, {"stop": ()}),  # there was no stop string
+        (["in", " 1898"], 3, {"finish": "length"}),  # no stop string ended it
+        ([" 1898"], 2, {"text": "in 1898."}),  # not the beginning of the text
+    ],
+)
+def test_a_list_that_ends_before_its_text_is_missing_otherwise(listed, written, more):
+    made = cut_by_stop(listed, written, **more)
+    assert made.parts[0].log_probs is None and "do not add up" in made.notes[0]
+
+
+def test_the_tokenizer_says_whether_one_token_was_cut(smollm2_tokenizer):
+    """llama.cpp leaves as many tokens out as the stop string has; one of them may lie within the text."""
+    made = cut_by_stop(["The"], 3, "The quick b", ("rown",), smollm2_tokenizer)
+    assert made.parts[0].log_probs is None and "do not add up" in made.notes[0]
+
+
+def test_a_chat_reply_that_a_stop_string_cut_keeps_its_log_probabilities():
+    request = GenerationRequest((Turn.of("user", "hi"),), (Stage("", 16, ("\n",)),))
+    reply = ChatReply("in 1898.", content(("in", -0.5), (" 1898", -0.25)), Usage(3, 3))
+    assert HostedLM(reply).generate([request])[0].parts[0].log_probs == (-0.5, -0.25)
+    assert HostedLM(replace(reply, cut=True)).generate([request])[0].parts[0].log_probs is None
+    assert HostedLM(reply).generate([PLAIN])[0].parts[0].log_probs is None
+
+
 # --- half a reply, and thinking -----------------------------------------------------------------------
 
 
@@ -278,6 +333,35 @@ def drafted(reply):
 def test_a_reply_that_ended_before_its_answer_is_no_answer(reply):
     with pytest.raises(ModelError, match="wrote no answer"):
         drafted(reply)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"finish_reason": "length"},  # OpenAI
+        {"finish_reason": "model_length"},  # Mistral
+        {"stop_reason": "max_tokens"},  # Anthropic
+        {"stopReason": "max_tokens"},  # Bedrock
+        {"done_reason": "length"},  # Ollama
+        {"finish_reason": "MAX_TOKENS"},  # Google
+        {"finish_reason": Enum("FinishReason", ["STOP", "MAX_TOKENS"]).MAX_TOKENS},
+        {"incomplete_details": {"reason": "max_output_tokens"}},  # OpenAI's responses
+        {"choices": [{"finish_reason": "length"}]},
+        SimpleNamespace(choices=[SimpleNamespace(finish_reason="length")]),
+        SimpleNamespace(candidates=[{"finishReason": "MAX_TOKENS"}]),
+    ],
+)
+def test_every_way_of_saying_that_a_reply_ended_at_its_limit_is_known(told):
+    assert ended_at_limit(told)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [None, {}, "length", {"finish_reason": "stop"}, {"stop_reason": "end_turn"}, {"choices": None}, {"choices": [None]}]
+    + [{"finish_reason": None}, {"finish_reason": 3}, SimpleNamespace(choices=[]), {"incomplete_details": None}],
+)
+def test_a_reply_that_ended_otherwise_is_whole(told):
+    assert not ended_at_limit(told)
 
 
 @pytest.mark.parametrize(

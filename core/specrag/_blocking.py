@@ -13,7 +13,6 @@ import contextvars
 import os
 import queue
 import threading
-import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
@@ -135,25 +134,6 @@ def serves_blocking_call() -> bool:
         return asyncio.get_running_loop() is _loop and _owner == os.getpid()
     except RuntimeError:
         return False
-
-
-class Client:
-    """A client of another library, which may be bound to the event loop that first used its awaited methods."""
-
-    def __init__(self) -> None:
-        self._first_loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
-
-    def must_block(self) -> bool:
-        """Whether the running task must use the blocking methods, in a thread.
-
-        It must in a blocking call, and on another event loop than the first.
-        """
-        if serves_blocking_call():
-            return True
-        running = asyncio.get_running_loop()
-        if self._first_loop is None:
-            self._first_loop = weakref.ref(running)
-        return self._first_loop() is not running
 
 
 def _refuse_own_thread(coroutine: Coroutine[Any, Any, Any]) -> None:

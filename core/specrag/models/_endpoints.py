@@ -33,7 +33,7 @@ from specrag.models.base import (
     Stage,
     Turn,
 )
-from specrag.models.chat import chat_request, read_chat
+from specrag.models.chat import chat_request, ended_at_limit, read_chat
 from specrag.models.tokenization import ConversationEncoder, plain_pieces, stripped, up_to_last_named
 from specrag.schema import Usage
 
@@ -200,7 +200,7 @@ class Completions:
             if written.text.strip() or (stopped is None and shown) or written.tokens >= stage.max_tokens:
                 break
             prompt = start.followed_by(written.text_with_stop, *written.split(with_stop=True))
-        part = written.part(cut=choice.get("finish_reason") == "length", with_top=top_log_probs > 0)
+        part = written.part(cut=ended_at_limit(choice), with_top=top_log_probs > 0)
         return part, start.followed_by(part.text, *written.split()), usage, written.notes(part)
 
     async def score(self, turns: Sequence[Turn]) -> Score | None:
@@ -257,20 +257,26 @@ class _Prompt:
     text: str
     ids: list[int] | None = None
     encoder: ConversationEncoder | None = None
+    unfed: str = ""  # the end of the text, after the ids: it is tokenised together with what follows
 
     def fields(self, *, generate: bool = True) -> dict[str, Any]:
         """The part of the request's body that says what to continue."""
         if self.ids is not None:
-            return {"prompt": self.ids, "return_token_ids": True if generate else None}
+            return {"prompt": [*self.ids, *self._rest()], "return_token_ids": True if generate else None}
         templated = self.encoder is not None and self.encoder.template is not None  # it wrote the special tokens
         return {"prompt": self.text, "add_special_tokens": False if templated else None}
 
     def followed_by(self, text: str, fed: Sequence[int] = (), unfed: str | None = None) -> _Prompt:
         """This prompt, then ``text``: the tokens ``fed`` and the rest, ``unfed``, which is tokenised here."""
-        if self.ids is None or self.encoder is None:
+        rest = text if unfed is None else unfed
+        if self.ids is None:
             return replace(self, text=self.text + text)
-        rest = self.encoder.encode_text(text if unfed is None else unfed)
-        return replace(self, text=self.text + text, ids=[*self.ids, *fed, *rest])
+        if not fed:
+            return replace(self, text=self.text + text, unfed=self.unfed + rest)
+        return replace(self, text=self.text + text, ids=[*self.ids, *self._rest(), *fed], unfed=rest)
+
+    def _rest(self) -> list[int]:
+        return self.encoder.encode_text(self.unfed) if self.encoder and self.unfed else []
 
 
 def _plain(turns: Sequence[Turn], *, generate: bool) -> list[Segment]:

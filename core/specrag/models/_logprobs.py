@@ -9,7 +9,7 @@ llama.cpp sends the second one from both endpoints. What is missing is ``None``:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,38 @@ def ends_in(text: str, tokens: Sequence[ListedToken]) -> list[int] | None:
         return None
     start = 0 if whole.startswith(text) else whole.rfind(text)
     return [end - start for end in ends]
+
+
+def ends_of_beginning(text: str, tokens: Sequence[ListedToken]) -> list[int] | None:
+    r"""The index in ``text`` at which each token ends, where the tokens make up the beginning of ``text`` alone.
+
+    llama.cpp does not list the token in which a stop string begins, whose first characters may belong to ``text``:
+    ".\n" with the stop string "\n".
+    """
+    data = [token.data for token in tokens if token.data is not None]
+    whole = b"".join(data).decode(errors="replace")
+    if len(data) < len(tokens) or not text.startswith(whole):
+        return None
+    return ends_of_bytes(data)
+
+
+def stop_hides(
+    rest: str, unlisted: int, stop: Sequence[str], spelled: Callable[[str], Sequence[int]] | None = None
+) -> bool:
+    """Whether the first token that is not listed holds all of ``rest`` and the beginning of a stop string.
+
+    Then every token that lies within the text is listed.
+
+    Args:
+        rest: The end of the text, which the listed tokens do not cover.
+        unlisted: How many tokens the server counted, and did not list.
+        stop: The strings that may have ended the text.
+        spelled: Where the tokens of a text end, if the model's tokenizer is known.
+    """
+    if spelled is None:
+        return unlisted == 1 and bool(stop)
+    ends = [spelled(rest + string) for string in stop]
+    return any(len(each) == unlisted and each[0] > len(rest) for each in ends)
 
 
 def _holds(whole: str, text: str) -> bool:

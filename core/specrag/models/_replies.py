@@ -17,7 +17,7 @@ from specrag.errors import ServerError, kind_of
 from specrag.models._http import NoSuchEndpointError
 from specrag.models._logprobs import ends_in, listed_tokens
 from specrag.models.base import Segment
-from specrag.models.chat import ChatReply, content_text
+from specrag.models.chat import ChatReply, content_text, ended_at_limit
 from specrag.models.tokenization import EncodedConversation, assign_tokens
 from specrag.schema import Usage
 
@@ -113,7 +113,7 @@ def read_chat_reply(reply: Reply) -> ChatReply:
         text=content_text(message.get("content")),
         content=content if isinstance(content, list) and content else None,
         usage=usage_of(reply),
-        cut=choice.get("finish_reason") == "length",
+        cut=ended_at_limit(choice),
         thought=bool(message.get("reasoning_content") or message.get("reasoning")),
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specrag.models._logprobs import ListedToken, all_listed, ends_in, listed_tokens
+from specrag.models._logprobs import ListedToken, all_listed, ends_in, ends_of_beginning, listed_tokens, stop_hides
 from specrag.models.base import GeneratedText
+from specrag.models.chat import ended_at_limit
 from specrag.models.tokenization import ConversationEncoder, IncrementalDecoder
 
 #: The note on a draft whose tokens the server lists wrongly.
@@ -35,6 +36,7 @@ class WrittenPart:
         self._ids: list[int] = []
         self._tokens: list[ListedToken] = []
         self._whole = True  # every token is listed
+        self._hidden = 0  # tokens of the last reply that are not listed; 0 where no stop string ended it
 
     def add(self, choice: Mapping[str, Any], written: int) -> str | None:
         """Take the choice of the next reply; the stop string that ended it, where that is known.
@@ -43,13 +45,14 @@ class WrittenPart:
             written: The tokens that the server counted; 0 where it did not.
         """
         tokens = listed_tokens(choice.get("logprobs")) or []
-        cut = choice.get("finish_reason") == "length"
+        cut = ended_at_limit(choice)
         ids = choice.get("token_ids")
         if not isinstance(ids, list) or not all(isinstance(one, int) for one in ids):
             ids = [token.id for token in tokens if token.id is not None]
         text = str(choice.get("text") or "")
         self.listed = bool(tokens) if tokens or text else None
         self._whole &= (bool(tokens) or not text) and all_listed(tokens, written, cut=cut, stop=self._stop)
+        self._hidden = 0 if cut else max(0, written - len(tokens))
         self._ids += ids
         self._tokens += tokens
         self.tokens += written or max(len(ids), len(tokens))
@@ -88,21 +91,40 @@ class WrittenPart:
         return self._ids[:kept], text[ends[kept - 1] if kept else 0 :]
 
     def _decoded(self) -> list[int] | None:
-        """The ends of the tokens with the listed ids; ``None`` where these are not the tokens of the text."""
+        """The ends of the tokens with the listed ids; ``None`` where the text does not begin with these."""
         if not self._ids or self._encoder is None:
             return None
+        decoder = self._decoder(self._ids)
+        begins = decoder.text.startswith(self.text) or self.text.startswith(decoder.text)
+        return decoder.ends if begins else None
+
+    def _decoder(self, ids: Sequence[int]) -> IncrementalDecoder:
+        """A decoder that has decoded ``ids``."""
+        assert self._encoder is not None
         decoder = IncrementalDecoder(self._encoder.tokenizer)
-        for token in self._ids:
+        for token in ids:
             decoder.add(token)
         decoder.flush()
-        return decoder.ends if decoder.text.startswith(self.text) else None
+        return decoder
+
+    def _spelled(self, text: str) -> list[int]:
+        """Where the tokens of ``text`` end."""
+        assert self._encoder is not None
+        return self._decoder(self._encoder.encode_text(text)).ends
 
     def _kept(self) -> tuple[list[int], int]:
         """The ends of all tokens, and how many are of the text: not of the stop string, no end of sequence."""
         ends = self._decoded() if len(self._ids) == len(self._tokens) else None
         if ends is None:
             ends = ends_in(self.text, self._tokens)
-        return ([], 0) if ends is None else (ends, _inside(ends, len(self.text)))
+        if ends is None:
+            ends = ends_of_beginning(self.text, self._tokens)
+        if not ends:
+            return [], 0
+        rest = self.text[ends[-1] :]
+        if rest and not stop_hides(rest, self._hidden, self._stop, self._spelled if self._encoder else None):
+            return [], 0
+        return ends, _inside(ends, len(self.text))
 
 
 def hidden_blank(choice: Mapping[str, Any], stop: Sequence[str], written: int) -> bool:

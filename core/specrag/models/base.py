@@ -91,7 +91,8 @@ class Stage:
     wait for that character may return an empty part.
 
     The header is prefilled, not sampled, so it is always there; its tokens are not scored. A line break that ended the
-    stage before is not fed: the header begins with it.
+    stage before is not fed: the header begins with it. Of a stop string of several tokens, a model in this process has
+    read all but the last one when the next stage begins; a server has not.
 
     Raises:
         InvalidInputError: ``max_tokens`` is no whole number or below 1, or a stop string is empty or no text.
@@ -385,5 +386,5 @@ class LanguageModel(ABC):
         return await in_thread(self.score, requests)
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens ``text`` has; an upper estimate where the backend has no tokenizer here."""
+        """How many tokens ``text`` has; where the backend has no tokenizer here, an estimate, high for most texts."""
         return len(text.encode()) // 2 + 1

@@ -15,7 +15,7 @@ from typing import Any
 
 from specrag import _blocking
 from specrag.errors import LogProbsUnavailableError, ModelError, SpecRAGError, described
-from specrag.models._logprobs import all_listed, ends_in, listed_tokens
+from specrag.models._logprobs import all_listed, ends_in, ends_of_beginning, listed_tokens, stop_hides
 from specrag.models._options import names_log_probs, refused_option
 from specrag.models._secrets import redacted, secrets_of
 from specrag.models.base import (
@@ -79,11 +79,16 @@ def chat_request(request: GenerationRequest, sampling: Sampling, top_log_probs: 
     return ChatRequest(
         messages=tuple((str(role), text) for role, text in messages),
         max_tokens=request.max_tokens + headers,
-        stop=request.stages[0].stop if plain else (),
+        stop=chat_stop(request),
         sampling=sampling,
         top_log_probs=top_log_probs,
         log_probs=log_probs,
     )
+
+
+def chat_stop(request: GenerationRequest) -> tuple[str, ...]:
+    """The strings that end the reply to ``request``: none where it is in free form."""
+    return request.stages[0].stop if is_plain(request) else ()
 
 
 def own_options(model: Any, sampling: Sampling) -> frozenset[str]:
@@ -102,14 +107,40 @@ def is_plain(request: GenerationRequest) -> bool:
     return len(request.stages) == 1 and not request.stages[0].header
 
 
+#: The types of a message's parts that hold its text. Others are thoughts, calls and media.
+TEXT_PARTS = ("text", "input_text", "output_text", "text-plain")
+
+
 def content_text(content: Any) -> str:
-    """The text of a message's content: a string, or a list of parts of which those with text count."""
-    if isinstance(content, list):
-        parts = [
-            part for part in content if isinstance(part, Mapping) and str(part.get("type", "text")).endswith("text")
-        ]
-        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
-    return content if isinstance(content, str) else ""
+    """The text of a message's content: a string, or a list of strings and parts of which those with text count."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    texts = [
+        part.get("text") if isinstance(part, Mapping) and part.get("type", "text") in TEXT_PARTS else part
+        for part in content
+    ]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+# Under which names libraries and servers tell why a reply ended, where they tell it, and how they say "at its limit".
+_REASONS = ("finish_reason", "stop_reason", "done_reason", "finishReason", "stopReason", "reason")
+_WITHIN = ("choices", "candidates", "incomplete_details")
+_AT_LIMIT = frozenset({"length", "max_tokens", "max_output_tokens", "max_length", "model_length"})
+
+
+def ended_at_limit(told: Any) -> bool:
+    """Whether what is told of a reply, as a mapping or object, says that it ended at its limit of tokens.
+
+    OpenAI says "length", Anthropic "max_tokens", Google "MAX_TOKENS", and each under a name of its own.
+    """
+    inner = [_told(told, name) for name in _WITHIN]
+    whole = [told, *(one for each in inner for one in (each if isinstance(each, list) else [each]))]
+    reasons = [_told(one, name) for one in whole for name in _REASONS]
+    return any(str(getattr(each, "name", None) or each).rpartition(".")[2].lower() in _AT_LIMIT for each in reasons)
+
+
+def _told(told: Any, name: str) -> Any:
+    return told.get(name) if isinstance(told, Mapping) else getattr(told, name, None)
 
 
 _TAG = re.compile(r"(?i)[<\[](/?)(?:think|thinking|thought|reasoning|seed:think)[>\]]")
@@ -136,8 +167,10 @@ def read_chat(reply: ChatReply, request: GenerationRequest, top_log_probs: int) 
     tokens = listed_tokens(reply.content) or []
     notes: tuple[str, ...] = ()
     if tokens:
-        ends = ends_in(text, tokens)
         written = 0 if reply.thought else reply.usage.completion_tokens
+        ends = ends_in(text, tokens)
+        if ends is None and not reply.cut and stop_hides(text, written - len(tokens), chat_stop(request)):
+            ends = ends_of_beginning(text, tokens)
         kept = [i for i, end in enumerate(ends or ()) if 0 < end <= len(text)]
         values = [tokens[i].log_prob for i in kept]
         known = tuple(value for value in values if value is not None)

@@ -66,6 +66,8 @@ class VerifiedDrafts:
         self.timed_out = False
         self.unverified: list[Draft] = []
         self._problems: dict[Work | None, str] = {}  # the last one of work that is under way
+        self._reading: str | None = None  # the reader that reads
+        self._chosen = False  # the subsets
         self._arrived: set[int] = set()
         self.subsets: tuple[tuple[int, ...], ...] = ()
         self.embedding_source: EmbeddingSource = "none"
@@ -119,17 +121,24 @@ class VerifiedDrafts:
                 reason = f"not drafted by the deadline; the drafter's last problem: {problem}"
                 yield self._lose(DraftFailure(index, subset, reason))
 
-    @property
-    def still_open(self) -> int:
-        """Drafts that have neither arrived nor failed, or that are not verified yet."""
-        unverified = len(self._waiting) + sum(map(len, self._verifying.values()))
-        return len(self.subsets) - self._written + unverified
+    def interrupted(self) -> str:
+        """What the deadline came before, in words that follow "the deadline passed"."""
+        if self._chosen:
+            unverified = len(self._waiting) + sum(map(len, self._verifying.values()))
+            return f"with {len(self.subsets) - self._written + unverified} drafts open"
+        if self._reading is not None:
+            return f"while {self._reading} read the passages"
+        problem = self._problems.get(None)
+        because = f"; the embedder's last problem: {problem}" if problem else ""
+        return f"before the drafts' passages were chosen: the passages were being embedded{because}"
 
     def _take_draft(self, arrival: Drafted) -> Iterator[Event]:
         if isinstance(arrival, StageBegan | ReadingDone):
+            self._reading = arrival.model if isinstance(arrival, StageBegan) else None
             yield arrival
             return
         if isinstance(arrival, SubsetsChosen):
+            self._chosen = True
             self.subsets, self.embedding_source = arrival.subsets, arrival.embedding_source
             yield arrival
             return

@@ -6,6 +6,7 @@ verified as they arrive: all in one pass when both models run in this process, o
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
@@ -155,7 +156,7 @@ class SpeculativeRAG(Streaming):
             async for event in events:
                 yield event
         if drafts.timed_out:
-            asked.notes.append(f"the deadline of {self.deadline} s passed with {drafts.still_open} drafts open")
+            asked.notes.append(f"the deadline of {self.deadline} s passed {drafts.interrupted()}")
         roles = self._roles
         answer = Selection(roles.settled, roles.calibrated, self.min_confidence, roles.merges).answer(asked, drafts)
         if self.escalate is not None and self._in_doubt(answer):
@@ -204,5 +205,10 @@ class SpeculativeRAG(Streaming):
         judge = self._roles.judge
         assert isinstance(judge, LanguageModel)  # checked at construction
         with asked.clock.measure("escalate"), working_on(Work("escalate")):
-            made = await escalated(answer, to, judge, self.texts, asked.kept, asked.passages, self.max_answer_tokens)
-        return replace(made, timings=asked.clock.timings())
+            asking = escalated(answer, to, judge, self.texts, asked.kept, asked.passages, self.max_answer_tokens)
+            try:
+                answer = await asyncio.wait_for(asking, asked.clock.left)
+            except asyncio.TimeoutError:
+                note = f"the deadline of {self.deadline} s passed before the verifier had answered itself"
+                answer = replace(answer, notes=(*answer.notes, note))
+        return replace(answer, timings=asked.clock.timings())
