@@ -96,11 +96,16 @@ class Dispatcher:
     async def round(
         self, connection: Connection, ask: Ask, asked: Sequence[Server], failures: Failures
     ) -> tuple[bool, Any]:
-        """Whether a server gave a usable answer, and the answer. Each of ``asked`` is asked once at most."""
+        """Whether a server gave a usable answer, and the answer. Each of ``asked`` is asked once at most.
+
+        Raises:
+            ServerBusyError: Too many requests wait.
+        """
         left = list(asked)
         running: dict[asyncio.Task[Any], tuple[Server, float]] = {}  # with the time at which each began
         try:
             while left or running:
+                connection.check_up()
                 server = await self._next(connection, ask, left, running)
                 if server is not None:
                     left.remove(server)
@@ -185,14 +190,14 @@ class Dispatcher:
             )
             value = self._read(ask, server, reply)
         except UnavailableError as error:
-            server.failed(error.wait)
+            server.failed(error.wait, silent=not error.reached, down=error.refused)
             raise
         except RefusedError:
             server.released()
             raise
         except asyncio.CancelledError:
             if tried or time.monotonic() - began > self._late_after(ask):
-                server.failed()  # another server was much faster, or nobody waits so long
+                server.failed(silent=True)  # another server was much faster, or nobody waits so long
             else:
                 server.released()
             raise
