@@ -50,9 +50,13 @@ def pipeline(drafter: LanguageModel, verifier: LanguageModel, deadline: float | 
 
 
 def over_servers(
-    model: str, drafters: Sequence[str], verifiers: Sequence[str], deadline: float | None = None
+    model: str,
+    drafters: Sequence[str],
+    verifiers: Sequence[str],
+    deadline: float | None = None,
+    folder: Path | None = None,
 ) -> Models:
-    """What `specrag serve` serves. Importable, for its process."""
+    """What `specrag serve` serves. Importable, for its process. ``folder``: of the index, where it is saved."""
     rag = pipeline(server(model, drafters), server(model, verifiers), deadline)
-    found = index()
+    found = index() if folder is None else PassageIndex.load(folder, bundled("minilm"))
     return Models(rag=rag.replace(embedder=found.embedder), indexes={"nq": found}, embedder=found.embedder)

@@ -174,3 +174,35 @@ async def test_requests_of_a_question_that_is_cancelled_are_cancelled_on_their_s
         await happened(lambda: proxy.asked == 4)
         asked.cancel()
         await happened(lambda: proxy.left == 4 and proxy.open == 0)
+
+
+# --- the last server that is left hangs -------------------------------------------------------------------
+
+
+async def test_a_server_that_fails_once_is_asked_again_while_the_other_one_hangs(monkeypatch):
+    """Each was asked, and the one that hangs would be waited for until the timeout."""
+    monkeypatch.setattr(_dispatch, "LATE_UNKNOWN", 0.4)
+    well = Member()
+    with serving(well) as first, serving(Member()) as second, FaultProxy(first) as once, FaultProxy(second) as hung:
+        lm = OpenAILM("m", [once.url, hung.url], backoff=0.1)
+        await prepared(lm, once)
+        once.fault, hung.fault = "reset", "hang"
+        asked = asyncio.ensure_future(lm.agenerate([ASK]))
+        await happened(lambda: hung.asked == 1)
+        once.fault = "none"
+        assert (await asyncio.wait_for(asked, 5))[0].text == "Answer: 42"
+        await happened(lambda: hung.left == 1)
+    assert well.asked == 1
+
+
+async def test_a_server_that_is_loading_at_first_is_asked_later_what_it_is(monkeypatch):
+    monkeypatch.setattr("specrag.models._discovery.ASK_AGAIN", 0.1)
+    member = Member(models=(503, b'{"error": {"message": "Loading model"}}'))
+    with serving(member) as url:
+        lm = OpenAILM("m", url)
+        await lm.prepare()
+        assert lm.context_window is None
+        member.models = (200, b'{"data": [{"id": "m", "max_model_len": 512}]}')
+        await asyncio.sleep(0.2)
+        await lm.prepare()
+        assert lm.context_window == 512

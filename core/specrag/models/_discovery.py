@@ -14,6 +14,8 @@ from specrag.models._problems import note_problem
 
 # Seconds that a server has to say what it is.
 DISCOVERY = 5.0
+# Seconds after which one is asked again that answered with an error which may pass, as while it loads its model.
+ASK_AGAIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,8 @@ class Look:
             )
         except UnavailableError as error:
             note_problem(f"{server}: {error}")
-            if not known:
-                server.ask_again = time.monotonic() + PASSED_OVER
+            server.ask_again = time.monotonic() + (ASK_AGAIN if error.reached else PASSED_OVER)
             if known or error.reached:
-                server.vendor = server.vendor or ""
                 server.checked(answered=error.reached, well=False)
             else:
                 server.failed(silent=True, down=error.refused)

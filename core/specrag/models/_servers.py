@@ -29,8 +29,6 @@ __all__ = ["NoSuchEndpointError", "RefusedError", "ServerPool", "UnavailableErro
 
 # Servers whose /completions take token ids and return them.
 TAKES_TOKEN_IDS = ("vllm", "llamacpp")
-# Seconds: the longest pause before a repetition, whatever the server asks for.
-LONGEST_WAIT = 30.0
 # Seconds that the other servers of a pool have to say what they are after the first one has.
 DISCOVERY_REST = 0.3
 # How often a request is repeated to addresses at which nobody listens and nobody ever did.
@@ -89,9 +87,9 @@ class ServerPool:
         sent = _checked_headers(headers, api_key)
         self.model = model
         self._secrets = (*((api_key,) if api_key else ()), *(dict(headers or {}).values()), *secrets_of(sent))
-        self._timeout, self._retries, self._backoff = timeout, retries, backoff
+        self._timeout, self._retries = timeout, retries
         self._given_up = 0.0  # until then, a request is not repeated: another one was, in vain
-        self._dispatcher = Dispatcher(timeout, self._secrets)
+        self._dispatcher = Dispatcher(timeout, retries, backoff, self._secrets)
         self._permits = max_concurrency
         look = Look(model, min(timeout, DISCOVERY), self._secrets)
         self._connections = Connections(
@@ -207,7 +205,7 @@ class ServerPool:
 
     def _pause(self, attempt: int, failures: Failures) -> float:
         asked = [error.wait for error in failures.of.values() if isinstance(error, UnavailableError)]
-        return min(LONGEST_WAIT, max(self._backoff * 2**attempt, min(asked, default=0.0)))
+        return self._dispatcher.pause(attempt, min(asked, default=0.0))
 
     def _error(self, ask: Ask, attempts: int, failures: Failures) -> ServerError:
         if refusals := list(failures.refusals.values()):
