@@ -55,6 +55,7 @@ SLOW = {
 
 def pytest_addoption(parser):
     parser.addoption("--vllm-url", help="run the recorded server tests against this live vLLM instead")
+    parser.addoption("--openai-like-python", help="a Python that has llama-index-llms-openai-like (needs openai<3)")
     parser.addoption("--llamacpp-url", help="run the recorded llama.cpp tests against this live server instead")
 
 

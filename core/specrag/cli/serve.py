@@ -27,6 +27,7 @@ from specrag.cli.options import (
     ServerOption,
     TokenizerOption,
     VerifierOption,
+    VerifierServerOption,
 )
 from specrag.errors import InvalidInputError, NotFoundError
 
@@ -65,6 +66,7 @@ def serve(
     drafter: DrafterOption = None,
     verifier: VerifierOption = None,
     server: ServerOption = None,
+    verifier_server: VerifierServerOption = None,
     tokenizer: TokenizerOption = None,
     embedder: EmbedderOption = None,
     embedder_server: EmbedderServerOption = None,
@@ -92,7 +94,7 @@ def serve(
         folders = _folders(index or ())
         if not folders and rapid is None:
             raise InvalidInputError("nothing to serve: give --index FOLDER, --rapid MODEL, or both")
-        check_models(drafter, verifier, server, embedder, embedder_server)
+        check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
         from specrag.serving import ServerSettings
         from specrag.serving.logs import configure
         from specrag.serving.server import listening, run
@@ -103,6 +105,7 @@ def serve(
                 verifier,
                 models=models,
                 server=server,
+                verifier_server=verifier_server,
                 tokenizer=tokenizer,
                 api_key=api_key,
                 calibration=calibration,

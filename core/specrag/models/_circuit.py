@@ -2,6 +2,9 @@
 
 The circuit is closed while the server answers. Every failure opens it for some seconds, twice as many after each
 further one. Then it is half open: one request is let through, and its outcome closes the circuit or opens it again.
+
+A server that failed without an answer (nobody listened, it hung, it broke off) gets health checks. As long as they
+are not answered, its circuit stays open. When they are answered again, its circuit is half open at once.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import Any
 PASSED_OVER = 15.0
 # The same after several failures in a row: at most so long.
 LONGEST_PASSED_OVER = 120.0
+# Seconds between two health checks of a server that failed without an answer.
+CHECK_EVERY = 1.0
 
 
 @dataclass(eq=False)
@@ -40,11 +45,19 @@ class Server:
     met: bool = False
     _open_until: float = 0.0
     _probed: bool = False
+    _silent: bool = False  # it failed without an answer, and no health check has found it well since
+    _lost: bool = False  # nobody listened at its address, or a health check was not answered
+    _check_at: float = 0.0
 
     @property
     def usable(self) -> bool:
         """Whether it may get a request: its circuit is closed, or half open with nobody trying it."""
         return self.failures == 0 or (not self._probed and self._open_until <= time.monotonic())
+
+    @property
+    def to_check(self) -> bool:
+        """Whether a health check is due."""
+        return self._silent and not self._probed and self._check_at <= time.monotonic()
 
     def chosen(self) -> None:
         """It gets a request. In a circuit that is not closed, this is the one that tries it."""
@@ -53,16 +66,40 @@ class Server:
     def answered(self) -> None:
         """It gave a usable answer."""
         self.failures, self._open_until, self._probed = 0, 0.0, False
+        self._silent = self._lost = False
 
-    def failed(self, wait: float = 0.0) -> None:
-        """It did not; ``wait``: seconds that it asked to be left alone. What was under way together counts once."""
+    def failed(self, wait: float = 0.0, *, silent: bool = False, down: bool = False) -> None:
+        """It did not. What was under way together counts once.
+
+        Args:
+            wait: Seconds that it asked to be left alone.
+            silent: It gave no answer at all.
+            down: Nobody listened at its address.
+        """
         now = time.monotonic()
+        self._silent, self._lost, self._check_at = silent, down, now + CHECK_EVERY
         if self._probed or self._open_until <= now:
             pause = min(LONGEST_PASSED_OVER, PASSED_OVER * 2.0 ** min(self.failures, 8))
             self.failures += 1
             self._open_until = now + (wait or pause)
         self._open_until = max(self._open_until, now + wait)
         self._probed = False
+
+    def checked(self, *, answered: bool, well: bool) -> None:
+        """A health check ended.
+
+        Args:
+            answered: It answered something.
+            well: Its answer does not say that it is busy or broken.
+        """
+        now = time.monotonic()
+        self._check_at = now + CHECK_EVERY
+        if not answered and self._silent:
+            self._open_until = max(self._open_until, now + PASSED_OVER)
+        elif well and self._lost:
+            self._open_until = now
+        self._silent = self._silent and not well
+        self._lost = (self._lost or not answered) and not well
 
     def released(self) -> None:
         """A request ended without saying anything about the server."""

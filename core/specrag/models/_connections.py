@@ -1,4 +1,4 @@
-"""What a pool of servers has per event loop: the HTTP client, who is busy with how many requests, open probes.
+"""What a pool of servers has per event loop: the HTTP client, who is busy with how many requests, health checks.
 
 The connections of a loop are closed with it. ``asyncio.run`` and the event loops of web frameworks close their
 asynchronous generators first, and one of those holds the client. Loops that are closed without that are swept.
@@ -7,11 +7,13 @@ asynchronous generators first, and one of those holds the client. Loops that are
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
 
 import httpx
 
+from specrag.errors import ServerBusyError
 from specrag.models._circuit import Server
 from specrag.models._http import ENCODINGS
 
@@ -23,15 +25,43 @@ class Connection:
         client: Its connections belong to the running loop.
         servers: Those of the pool.
         permits: Requests that one server may have under way.
+        max_waiting: Requests that may wait for a permit.
+        look: Asks a server what it is, and tells it how that ended.
     """
 
-    def __init__(self, client: httpx.AsyncClient, servers: Sequence[Server], permits: int) -> None:
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        servers: Sequence[Server],
+        permits: int,
+        max_waiting: int,
+        look: Callable[[Connection, Server], Coroutine[Any, Any, None]],
+    ) -> None:
         self.client = client
         self.busy = dict.fromkeys(servers, 0)
         self.probes: dict[Server, asyncio.Task[None]] = {}
         self.hedges = 0  # requests that run beside a late one
-        self._permits = permits
+        self._permits, self._max_waiting, self._waiting = permits, max_waiting, 0
+        self._look = look
         self._news = asyncio.Event()
+
+    def probe(self, server: Server) -> None:
+        """Ask ``server`` what it is, beside whatever else runs, where nobody does so now."""
+        if server not in self.probes:
+            self.probes[server] = asyncio.ensure_future(self._probe(server))
+
+    def check_up(self) -> None:
+        """Begin the health checks that are due. Requests call this, so a pool that nobody uses sends none."""
+        for server in self.busy:
+            if server.to_check:
+                self.probe(server)
+
+    async def _probe(self, server: Server) -> None:
+        try:
+            await self._look(self, server)
+        finally:
+            self.probes.pop(server, None)
+            self._news.set()
 
     def free(self, servers: Sequence[Server]) -> Server | None:
         """The least busy of ``servers`` that has a permit left."""
@@ -49,15 +79,29 @@ class Connection:
         self._news.set()
 
     async def wait_for(self, servers: Callable[[], Sequence[Server]]) -> Server:
-        """The least busy of ``servers()``, which are looked at again whenever a permit is given back."""
-        while True:
-            self._news.clear()
-            if (server := self.free(servers())) is not None:
-                return server
-            try:
-                await asyncio.wait_for(self._news.wait(), 0.5)  # circuits close by time alone
-            except asyncio.TimeoutError:
-                continue
+        """The least busy of ``servers()``, which are looked at again whenever a permit is given back.
+
+        Raises:
+            ServerBusyError: None has a permit left, and too many requests wait already.
+        """
+        if (server := self.free(servers())) is not None:
+            return server
+        if self._waiting >= self._max_waiting:
+            raise ServerBusyError(
+                f"{self._waiting} requests wait for {', '.join(map(str, self.busy))} already: ask fewer questions at "
+                "once, add servers, or raise max_waiting"
+            )
+        self._waiting += 1
+        try:
+            while True:
+                self._news.clear()
+                self.check_up()
+                if (server := self.free(servers())) is not None:
+                    return server
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), 0.5)  # circuits close by time alone
+        finally:
+            self._waiting -= 1
 
     async def aclose(self) -> None:
         for probe in self.probes.values():

@@ -20,19 +20,17 @@ from specrag._fields import check_numbers, check_whole_numbers
 from specrag.errors import InvalidInputError, ServerError, kind_of
 from specrag.models._circuit import PASSED_OVER, Server
 from specrag.models._connections import Connection, Connections, client
+from specrag.models._discovery import DISCOVERY, Look
 from specrag.models._dispatch import Ask, Dispatcher, Failures, Json
 from specrag.models._http import NoSuchEndpointError, RefusedError, UnavailableError, fetch, server_at
-from specrag.models._problems import note_problem
 from specrag.models._secrets import secrets_of
 
 __all__ = ["NoSuchEndpointError", "RefusedError", "ServerPool", "UnavailableError", "all_or_none"]
 
 # Servers whose /completions take token ids and return them.
 TAKES_TOKEN_IDS = ("vllm", "llamacpp")
-# Seconds: the longest pause before a repetition, whatever the server asks for.
-LONGEST_WAIT = 30.0
-# Seconds that a server has to say what it is, and that the others of the pool have after the first one.
-DISCOVERY, DISCOVERY_REST = 5.0, 0.3
+# Seconds that the other servers of a pool have to say what they are after the first one has.
+DISCOVERY_REST = 0.3
 # How often a request is repeated to addresses at which nobody listens and nobody ever did.
 RETRIES_UNMET = 1
 
@@ -48,6 +46,8 @@ class ServerPool:
         api_key: Sent as a bearer token. It appears in no repr, log or error.
         headers: Sent with every request. Their values appear in no error.
         max_concurrency: Requests under way at once, per URL and event loop.
+        max_waiting: Requests that may wait for their turn, per event loop. Requests of one call beyond those that may
+            be under way wait in the call, and do not count.
         timeout: Seconds for one request.
         retries: How often a request is repeated that no server answered: after 408, 409, 425, 429, 5xx, a connection
             error, or a reply that cannot be used. Once at most, where nobody listens at any of the addresses and nobody
@@ -66,6 +66,7 @@ class ServerPool:
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         max_concurrency: int = 16,
+        max_waiting: int = 1024,
         timeout: float = 120.0,
         retries: int = 4,
         backoff: float = 0.5,
@@ -77,7 +78,7 @@ class ServerPool:
             raise InvalidInputError("base_url is empty: give at least one, like http://127.0.0.1:8000/v1")
         self.servers = [server_at(url) for url in urls]
         check_whole_numbers(least=1, max_concurrency=max_concurrency)
-        check_whole_numbers(least=0, retries=retries)
+        check_whole_numbers(least=0, retries=retries, max_waiting=max_waiting)
         check_numbers(backoff=backoff, timeout=timeout)
         if not backoff >= 0:
             raise InvalidInputError(f"backoff must be at least 0, got {backoff}")
@@ -86,10 +87,14 @@ class ServerPool:
         sent = _checked_headers(headers, api_key)
         self.model = model
         self._secrets = (*((api_key,) if api_key else ()), *(dict(headers or {}).values()), *secrets_of(sent))
-        self._timeout, self._retries, self._backoff = timeout, retries, backoff
+        self._timeout, self._retries = timeout, retries
         self._given_up = 0.0  # until then, a request is not repeated: another one was, in vain
-        self._dispatcher = Dispatcher(timeout, self._secrets)
-        self._connections = Connections(lambda: Connection(client(sent), self.servers, max_concurrency))
+        self._dispatcher = Dispatcher(timeout, retries, backoff, self._secrets)
+        self._permits = max_concurrency
+        look = Look(model, min(timeout, DISCOVERY), self._secrets)
+        self._connections = Connections(
+            lambda: Connection(client(sent), self.servers, max_concurrency, max_waiting, look)
+        )
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.servers))
@@ -100,6 +105,11 @@ class ServerPool:
     def takes_token_ids(self) -> bool:
         """Whether a prompt may be a list of token ids, as far as the servers are known."""
         return bool(self._known) and all(server.vendor in TAKES_TOKEN_IDS for server in self._known)
+
+    @property
+    def at_once(self) -> int:
+        """Requests that may be under way at once."""
+        return self._permits * len(self.servers)
 
     @property
     def context_window(self) -> int | None:
@@ -120,8 +130,8 @@ class ServerPool:
             return
         connection = await self._connections.current()
         for server in self.servers:
-            if server.vendor is None and now >= server.ask_again and server not in connection.probes:
-                connection.probes[server] = asyncio.ensure_future(self._probe(connection, server))
+            if server.vendor is None and now >= server.ask_again:
+                connection.probe(server)
         end = None if not self._known else now + DISCOVERY_REST
         while connection.probes and (end is None or time.monotonic() < end):
             rest = None if end is None else max(0.0, end - time.monotonic())
@@ -150,26 +160,6 @@ class ServerPool:
             server, error = next(iter(problems.of.items()))
             raise ServerError(f"no answer from {server} ({error}): is the server running, and base_url right?")
 
-    async def _probe(self, connection: Connection, server: Server) -> None:
-        """What ``server`` says about itself. One that cannot list its models may do its work all the same."""
-        timeout = min(self._timeout, DISCOVERY)
-        try:
-            server.learn(
-                await fetch(connection.client, server, "GET", "models", None, timeout=timeout, secrets=self._secrets),
-                self.model,
-            )
-        except UnavailableError as error:
-            note_problem(f"{server}: {error}")
-            server.ask_again = time.monotonic() + PASSED_OVER
-            if error.reached:
-                server.vendor = ""
-            else:
-                server.failed()
-        except ServerError:
-            server.vendor = ""
-        finally:
-            connection.probes.pop(server, None)
-
     # --- requests -----------------------------------------------------------------------------------
 
     async def post(self, path: str, body: Mapping[str, Any], read: Callable[[Json], T] | None = None) -> Any:
@@ -182,6 +172,7 @@ class ServerPool:
         Raises:
             NoSuchEndpointError: No server has ``path``.
             RefusedError: They refused the request.
+            ServerBusyError: More than ``max_waiting`` requests wait.
             ServerError: No server could be reached, or none gave a reply that can be used.
         """
         given = {key: value for key, value in body.items() if value is not None}
@@ -214,7 +205,7 @@ class ServerPool:
 
     def _pause(self, attempt: int, failures: Failures) -> float:
         asked = [error.wait for error in failures.of.values() if isinstance(error, UnavailableError)]
-        return min(LONGEST_WAIT, max(self._backoff * 2**attempt, min(asked, default=0.0)))
+        return self._dispatcher.pause(attempt, min(asked, default=0.0))
 
     def _error(self, ask: Ask, attempts: int, failures: Failures) -> ServerError:
         if refusals := list(failures.refusals.values()):
@@ -242,9 +233,15 @@ def _checked_headers(headers: Mapping[str, str] | None, api_key: str | None) -> 
     return sent
 
 
-async def all_or_none(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results, in order; the first failure cancels the rest and is raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+async def all_or_none(coroutines: Sequence[Coroutine[Any, Any, T]], at_once: int) -> list[T]:
+    """All results, in order, of which ``at_once`` are made at a time; the first failure cancels the rest."""
+    turns = asyncio.Semaphore(at_once)
+
+    async def one(coroutine: Coroutine[Any, Any, T]) -> T:
+        async with turns:
+            return await coroutine
+
+    tasks = [asyncio.ensure_future(one(coroutine)) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:
@@ -252,3 +249,6 @@ async def all_or_none(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+    finally:
+        for coroutine in coroutines:
+            coroutine.close()  # those that never began

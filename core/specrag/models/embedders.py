@@ -148,7 +148,8 @@ class OpenAIEmbedder(Embedder):
             question, then the passage.
         dimensions: Asked of the server, where the model can shorten its vectors; by default the model's own.
         batch_size: Texts per request.
-        max_concurrency: Requests under way at once, over all URLs.
+        max_concurrency: Requests under way at once, per URL.
+        max_waiting: Requests that may wait for their turn; a further one is a ``ServerBusyError``.
         timeout: Seconds for one request.
         retries: How often a request is repeated after 408, 409, 429, 5xx or a connection error.
         backoff: Seconds before the first repetition, doubled for each further one. ``Retry-After`` is obeyed.
@@ -171,6 +172,7 @@ class OpenAIEmbedder(Embedder):
         dimensions: int | None = None,
         batch_size: int = 64,
         max_concurrency: int = 8,
+        max_waiting: int = 1024,
         timeout: float = 60.0,
         retries: int = 4,
         backoff: float = 0.5,
@@ -183,6 +185,7 @@ class OpenAIEmbedder(Embedder):
             model,
             api_key=api_key,
             max_concurrency=max_concurrency,
+            max_waiting=max_waiting,
             timeout=timeout,
             retries=retries,
             backoff=backoff,
@@ -208,7 +211,8 @@ class OpenAIEmbedder(Embedder):
 
         check_texts(texts)
         starts = range(0, len(texts), self.batch_size)
-        made = await all_or_none([self._batch(texts[at : at + self.batch_size]) for at in starts])
+        batches = [self._batch(texts[at : at + self.batch_size]) for at in starts]
+        made = await all_or_none(batches, self._pool.at_once)
         dimensions = {batch.shape[1] for batch in made}
         if len(dimensions) > 1 or (self.dimensions is not None and dimensions - {self.dimensions}):
             shown = ", ".join(map(str, sorted(dimensions)))

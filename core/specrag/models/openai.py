@@ -49,6 +49,8 @@ class OpenAILM(LanguageModel):
             ``"required"``: that is a ``ServerError``. ``"never"``: not even tried.
         thinking_tokens: For a model that thinks before it answers: tokens added to the limit of each chat reply.
         max_concurrency: Requests under way at once, per URL.
+        max_waiting: Requests that may wait for their turn; a further one is a ``ServerBusyError``. Of one call with
+            many requests, only those count that could be under way at once.
         timeout: Seconds for one request.
         retries: How often a request is repeated that no server of the pool answered: after 408, 409, 425, 429, 5xx, a
             connection error, or a reply that cannot be used. Once at most, where nobody listens at any of the URLs and
@@ -75,6 +77,7 @@ class OpenAILM(LanguageModel):
         prompt_log_probs: Literal["auto", "required", "never"] = "auto",
         thinking_tokens: int = 0,
         max_concurrency: int = 16,
+        max_waiting: int = 1024,
         timeout: float = 120.0,
         retries: int = 4,
         backoff: float = 0.5,
@@ -96,6 +99,7 @@ class OpenAILM(LanguageModel):
             api_key=api_key,
             headers=headers,
             max_concurrency=max_concurrency,
+            max_waiting=max_waiting,
             timeout=timeout,
             retries=retries,
             backoff=backoff,
@@ -147,13 +151,13 @@ class OpenAILM(LanguageModel):
     ) -> list[Completion]:
         await self._pool.discover()
         asked = [self._generate(request, _options(sampling, i), top_log_probs) for i, request in enumerate(requests)]
-        return await all_or_none(asked)
+        return await all_or_none(asked, self._pool.at_once)
 
     async def ascore(self, requests: Sequence[Sequence[Turn]]) -> list[Score]:
         if self._prompt_log_probs is False:
             raise self._cannot_score()
         await self._pool.discover()
-        return await all_or_none([self._score(turns) for turns in requests])
+        return await all_or_none([self._score(turns) for turns in requests], self._pool.at_once)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
