@@ -7,7 +7,8 @@ from specrag.errors import InvalidInputError
 from specrag.models import Sampling
 from specrag.rapid import LongContext
 from specrag.rapid.cached_model import CachedModel
-from specrag.rapid.proposers import Drawing, HybridProposer, ModelProposer, SuffixMatchProposer, sinks_and_window
+from specrag.rapid.drawing import Drawing
+from specrag.rapid.proposers import HybridProposer, ModelProposer, SuffixMatchProposer, sinks_and_window
 from tests.rapid_parts import DOCUMENT, generator
 
 # --- matches --------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from specrag.rapid.acceptance import KnowledgeTransfer, augmented_target, output
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.decoding import decode
 from specrag.rapid.draft_length import FixedLength
+from specrag.rapid.drawing import Drawing
 from specrag.rapid.output import Limits
-from specrag.rapid.proposers import Drawing, ModelProposer, SuffixMatchProposer
+from specrag.rapid.proposers import ModelProposer, SuffixMatchProposer
 from tests.conftest import tiny_llama
 from tests.rapid_parts import DOCUMENT, PROPOSERS, asked, generator, plain_greedy
 from tests.test_acceptance import p_value

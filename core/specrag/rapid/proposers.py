@@ -14,48 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from specrag.engine.sampling import to_probabilities
 from specrag.errors import InvalidInputError
-from specrag.models.base import Sampling
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.draft_length import MODEL, Source
+from specrag.rapid.draft_tree import DraftTree
+from specrag.rapid.drawing import Drawing
 
 # A drafter reads up to this many new tokens together with its first candidate. With more, it reads all but the last
 # beforehand.
 _LAG = 4
-
-
-class Drawing:
-    """How the tokens of one generation are drawn, by target and drafter alike.
-
-    Args:
-        sampling: Temperature, top-k, top-p and seed. Without a seed every run differs.
-        device: Where distributions lie.
-    """
-
-    def __init__(self, sampling: Sampling = Sampling(), device: torch.device | str = "cpu") -> None:
-        self.sampling = sampling
-        self.generator = torch.Generator(device)
-        if sampling.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(sampling.seed)
-
-    def distribution(self, logits: Tensor) -> Tensor:  # [..., vocabulary] -> the same, float32
-        """What tokens are drawn from. At temperature 0 it is the distribution at temperature 1."""
-        return to_probabilities(logits, self.sampling.temperature, self.sampling.top_k, self.sampling.top_p)
-
-    def allowed(self, logits: Tensor) -> Tensor:  # [..., vocabulary] -> the same, float32
-        """The logits, not divided by the temperature, with -inf where top-k or top-p rules a token out."""
-        if self.sampling.top_k == 0 and self.sampling.top_p == 1:
-            return logits.float()
-        return logits.float().masked_fill(~(self.distribution(logits) > 0), float("-inf"))
-
-    def draw(self, probabilities: Tensor) -> Tensor:  # [vocabulary] -> []
-        """One token; the likeliest at temperature 0."""
-        if self.sampling.greedy:
-            return probabilities.argmax(-1)
-        return torch.multinomial(probabilities, 1, generator=self.generator)[0]
 
 
 @dataclass(frozen=True)
@@ -73,6 +40,11 @@ class Proposal:
     probabilities: Tensor  # [γ or γ + 1, vocabulary]
     from_model: tuple[bool, ...]
     catch_up_seconds: float = 0.0
+
+    @property
+    def depth(self) -> int:
+        """γ."""
+        return len(self.tokens)
 
 
 class Proposer(ABC):
@@ -96,10 +68,11 @@ class Proposer(ABC):
     @abstractmethod
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
-    ) -> Proposal | None:
+    ) -> Proposal | DraftTree | None:
         """Up to ``count`` candidates to follow ``generated``; ``None`` when there is nothing to propose.
 
-        ``bonus`` asks for the distribution after the last candidate too.
+        Of a tree, no path is longer than ``count``. ``bonus`` asks for the distribution after the last candidate too;
+        then it is no tree.
         """
 
     @property

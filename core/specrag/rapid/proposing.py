@@ -9,9 +9,11 @@ from specrag.models.embedders import Embedder
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.chunks import Retrieved
+from specrag.rapid.datastore import Datastore
 from specrag.rapid.draft_length import Estimates
 from specrag.rapid.prompt import PromptTokens
 from specrag.rapid.proposers import HybridProposer, ModelProposer, Proposer, SuffixMatchProposer, sinks_and_window
+from specrag.rapid.rest import RestProposer
 from specrag.rapid.settings import RapidSettings
 
 # Room for an answer in the drafter's cache, before the cache has to grow.
@@ -30,6 +32,7 @@ class RapidModels(Protocol):
     vocabulary: int
     settings: RapidSettings
     estimates: Estimates
+    datastore: Datastore | None
 
     @property
     def embedder(self) -> Embedder:
@@ -91,6 +94,10 @@ def proposer_for(
         return None, confidence
     if settings.proposer == "match":
         return _match(rapid, prompt, tail), confidence
+    if settings.proposer == "rest":
+        assert rapid.datastore is not None  # the generator has opened it
+        last = [*prompt.ids, *tail]
+        return RestProposer(rapid.datastore, last, rapid.vocabulary, width=settings.width), confidence
     shown: Sequence[int]
     if settings.proposer == "naive":
         shown = range(len(context))
