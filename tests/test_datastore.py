@@ -160,5 +160,7 @@ def test_a_tree_without_room_is_refused(tiny, candidates):
         generator(tiny, proposer="rest", candidates=candidates, tree_width=width)
     with pytest.raises(InvalidInputError, match="proposer='match' makes no trees"):
         generator(tiny, proposer="match", tree_width=2)
+    with pytest.raises(InvalidInputError, match="tree_width=2 needs transfer='none', got 'rapid'"):
+        generator(tiny, proposer="hybrid", tree_width=2)
     with pytest.raises(InvalidInputError, match="tree_width must be at least 1"):
         generator(tiny, proposer="rest", tree_width=0)

@@ -18,6 +18,7 @@ from specrag.rapid.draft_length import FixedLength
 from specrag.rapid.draft_tree import DraftTree, draw_branches, merged, recursive_rejection, walk
 from specrag.rapid.drawing import Drawing
 from specrag.rapid.output import Limits
+from specrag.rapid.proposers import ModelProposer
 from specrag.rapid.rest import RestProposer
 from tests.conftest import tiny_llama
 from tests.rapid_parts import DOCUMENT, asked, generator, plain_greedy
@@ -141,9 +142,9 @@ def test_rest_is_greedy_exact_at_any_strength(tiny, tmp_path, strength):
     assert all(len(r.candidates) <= 4 for r in stats.trace)
 
 
-def small_target() -> TransformersLM:
+def small_model(seed: int = 1) -> TransformersLM:
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "initializer_range": 0.6}
-    return TransformersLM(tiny_llama(4, seed=1, **shape), words(4))
+    return TransformersLM(tiny_llama(4, seed=seed, **shape), words(4))
 
 
 def law_of(target: TransformersLM, prompt: list[int], count: int) -> torch.Tensor:
@@ -175,7 +176,7 @@ def sampled(target: TransformersLM, prompt, make_proposer, transfer, depth: int,
 
 @pytest.mark.parametrize("transfer", [KnowledgeTransfer("none"), KnowledgeTransfer("rapid", 10.0)])
 def test_rest_samples_from_the_target(tmp_path, transfer):
-    target, prompt = small_target(), [1, 2, 3, 0]
+    target, prompt = small_model(), [1, 2, 3, 0]
     tokens = torch.randint(4, (40,), generator=torch.Generator().manual_seed(0)).tolist()
     store = Datastore.build([text(tokens)], words(4), tmp_path / "store")
 
@@ -185,3 +186,37 @@ def test_rest_samples_from_the_target(tmp_path, transfer):
     counts, stats = sampled(target, prompt, proposer, transfer, depth=3, runs=700)
     assert stats.accepted > 300 and stats.tree_tokens > stats.candidates
     assert p_value(counts, law_of(target, prompt, 3)) > 0.001
+
+
+@pytest.mark.slow
+def test_trees_of_a_drafter_sample_from_the_target():
+    target, prompt, short = small_model(), [1, 2, 3, 0], [3, 0]
+    drafter = CachedModel(small_model(seed=2), 64, 4)
+
+    def proposer():
+        drafter.rollback_to(0)
+        made = ModelProposer(drafter, short, width=3)
+        made.prepare()
+        return made
+
+    counts, stats = sampled(target, prompt, proposer, KnowledgeTransfer("none"), depth=2, runs=400)
+    assert 0 < stats.accepted < stats.candidates < stats.tree_tokens
+    assert p_value(counts, law_of(target, prompt, 3)) > 0.001
+
+
+def test_a_tree_holds_the_drafters_likeliest_tokens_beside_each_candidate(tiny):
+    prompt, drawing = [5, 6, 7, 8], Drawing(Sampling())
+    chain, tree = (ModelProposer(CachedModel(tiny, 64, 1000), prompt, width) for width in (1, 3))
+    for proposer in (chain, tree):
+        proposer.prepare()
+    for generated in ([9], [9, 11, 12], [9, 11, 12, 40, 41, 42, 43, 44, 45]):
+        expected = chain.propose(generated, 4, drawing)
+        made = tree.propose(generated, 4, drawing)
+        assert made.depth == 4 and len(made.tokens) == 12
+        assert made.tokens[:4] == tuple(expected.tokens.tolist())
+        for depth in range(4):
+            beside = [node for node, parent in enumerate(made.parents) if parent == depth - 1]
+            likeliest = expected.probabilities[depth].topk(3).indices.tolist()
+            assert [made.tokens[node] for node in beside] == likeliest
+    asked_for_bonus = tree.propose([9], 4, drawing, bonus=True)
+    assert len(asked_for_bonus.tokens) == 4 and len(asked_for_bonus.probabilities) == 5  # no tree

@@ -31,6 +31,18 @@ def test_without_transfer_greedy_output_is_the_targets_own(tiny, other, twin, pr
         assert out.stats.tokens == len(expected)
 
 
+@pytest.mark.parametrize("proposer", [name for name in PROPOSERS if name not in ("match", "rest")])
+@pytest.mark.parametrize("candidates", [4, "auto"])
+def test_trees_of_a_drafter_leave_greedy_output_the_targets_own(tiny, other, twin, proposer, candidates):
+    for drafter in (None, twin if proposer.endswith("sparse") else other):
+        settings = {"proposer": proposer, "candidates": candidates, "tree_width": 3}
+        session = LongContext(DOCUMENT, generator(tiny, drafter, transfer="none", **settings))
+        out = session.ask("who keeps the bell?", max_tokens=16)
+        expected = plain_greedy(session, "who keeps the bell?", 16)
+        assert out.text == tiny.tokenizer.decode(expected, skip_special_tokens=True)
+    assert candidates == "auto" or out.stats.tree_tokens > out.stats.candidates
+
+
 @pytest.mark.slow
 def test_without_transfer_greedy_output_is_the_targets_own_on_real_weights(smollm2, questions, minilm):
     text = "\n\n".join(p.text for q in questions[:2] for p in q.passages[:3])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from specrag.errors import InvalidInputError
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.draft_length import MODEL, Source
-from specrag.rapid.draft_tree import DraftTree
+from specrag.rapid.draft_tree import DraftTree, draw_branches
 from specrag.rapid.drawing import Drawing
 
 # A drafter reads up to this many new tokens together with its first candidate. With more, it reads all but the last
@@ -87,12 +87,14 @@ class ModelProposer(Proposer):
     Args:
         model: With an empty cache, or with one that holds ``prompt`` already, all but its last token.
         prompt: What the drafter reads, when it is told to (``prepare``).
+        width: With more than 1 it proposes trees: beside each candidate stand so many less one that were drawn from the
+            same distribution. Nothing is drafted after those, so a tree costs the drafter no more than its first path.
     """
 
-    def __init__(self, model: CachedModel, prompt: Sequence[int]) -> None:
+    def __init__(self, model: CachedModel, prompt: Sequence[int], width: int = 1) -> None:
         if not prompt:
             raise InvalidInputError("the drafter's prompt is empty")
-        self.model, self.prompt = model, list(prompt)
+        self.model, self.prompt, self.width = model, list(prompt), width
         # The last token of the prompt is fed with the first proposal, for the logits after it.
         self._base = len(self.prompt) - 1
         self._held: list[int] = []  # what the cache holds after the base: tokens, then candidates of the last round
@@ -112,10 +114,12 @@ class ModelProposer(Proposer):
 
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
-    ) -> Proposal | None:
+    ) -> Proposal | DraftTree | None:
         if self.startup_tokens:
             return None
         logits, caught_up = self._read([self.prompt[-1], *generated])
+        if self.width > 1 and not bonus:
+            return self._tree(logits, count, drawing, caught_up)
         tokens, rows = [], []
         for i in range(count):
             q = drawing.distribution(logits)
@@ -129,6 +133,27 @@ class ModelProposer(Proposer):
         candidates = torch.stack(tokens)
         self._held += candidates[: count if bonus else count - 1].tolist()
         return Proposal(candidates, torch.stack(rows), (True,) * count, caught_up)
+
+    def _tree(self, logits: Tensor, count: int, drawing: Drawing, caught_up: float) -> DraftTree:
+        """A path of ``count`` candidates, and beside each of them its siblings."""
+        path: list[int] = []
+        beside: list[tuple[int, int]] = []  # siblings: token and parent
+        rows, more = [], []
+        for i in range(count):
+            tokens, drawn_from = draw_branches(drawing.distribution(logits), self.width, drawing)
+            path.append(tokens[0])
+            rows.append(drawn_from[:1])
+            beside += [(token, i - 1) for token in tokens[1:]]
+            more.append(drawn_from[1:])
+            if i + 1 < count:
+                logits = self.model.feed(tokens[:1])[-1]
+        self._held += path[:-1]
+        return DraftTree(
+            (*path, *(token for token, _ in beside)),
+            (*range(-1, count - 1), *(parent for _, parent in beside)),
+            torch.cat(rows + more),
+            caught_up,
+        )
 
     def _read(self, sequence: list[int]) -> tuple[Tensor, float]:  # [vocabulary]
         """Bring the cache to ``sequence``: the logits after it, and the seconds that catching up took."""
@@ -260,6 +285,6 @@ class HybridProposer(Proposer):
 
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
-    ) -> Proposal | None:
+    ) -> Proposal | DraftTree | None:
         found = None if bonus else self._match.propose(generated, count, drawing)
         return found or self.model.propose(generated, count, drawing, bonus=bonus)

@@ -130,15 +130,15 @@ def _model(
 ) -> ModelProposer:
     """The drafter on the positions ``shown`` of the context: it reads them, or keeps the target's keys and values."""
     tokens = [*prompt.head, *(prompt.context[i] for i in shown), *tail]
-    proposer = rapid.settings.proposer
+    proposer, width = rapid.settings.proposer, rapid.settings.width
     # A drafter that is the target itself and sees the context in place has no need to read it.
     copies = proposer.endswith("sparse") or (proposer in ("window", "naive") and rapid.drafter is rapid.target)
     if drafters is not None and not copies:
-        return ModelProposer(drafters.for_prompt(rapid.drafter, tokens, rapid.vocabulary), tokens)
+        return ModelProposer(drafters.for_prompt(rapid.drafter, tokens, rapid.vocabulary), tokens, width)
     drafter = CachedModel(rapid.drafter, len(tokens) + _SPARE_TOKENS, rapid.vocabulary)
     if copies:
         end = target.length - 1  # the last token is fed with the first proposal
         before = len(prompt.head)
         kept = [*range(before), *(before + i for i in shown), *range(len(prompt.ids), end)]
         drafter.keep(target, kept, end)
-    return ModelProposer(drafter, tokens)
+    return ModelProposer(drafter, tokens, width)

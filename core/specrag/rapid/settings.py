@@ -49,7 +49,8 @@ class RapidSettings:
             ``"rest"``: no drafter; a tree of what follows the latest tokens in ``datastore`` (REST, arXiv 2311.08252).
         datastore: The folder of a datastore, for ``"rest"``: ``specrag datastore build`` makes one.
         tree_width: A round verifies a tree of at most ``candidates`` times ``tree_width`` tokens, whose paths have at
-            most ``candidates``. Only for ``"rest"``; ``None``: 4 there.
+            most ``candidates``. A model drafts one path, and beside each of its candidates stand ``tree_width`` - 1
+            others; ``transfer`` must then be ``"none"``. ``None``: 4 for ``"rest"``; 1, which is no tree, for others.
         retrieval_budget: Tokens of retrieved context. The default is ``RapidGenerator.budget``.
 
     Raises:
@@ -96,8 +97,13 @@ class RapidSettings:
             check_whole_numbers(least=1, tree_width=self.tree_width)
         if self.width == 1:
             return
-        if self.proposer != "rest":
-            raise InvalidInputError(f"proposer={self.proposer!r} makes no trees: leave tree_width out")
+        if self.proposer == "match":
+            raise InvalidInputError("proposer='match' makes no trees: leave tree_width out, or use 'rest'")
+        if self.proposer != "rest" and self.transfer != "none":
+            raise InvalidInputError(
+                f"tree_width={self.tree_width} needs transfer='none', got {self.transfer!r}: knowledge is transferred "
+                "to single candidates only"
+            )
         depth = MAX_CANDIDATES if self.candidates == "auto" else max(_schedule(self.candidates))
         if depth * self.width >= MAX_ROWS:
             raise InvalidInputError(
