@@ -13,7 +13,7 @@ from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.datastore import Datastore
 from tests.fakes import HashEmbedder
 
-PROPOSERS = ["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse", "rest"]
+PROPOSERS = ["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse", "rest", "triforce"]
 # A word salad with repetitions: something to retrieve, and something to copy.
 DOCUMENT = " ".join(
     f"Note {i}: the {word} of room {i % 7} is kept by keeper {i % 5}."
@@ -30,9 +30,13 @@ TOOL_TEMPLATE = (
 
 
 def generator(target, drafter=None, **settings) -> RapidGenerator:
-    """Greedy and without a real embedder, unless the settings say otherwise. REST looks up ``DOCUMENT``."""
+    """Greedy and without a real embedder, unless the settings say otherwise.
+
+    REST looks up ``DOCUMENT``, and the window is smaller than that.
+    """
     if settings.get("proposer") == "rest" and "datastore" not in settings:
         settings["datastore"] = str(_datastore(getattr(target, "tokenizer", None)).folder)
+    settings = {"window": 32} | settings
     return RapidGenerator(target, drafter, **({"embedder": HashEmbedder(), "sampling": GREEDY} | settings))
 
 

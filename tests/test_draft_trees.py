@@ -20,6 +20,7 @@ from specrag.rapid.drawing import Drawing
 from specrag.rapid.output import Limits
 from specrag.rapid.proposers import ModelProposer
 from specrag.rapid.rest import RestProposer
+from specrag.rapid.triforce import TriForceProposer
 from tests.conftest import tiny_llama
 from tests.rapid_parts import DOCUMENT, asked, generator, plain_greedy
 from tests.test_acceptance import p_value
@@ -174,6 +175,7 @@ def sampled(target: TransformersLM, prompt, make_proposer, transfer, depth: int,
     return counts, stats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transfer", [KnowledgeTransfer("none"), KnowledgeTransfer("rapid", 10.0)])
 def test_rest_samples_from_the_target(tmp_path, transfer):
     target, prompt = small_model(), [1, 2, 3, 0]
@@ -183,8 +185,8 @@ def test_rest_samples_from_the_target(tmp_path, transfer):
     def proposer():
         return RestProposer(store, prompt, 4, width=3, least=1)
 
-    counts, stats = sampled(target, prompt, proposer, transfer, depth=3, runs=700)
-    assert stats.accepted > 300 and stats.tree_tokens > stats.candidates
+    counts, stats = sampled(target, prompt, proposer, transfer, depth=3, runs=400)
+    assert stats.accepted > 150 and stats.tree_tokens > stats.candidates
     assert p_value(counts, law_of(target, prompt, 3)) > 0.001
 
 
@@ -202,6 +204,30 @@ def test_trees_of_a_drafter_sample_from_the_target():
     counts, stats = sampled(target, prompt, proposer, KnowledgeTransfer("none"), depth=2, runs=400)
     assert 0 < stats.accepted < stats.candidates < stats.tree_tokens
     assert p_value(counts, law_of(target, prompt, 3)) > 0.001
+
+
+@pytest.mark.slow
+def test_two_levels_sample_from_the_target():
+    """And the lower level alone samples from the middle model."""
+    target, prompt = small_model(), [1, 2, 3, 0]
+    middle, small = (CachedModel(small_model(seed), 64, 4) for seed in (3, 2))
+
+    def proposer():
+        for model in (middle, small):
+            model.rollback_to(0)
+        made = TriForceProposer(ModelProposer(middle, [3, 0]), ModelProposer(small, [0]), candidates=1)
+        made.prepare()
+        return made
+
+    counts, stats = sampled(target, prompt, proposer, KnowledgeTransfer("none"), depth=3, runs=200)
+    assert 0 < stats.accepted < stats.candidates
+    assert p_value(counts, law_of(target, prompt, 3)) > 0.001
+    written = torch.zeros(4, 4)
+    drawing = Drawing(Sampling(temperature=1.0, seed=0))
+    for _ in range(200):
+        first, second = proposer().propose([], 2, drawing).tokens.tolist()
+        written[first, second] += 1
+    assert p_value(written.flatten(), law_of(middle.lm, [3, 0], 2)) > 0.001
 
 
 def test_a_tree_holds_the_drafters_likeliest_tokens_beside_each_candidate(tiny):

@@ -31,7 +31,7 @@ def test_without_transfer_greedy_output_is_the_targets_own(tiny, other, twin, pr
         assert out.stats.tokens == len(expected)
 
 
-@pytest.mark.parametrize("proposer", [name for name in PROPOSERS if name not in ("match", "rest")])
+@pytest.mark.parametrize("proposer", [name for name in PROPOSERS if name not in ("match", "rest", "triforce")])
 @pytest.mark.parametrize("candidates", [4, "auto"])
 def test_trees_of_a_drafter_leave_greedy_output_the_targets_own(tiny, other, twin, proposer, candidates):
     for drafter in (None, twin if proposer.endswith("sparse") else other):

@@ -20,6 +20,9 @@ from specrag.rapid.draft_length import MODEL, Source
 from specrag.rapid.draft_tree import DraftTree, draw_branches
 from specrag.rapid.drawing import Drawing
 
+#: The first tokens of a context, which a drafter with a window keeps: much attention falls on them (StreamingLLM).
+SINKS = 4
+
 # A drafter reads up to this many new tokens together with its first candidate. With more, it reads all but the last
 # beforehand.
 _LAG = 4
@@ -98,7 +101,6 @@ class ModelProposer(Proposer):
         # The last token of the prompt is fed with the first proposal, for the logits after it.
         self._base = len(self.prompt) - 1
         self._held: list[int] = []  # what the cache holds after the base: tokens, then candidates of the last round
-        self._certain = 0  # how many of those had been accepted when they were fed
 
     @property
     def forward_seconds(self) -> float:
@@ -115,11 +117,21 @@ class ModelProposer(Proposer):
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
     ) -> Proposal | DraftTree | None:
+        if self.width == 1 or bonus:
+            return self.propose_path(generated, count, drawing, bonus=bonus)
         if self.startup_tokens:
             return None
-        logits, caught_up = self._read([self.prompt[-1], *generated])
-        if self.width > 1 and not bonus:
-            return self._tree(logits, count, drawing, caught_up)
+        logits, caught_up = self.read(generated)
+        return self._tree(logits[-1], count, drawing, caught_up)
+
+    def propose_path(
+        self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
+    ) -> Proposal | None:
+        """``propose`` without a tree."""
+        if self.startup_tokens:
+            return None
+        read, caught_up = self.read(generated)
+        logits = read[-1]
         tokens, rows = [], []
         for i in range(count):
             q = drawing.distribution(logits)
@@ -155,24 +167,28 @@ class ModelProposer(Proposer):
             caught_up,
         )
 
-    def _read(self, sequence: list[int]) -> tuple[Tensor, float]:  # [vocabulary]
-        """Bring the cache to ``sequence``: the logits after it, and the seconds that catching up took."""
-        agreed = min(self._certain, len(sequence) - 1)
-        while agreed < min(len(self._held), len(sequence) - 1) and self._held[agreed] == sequence[agreed]:
-            agreed += 1
+    def read(self, generated: Sequence[int], candidates: Sequence[int] = ()) -> tuple[Tensor, float]:
+        """Bring the cache to ``generated`` and then ``candidates``. The prompt was read before.
+
+        Returns:
+            The logits after ``generated`` and after each candidate, [candidates + 1, vocabulary], and the seconds that
+            it took to read what was generated without this model.
+        """
+        known = [self.prompt[-1], *generated]
+        most = min(len(self._held), len(known) - 1)
+        agreed = next((i for i in range(most) if self._held[i] != known[i]), most)
         self.model.rollback_to(self._base + agreed)
         caught_up = 0.0
-        if len(sequence) - agreed > _LAG:
+        if len(known) - agreed > _LAG:
             start = time.perf_counter()
-            self.model.feed(sequence[agreed:-1])
-            agreed = len(sequence) - 1
+            self.model.feed(known[agreed:-1])
+            agreed = len(known) - 1
             caught_up = time.perf_counter() - start
-        logits = self.model.feed(sequence[agreed:])[-1]
-        self._held, self._certain = sequence, len(sequence)
-        return logits, caught_up
+        self._held = [*known, *candidates]
+        return self.model.feed(self._held[agreed:])[-len(candidates) - 1 :], caught_up
 
 
-def sinks_and_window(length: int, sinks: int = 4, window: int = 512) -> list[int]:
+def sinks_and_window(length: int, sinks: int = SINKS, window: int = 512) -> list[int]:
     """The positions that a streaming drafter sees of a context: the first and the last (StreamingLLM, MagicDec)."""
     if sinks < 0 or window < 1:
         raise InvalidInputError(f"sinks must be at least 0 and window at least 1, got {sinks} and {window}")

@@ -13,7 +13,7 @@ from specrag.models.base import Sampling
 from specrag.rapid.acceptance import KnowledgeTransfer, Tail, Transfer
 from specrag.rapid.draft_length import MAX_CANDIDATES, checked_candidates
 
-ProposerName = Literal["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse", "rest"]
+ProposerName = Literal["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse", "rest", "triforce"]
 
 #: The width of REST's trees where none is given.
 REST_WIDTH = 4
@@ -42,11 +42,14 @@ class RapidSettings:
             ``"rag"``: the drafter reads the retrieved chunks (RAPID).
             ``"sparse"``: the drafter continues the target's own keys and values of the retrieved chunks, so it reads
             nothing (after TriForce, arXiv 2404.11912); it must be the target or a copy of it.
-            ``"window"``: the drafter sees the first 4 and the last 512 tokens (MagicDec).
+            ``"window"``: the drafter sees the first 4 and the last ``window`` tokens (MagicDec).
             ``"naive"``: the drafter reads the whole context.
             ``"match"``: no drafter; candidates are copied from after the longest match of the latest tokens.
             ``"hybrid"`` and ``"hybrid-sparse"``: a match of three tokens or more, else ``"rag"`` or ``"sparse"``.
             ``"rest"``: no drafter; a tree of what follows the latest tokens in ``datastore`` (REST, arXiv 2311.08252).
+            ``"triforce"``: the drafter sees what it sees with ``"window"``. It proposes to the target on its own keys
+            and values of the retrieved chunks, whose tokens the whole target verifies (TriForce, arXiv 2404.11912).
+        window: See ``"window"``.
         datastore: The folder of a datastore, for ``"rest"``: ``specrag datastore build`` makes one.
         tree_width: A round verifies a tree of at most ``candidates`` times ``tree_width`` tokens, whose paths have at
             most ``candidates``. A model drafts one path, and beside each of its candidates stand ``tree_width`` - 1
@@ -63,6 +66,7 @@ class RapidSettings:
     tail: Tail = "drafter"
     sampling: Sampling = Sampling(temperature=1.0)
     proposer: ProposerName = "rag"
+    window: int = 512
     datastore: str | None = None
     tree_width: int | None = None
     retrieval_budget: int | None = None
@@ -77,6 +81,7 @@ class RapidSettings:
         if self.proposer not in get_args(ProposerName):
             names = ", ".join(get_args(ProposerName))
             raise InvalidInputError(f"proposer must be one of {names}, got {self.proposer!r}")
+        check_whole_numbers(least=1, window=self.window)
         if self.datastore is not None:
             object.__setattr__(self, "datastore", str(self.datastore))  # paths are taken too
         elif self.proposer == "rest":
@@ -97,8 +102,8 @@ class RapidSettings:
             check_whole_numbers(least=1, tree_width=self.tree_width)
         if self.width == 1:
             return
-        if self.proposer == "match":
-            raise InvalidInputError("proposer='match' makes no trees: leave tree_width out, or use 'rest'")
+        if self.proposer in ("match", "triforce"):
+            raise InvalidInputError(f"proposer={self.proposer!r} makes no trees: leave tree_width out")
         if self.proposer != "rest" and self.transfer != "none":
             raise InvalidInputError(
                 f"tree_width={self.tree_width} needs transfer='none', got {self.transfer!r}: knowledge is transferred "
