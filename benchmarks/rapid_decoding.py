@@ -1,7 +1,7 @@
 """RAPID against plain decoding: tokens per second, acceptance, answers, and what one step costs.
 
     python benchmarks/rapid_decoding.py [--lengths 4096 8192 16384 32768] [--prompts 3] [--tokens 128] [--quote]
-        [--model FOLDER] [--shape 8b --acceptance 0.77] [--json FILE]
+        [--model FOLDER] [--shape 8b --acceptance 0.77] [--datastore FOLDER] [--json FILE]
 
 All rows run in one process on the same float32 weights, but for an int8 drafter. transformers' rows run its own model
 object, with its own cache and linear layers. There is one document per length. It is read once, and every row and
@@ -10,7 +10,8 @@ row writes all its tokens. A text is right when it holds an answer.
 
 On a GPU the weights are in bfloat16, there are no int8 rows, and both sides share one model object. `--shape` takes
 random weights of a shape where no large model is at hand; its text means nothing. `--acceptance` then accepts every
-candidate with that probability, whatever the models say (in our rows only).
+candidate with that probability, whatever the models say (in our rows only, and not those of trees). Rows with "rest"
+look up `--datastore`, by default one of the document that is read.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from specrag.evaluation.data import Question
 from specrag.evaluation.metrics import contains_answer
 from specrag.models import Sampling, bundled
 from specrag.rapid import LongContext, RapidGenerator, decoding
+from specrag.rapid.datastore import Datastore
 from specrag.text import passage_text
 
 ROWS = {
@@ -56,6 +59,18 @@ ROWS = {
     "hybrid-sparse, auto": {"proposer": "hybrid-sparse", "transfer": "none"},
     "hybrid-sparse int8 drafter, auto": {"proposer": "hybrid-sparse", "transfer": "none", "int8": True},
     "rapid, hybrid-sparse int8 drafter, auto": {"proposer": "hybrid-sparse", "transfer": "rapid", "int8": True},
+    "none, tree of width 2, 5": {"transfer": "none", "candidates": 5, "tree_width": 2},
+    "none, tree of width 3, 5": {"transfer": "none", "candidates": 5, "tree_width": 3},
+    "sparse, tree of width 2, auto": {"proposer": "sparse", "transfer": "none", "tree_width": 2},
+    "sparse, tree of width 3, auto": {"proposer": "sparse", "transfer": "none", "tree_width": 3},
+    "hybrid-sparse, tree of width 2, auto": {"proposer": "hybrid-sparse", "transfer": "none", "tree_width": 2},
+    "triforce, auto": {"proposer": "triforce", "transfer": "none"},
+    "triforce, 6": {"proposer": "triforce", "transfer": "none", "candidates": 6},
+    "triforce int8 drafter, auto": {"proposer": "triforce", "transfer": "none", "int8": True},
+    "window, auto": {"proposer": "window", "transfer": "none"},
+    "rest, auto": {"proposer": "rest", "transfer": "none"},
+    "rest, 8": {"proposer": "rest", "transfer": "none", "candidates": 8},
+    "rest, width 1, auto": {"proposer": "rest", "transfer": "none", "tree_width": 1},
 }
 STOCK = ("generate", "generate, prompt lookup", "generate, assistant")
 ASKED = "{} Explain your answer in detail, with everything that the text says about it."
@@ -175,6 +190,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a folder with another model; by default the bundled SmolLM2")
     parser.add_argument("--shape", choices=[*SHAPES], help="random weights of this shape")
     parser.add_argument("--acceptance", type=float, help="accept every candidate with this probability")
+    parser.add_argument("--datastore", type=Path, help="what rows with rest look up")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.acceptance is not None:
@@ -193,9 +209,13 @@ def main() -> None:
         notes: dict[str, list[dict]] = {row: [] for row in args.rows}
         questions, text = long_document(lm, length, args.prompts)
         base = RapidGenerator(lm, embedder=embedder, sampling=Sampling())
+        datastore = args.datastore
+        if datastore is None and any("rest" in row for row in args.rows):
+            datastore = Path(tempfile.mkdtemp()) / "datastore"
+            Datastore.build([text], lm.tokenizer, datastore)
         generators = {
             name: RapidGenerator(
-                lm, small if "int8" in name else None, embedder=embedder, sampling=Sampling(),
+                lm, small if "int8" in name else None, embedder=embedder, sampling=Sampling(), datastore=datastore,
                 **{key: value for key, value in ROWS[name].items() if key != "int8"},
             )
             for name in args.rows if name in ROWS

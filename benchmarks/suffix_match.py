@@ -18,7 +18,8 @@ from rapid_decoding import prompt
 
 from specrag.models import Sampling, bundled
 from specrag.rapid import LongContext, RapidGenerator
-from specrag.rapid.proposers import Drawing, SuffixMatchProposer
+from specrag.rapid.drawing import Drawing
+from specrag.rapid.proposers import SuffixMatchProposer
 
 CANDIDATES = 8
 

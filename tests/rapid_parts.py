@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import cache
 
 import torch
@@ -9,9 +10,10 @@ import torch
 from specrag.models import Sampling, TransformersLM
 from specrag.rapid import LongContext, RapidGenerator
 from specrag.rapid.cached_model import CachedModel
+from specrag.rapid.datastore import Datastore
 from tests.fakes import HashEmbedder
 
-PROPOSERS = ["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse"]
+PROPOSERS = ["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse", "rest", "triforce"]
 # A word salad with repetitions: something to retrieve, and something to copy.
 DOCUMENT = " ".join(
     f"Note {i}: the {word} of room {i % 7} is kept by keeper {i % 5}."
@@ -28,8 +30,19 @@ TOOL_TEMPLATE = (
 
 
 def generator(target, drafter=None, **settings) -> RapidGenerator:
-    """Greedy and without a real embedder, unless the settings say otherwise."""
+    """Greedy and without a real embedder, unless the settings say otherwise.
+
+    REST looks up ``DOCUMENT``, and the window is smaller than that.
+    """
+    if settings.get("proposer") == "rest" and "datastore" not in settings:
+        settings["datastore"] = str(_datastore(getattr(target, "tokenizer", None)).folder)
+    settings = {"window": 32} | settings
     return RapidGenerator(target, drafter, **({"embedder": HashEmbedder(), "sampling": GREEDY} | settings))
+
+
+@cache
+def _datastore(tokenizer) -> Datastore:
+    return Datastore.build([DOCUMENT], tokenizer, tempfile.mkdtemp(prefix="specrag-datastore-"))
 
 
 def plain_greedy(session: LongContext, question: str, count: int) -> list[int]:

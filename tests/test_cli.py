@@ -15,6 +15,7 @@ from specrag import cli
 from specrag.cli import app
 from specrag.evaluation.data import load_questions
 from specrag.models.bundled import BUNDLED
+from specrag.rapid.datastore import Datastore
 from tests.conftest import tiny_llama
 from tests.fakes import ScriptedLM
 
@@ -199,6 +200,22 @@ def test_one_command_trains_a_drafter_from_a_users_own_file(loaded, smollm2, tmp
     assert "licence of the data**: mine" in result.stdout and "held part" in result.stdout
     assert (tmp_path / "drafter" / "adapter_model.safetensors").exists()
     assert run(app, ["train", str(data), "--out", str(tmp_path / "x"), "--held", "30"]).exit_code == 1
+
+
+def test_a_datastore_is_built_of_files_and_folders_for_one_tokenizer(docs, smollm2_tokenizer, tmp_path):
+    (tmp_path / "more.txt").write_text("The tower opened in 1889.")
+    build = ["datastore", "build", str(docs), str(tmp_path / "more.txt"), "--out", str(tmp_path / "store")]
+    result = run(app, build)
+    assert result.exit_code == 0, result.output
+    store = Datastore.open(tmp_path / "store")
+    texts = len(list(docs.iterdir())) + 1
+    assert f"{len(store)} tokens of {texts} texts in" in result.stdout
+    store.check_tokenizer(smollm2_tokenizer)
+    assert store.find(smollm2_tokenizer("The tower opened in")["input_ids"]).length == 4
+    again = run(app, build)
+    assert again.exit_code == 1 and "give a new folder for the datastore" in again.stderr
+    result = run(app, ["datastore", "build", "no-file", "--out", str(tmp_path / "other")])
+    assert result.exit_code == 1 and "no file or folder at no-file" in result.stderr
 
 
 def test_the_target_of_an_index_is_checked_before_models_load(docs, tmp_path):

@@ -10,14 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from specrag.engine.attention import packed_attention
 from specrag.engine.kv_cache import rollback_cache
-from specrag.models import Sampling, TransformersLM
+from specrag.models import TransformersLM
 from specrag.models.reader import SpanReader
-from specrag.rapid import LongContext, RapidGenerator
+from specrag.rapid import LongContext
 from specrag.training.examples import IGNORED, EncodedExample
 from specrag.training.trainer import Collator, completion_loss
 from tests.conftest import tiny_llama
-from tests.fakes import HashEmbedder
-from tests.rapid_parts import DOCUMENT, PROPOSERS
+from tests.rapid_parts import DOCUMENT, PROPOSERS, generator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -72,8 +71,7 @@ def test_in_bfloat16_logits_are_as_near_to_float32_as_stock_ones(name):
 def test_without_transfer_greedy_output_is_the_targets_own(proposer, candidates, smollm2_tokenizer):
     vocabulary = len(smollm2_tokenizer)
     target = TransformersLM(tiny_llama(vocabulary), smollm2_tokenizer, device="cuda", dtype=torch.float32)
-    settings = {"transfer": "none", "proposer": proposer, "candidates": candidates, "sampling": Sampling()}
-    session = LongContext(DOCUMENT, RapidGenerator(target, embedder=HashEmbedder(), settings=settings))
+    session = LongContext(DOCUMENT, generator(target, transfer="none", proposer=proposer, candidates=candidates))
     out = session.ask("who keeps the bell?", max_tokens=24)
     ids = torch.tensor([[*session.prompt.ids, *session.question_tokens("who keeps the bell?")]]).cuda()
     with torch.inference_mode():

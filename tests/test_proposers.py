@@ -7,7 +7,9 @@ from specrag.errors import InvalidInputError
 from specrag.models import Sampling
 from specrag.rapid import LongContext
 from specrag.rapid.cached_model import CachedModel
-from specrag.rapid.proposers import Drawing, HybridProposer, ModelProposer, SuffixMatchProposer, sinks_and_window
+from specrag.rapid.drawing import Drawing
+from specrag.rapid.proposers import HybridProposer, ModelProposer, SuffixMatchProposer, sinks_and_window
+from specrag.rapid.triforce import TriForceProposer
 from tests.rapid_parts import DOCUMENT, generator
 
 # --- matches --------------------------------------------------------------------------------------------
@@ -128,3 +130,46 @@ def test_a_drafter_that_catches_up_proposes_what_it_would_have_proposed(tiny):
         tokens, probabilities = reading_everything([*prompt, *generated[:upto]])
         assert torch.equal(made.tokens, tokens)
         assert torch.allclose(made.probabilities, probabilities, atol=1e-5)
+
+
+# --- two levels -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 7])
+def test_two_levels_propose_what_the_middle_model_writes_alone(tiny, other, candidates):
+    """Greedily: whatever the small drafter proposes, the candidates and their distributions are the middle model's."""
+    prompt, drawing = [5, 6, 7, 8], Drawing(Sampling())
+    alone = ModelProposer(CachedModel(tiny, 64, 1000), prompt)
+    for small in (tiny, other):
+        middle, below = (ModelProposer(CachedModel(lm, 64, 1000), prompt) for lm in (tiny, small))
+        proposer = TriForceProposer(middle, below, candidates=2)
+        assert proposer.propose([], candidates, drawing) is None  # the prompts were not read
+        assert proposer.startup_tokens == 6
+        for one in (proposer, alone):
+            one.prepare()
+        # The target accepts all, rejects at different places, and writes on alone.
+        for generated in ([9], [9, 11, 12], [9, 11, 40], [9, 11, 40, *range(50, 60)]):
+            expected = alone.propose(generated, candidates, drawing, bonus=True)
+            made = proposer.propose(generated, candidates, drawing, bonus=True)
+            assert made.tokens.tolist() == expected.tokens.tolist()
+            assert torch.allclose(made.probabilities, expected.probabilities, atol=1e-5)
+            assert proposer.propose(generated, candidates, drawing).probabilities.shape == (candidates, 1000)
+        assert proposer.forward_seconds > middle.forward_seconds > 0
+    with pytest.raises(InvalidInputError, match="at least 1 candidate, got 0"):
+        TriForceProposer(middle, below, candidates=0)
+
+
+def test_a_window_that_is_not_smaller_than_the_context_is_refused(tiny):
+    session = LongContext(DOCUMENT, generator(tiny, proposer="triforce", window=10_000))
+    tokens = len(session.prompt.context)
+    message = (
+        f"triforce' needs a window smaller than the context: that has {tokens} tokens, the window 10000 after 4 si"
+    )
+    with pytest.raises(InvalidInputError, match=message):
+        session.ask("keeper?")
+    session.rapid = generator(tiny, proposer="triforce", window=tokens - 5, candidates=3)
+    assert session.ask("keeper?", max_tokens=4).stats.tokens == 4
+    with pytest.raises(InvalidInputError, match="window must be at least 1, got 0"):
+        generator(tiny, window=0)
+    with pytest.raises(InvalidInputError, match="proposer='triforce' makes no trees"):
+        generator(tiny, proposer="triforce", transfer="none", tree_width=2)

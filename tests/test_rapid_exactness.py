@@ -11,8 +11,9 @@ from specrag.rapid.acceptance import KnowledgeTransfer, augmented_target, output
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.decoding import decode
 from specrag.rapid.draft_length import FixedLength
+from specrag.rapid.drawing import Drawing
 from specrag.rapid.output import Limits
-from specrag.rapid.proposers import Drawing, ModelProposer, SuffixMatchProposer
+from specrag.rapid.proposers import ModelProposer, SuffixMatchProposer
 from tests.conftest import tiny_llama
 from tests.rapid_parts import DOCUMENT, PROPOSERS, asked, generator, plain_greedy
 from tests.test_acceptance import p_value
@@ -28,6 +29,18 @@ def test_without_transfer_greedy_output_is_the_targets_own(tiny, other, twin, pr
         expected = plain_greedy(session, "who keeps the bell?", 16)
         assert out.text == tiny.tokenizer.decode(expected, skip_special_tokens=True)
         assert out.stats.tokens == len(expected)
+
+
+@pytest.mark.parametrize("proposer", [name for name in PROPOSERS if name not in ("match", "rest", "triforce")])
+@pytest.mark.parametrize("candidates", [4, "auto"])
+def test_trees_of_a_drafter_leave_greedy_output_the_targets_own(tiny, other, twin, proposer, candidates):
+    for drafter in (None, twin if proposer.endswith("sparse") else other):
+        settings = {"proposer": proposer, "candidates": candidates, "tree_width": 3}
+        session = LongContext(DOCUMENT, generator(tiny, drafter, transfer="none", **settings))
+        out = session.ask("who keeps the bell?", max_tokens=16)
+        expected = plain_greedy(session, "who keeps the bell?", 16)
+        assert out.text == tiny.tokenizer.decode(expected, skip_special_tokens=True)
+    assert candidates == "auto" or out.stats.tree_tokens > out.stats.candidates
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The ``specrag`` command: ask, demo, index, serve, batch, train, questions, calibrate, eval, models.
+"""The ``specrag`` command: ask, demo, index, serve, batch, train, questions, calibrate, eval, models, datastore.
 
 Each module holds one group of commands; ``console`` and ``answers`` say how things look, ``loading`` makes the models.
 Results go to stdout, progress and errors to stderr.
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from specrag.cli import ask, batch, calibrate, evaluate, index, models, serve, train
+from specrag.cli import ask, batch, calibrate, datastore, evaluate, index, models, serve, train
 from specrag.cli.ask import ABSTAINED
 from specrag.cli.console import out, print_what_can_be_printed
 
@@ -36,6 +36,7 @@ app.command("questions")(train.questions)
 app.command("calibrate")(calibrate.calibrate)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(models.app, name="models")
+app.add_typer(datastore.app, name="datastore")
 
 
 def _print_version(wanted: bool) -> None:

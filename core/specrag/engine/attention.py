@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from specrag.engine.trees import TreeShape
 from specrag.errors import InvalidInputError
 
 NAME = "specrag_packed"
@@ -34,6 +36,9 @@ MIN_TILED_LENGTH = 4096
 
 # What SDPA runs on a CPU. It also returns the log-sum-exps. It is private to torch; without it SDPA itself serves.
 FLASH_KERNEL: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+# The shape of the tokens of the forward pass that transformers runs now; ``None``: one after the other.
+_tree: ContextVar[TreeShape | None] = ContextVar("specrag_tree", default=None)
 
 
 def packed_attention_forward(
@@ -46,14 +51,15 @@ def packed_attention_forward(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:  # [1, queries, heads, head_dim]
-    """Causal attention of the last ``queries`` tokens over all ``length``."""
+    """Causal attention of the last ``queries`` tokens over all ``length``, or that of a tree of them."""
     queries, length = query.shape[2], key.shape[2]
     ours = attention_mask is None and query.shape[0] == 1 and (length > queries or queries == 1)
     if not ours:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
-    return attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(query, key, value, scale, sliding_window, _tree.get()), None
 
 
 def attend(
@@ -62,15 +68,22 @@ def attend(
     value: Tensor,  # [1, kv_heads, length, head_dim]
     scale: float,
     sliding_window: int | None = None,
+    tree: TreeShape | None = None,
 ) -> Tensor:  # [1, queries, heads, head_dim]
-    """Causal attention of the last ``queries`` tokens over all ``length``, or over a window of them."""
+    """Causal attention of the last ``queries`` tokens over all ``length``, or over a window of them.
+
+    With ``tree``, the last tokens are its rows, and each sees its ancestors of them.
+    """
     queries, length = query.shape[2], key.shape[2]
     if sliding_window is not None and length > sliding_window + queries - 1:
         first = length - (sliding_window + queries - 1)  # what no query sees is not read
         key, value, length = key[:, :, first:], value[:, :, first:], length - first
-    hidden = _hidden(queries, length, sliding_window, query.device)
+    if tree is None:
+        hidden = _hidden(queries, length, sliding_window, query.device)
+    else:
+        hidden = _hidden_in_tree(tree, length, sliding_window, query.device)
     if query.device.type == "cuda":
-        out = _sdpa_cuda(query, key, value, hidden, scale)
+        out = _sdpa_cuda(query, key, value, hidden, scale, causal=tree is None)
     elif queries <= MAX_PACKED_QUERIES and (
         FLASH_KERNEL is None or (length < MIN_TILED_LENGTH and query.dtype == torch.float32)
     ):
@@ -94,6 +107,18 @@ def _hidden(queries: int, length: int, window: int | None, device: torch.device)
     position = torch.arange(length - queries, length, device=device)[:, None]
     keys = torch.arange(length, device=device)[None, :]
     return (keys > position) | (keys <= position - window)
+
+
+def _hidden_in_tree(tree: TreeShape, length: int, window: int | None, device: torch.device) -> Tensor:
+    """``_hidden`` for the rows of a tree, which are the last keys."""
+    hidden, rows = tree.hidden(device), len(tree.parents)
+    if window is None or length <= window:
+        return hidden
+    before = length - rows
+    own = before + torch.tensor(tree.depths, device=device)  # positions of the rows, the first key being at 0
+    keys = torch.cat([torch.arange(before, device=device), own])
+    unrelated = torch.cat([hidden.new_zeros(rows, before), hidden], dim=1)
+    return unrelated | (keys <= own[:, None] - window)
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
@@ -161,16 +186,18 @@ def _sdpa_grouped(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | No
     return out.reshape(1, heads, queries, size)
 
 
-def _sdpa_cuda(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+def _sdpa_cuda(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float, *, causal: bool
+) -> Tensor:
     """SDPA's own grouped queries. A causal mask that is aligned to the last key runs on its flash kernel."""
     from torch.nn.attention.bias import causal_lower_right
 
     queries, length = query.shape[2], key.shape[2]
     mask: Any = None
-    if hidden is not None and hidden.shape[1] == queries:
+    if hidden is not None and causal and hidden.shape[1] == queries:
         mask = causal_lower_right(queries, length)
     elif hidden is not None:
-        mask = ~hidden
+        mask = functional.pad(~hidden, (length - hidden.shape[1], 0), value=True)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
 
 
@@ -198,16 +225,21 @@ AttentionMaskInterface.register(NAME, packed_mask)
 
 
 @contextlib.contextmanager
-def packed_attention(model: nn.Module) -> Iterator[None]:
-    """Use the packed attention in ``model`` inside the ``with`` block. The caller holds the model's lock."""
+def packed_attention(model: nn.Module, tree: TreeShape | None = None) -> Iterator[None]:
+    """Use the packed attention in ``model`` inside the ``with`` block. The caller holds the model's lock.
+
+    Args:
+        tree: The shape of the tokens of the passes in the block; ``None``: one after the other.
+    """
     config: Any = model.config
     text = config.get_text_config()
     before = attention_name(model)
-    text._attn_implementation = NAME
+    text._attn_implementation, shape = NAME, _tree.set(tree)
     try:
         yield
     finally:
         text._attn_implementation = before
+        _tree.reset(shape)
 
 
 def attention_name(model: Any) -> str:

@@ -7,6 +7,8 @@ batch size and works through transformers' ``Cache(layers=...)``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,6 +96,13 @@ class PreallocatedLayer(CacheLayerMixin):
             raise InvalidInputError(f"cannot forget {tokens} of {self.length} cached tokens")
         self.length -= tokens
 
+    def move(self, first: int, places: Tensor) -> None:
+        """Keep the tokens at ``places``, which stand at ``first`` or later, as those from ``first`` on, and no more."""
+        end = first + len(places)
+        for buffer in (self.key_buffer, self.value_buffer):
+            buffer[:, :, first:end] = buffer[:, :, places.to(buffer.device)]  # indexing makes a copy first
+        self.length = end
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row ``repeats`` times."""
         if self.is_initialized:
@@ -150,7 +159,10 @@ class RollbackCache(Cache):
 
     def reserve(self, tokens: int) -> None:
         """Make room for so many more tokens in every layer."""
+        most = self.capacity
         for layer in self.layers:
+            if layer.capacity < most:  # memory ran out when the layers before it had grown
+                layer._grow(most)
             layer.reserve(tokens)
 
     def advance(self, tokens: int) -> None:
@@ -166,6 +178,22 @@ class RollbackCache(Cache):
     def rollback_to(self, length: int) -> None:
         """Forget everything after the first ``length`` tokens."""
         self.rollback(self.length - length)
+
+    def keep_places(self, first: int, places: Sequence[int]) -> None:
+        """Forget the tokens from ``first`` on, but for those at ``places``, which then stand there in this order.
+
+        Args:
+            first: What stands before it stays.
+            places: Ascending, from ``first`` to the last token.
+        """
+        ascending = all(a < b for a, b in pairwise(places))
+        if not ascending or (places and not first <= places[0] <= places[-1] < self.length):
+            raise InvalidInputError(f"places must ascend from {first} to {self.length - 1}, got {list(places)}")
+        moved = next((i for i, place in enumerate(places) if place != first + i), len(places))
+        rest = torch.tensor(places[moved:], dtype=torch.long)
+        with torch.inference_mode():  # the buffers are tensors of that mode
+            for layer in self.layers:
+                layer.move(first + moved, rest)
 
     @property
     def nbytes(self) -> int:

@@ -19,6 +19,7 @@ from specrag.engine.blocks import BlockEmbedding, BlockLinear, check_ids, native
 from specrag.engine.forward import is_plain_decoder
 from specrag.engine.kv_cache import RollbackCache
 from specrag.engine.native import Decoder, Heads, Layer, Pass
+from specrag.engine.trees import TreeShape
 
 _MOST_HEAD_SIZE = 256
 # Rotary embeddings whose angles are the position times constants, however long the text.
@@ -94,7 +95,13 @@ class NativeDecoder:
         weakref.finalize(self, self._engine.free_workspace, self._workspace)
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, cache: RollbackCache, *, wanted: Sequence[int] | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cache: RollbackCache,
+        *,
+        wanted: Sequence[int] | None = None,
+        tree: TreeShape | None = None,
     ) -> Tensor:
         """One conversation's next tokens: the logits after some of them. The cache then holds all of them.
 
@@ -102,6 +109,8 @@ class NativeDecoder:
             tokens, positions: [rows], int64.
             cache: As ``cache`` makes it.
             wanted: Rows whose logits to compute; by default all.
+            tree: The rows are those of a tree, each of which sees its ancestors of them. By default each sees all
+                before it.
 
         Returns:
             [len(wanted), vocabulary], float32.
@@ -112,7 +121,7 @@ class NativeDecoder:
         """
         rows = tokens.numel()
         cache.reserve(rows)
-        logits = self.run(tokens, positions, cache, [Conversation(0, cache.length, rows)], wanted)
+        logits = self.run(tokens, positions, cache, [Conversation(0, cache.length, rows)], wanted, tree)
         cache.advance(rows)
         return logits
 
@@ -123,6 +132,7 @@ class NativeDecoder:
         cache: RollbackCache,
         conversations: Sequence[Conversation],
         wanted: Sequence[int] | None = None,
+        tree: TreeShape | None = None,
     ) -> Tensor:
         """The same for several conversations. The caller counts what each row of ``cache`` holds.
 
@@ -131,6 +141,7 @@ class NativeDecoder:
             cache: With room for them; its own count of tokens is not used.
             conversations: In the order of their tokens.
             wanted: See ``__call__``.
+            tree: See ``__call__``; of a single conversation.
 
         Raises:
             InvalidInputError: A token is not in the vocabulary.
@@ -141,6 +152,7 @@ class NativeDecoder:
         tokens, positions = tokens.contiguous(), positions.contiguous()
         places, held, counts = torch.tensor(conversations).unbind(1)
         held, counts, places = held.contiguous(), counts.contiguous(), places.contiguous()
+        parents = None if tree is None else torch.tensor(tree.parents, dtype=torch.long)
         logits = torch.empty(len(chosen), self.vocabulary)
         keys, values = (
             (ctypes.c_void_p * self.layers)(*(getattr(layer, name).data_ptr() for layer in cache.layers))
@@ -158,6 +170,7 @@ class NativeDecoder:
             keys=ctypes.addressof(keys),
             values=ctypes.addressof(values),
             capacity=cache.capacity,
+            parents=None if parents is None else parents.data_ptr(),
             wanted_rows=chosen.data_ptr(),
             logits=logits.data_ptr(),
         )

@@ -276,7 +276,7 @@ class LongSystems:
             error = str(problem)
         seconds = time.perf_counter() - start
         drafts = system.proposer is not None
-        retrieves = system.retrieved or system.proposer in ("rag", "hybrid", "sparse", "hybrid-sparse")
+        retrieves = system.retrieved or system.proposer in ("rag", "hybrid", "sparse", "hybrid-sparse", "triforce")
         reading = LongReading(
             retrieval_seconds=document.retrieval_seconds if retrieves else 0.0,
             prefill_seconds=read,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from specrag._abandoned import stop_if_abandoned
 from specrag.engine import forward
 from specrag.engine.attention import attend, check_supported, packed_attention
 from specrag.engine.kv_cache import rollback_cache
+from specrag.engine.memory import out_of_memory
+from specrag.engine.trees import TreeShape
+from specrag.errors import InvalidInputError, ModelError
 from specrag.models.transformers import TransformersLM
 
 #: Tokens of one prefill pass. Memory holds their activations and their mask, beside weights and cache.
@@ -62,6 +66,38 @@ class CachedModel:
         ids = torch.as_tensor(tokens, device=self.lm.device)[None]
         return self._forward(ids, ids.shape[1])[:, : self.vocabulary]
 
+    def feed_tree(self, tokens: Sequence[int], shape: TreeShape) -> Tensor:  # [tokens, vocabulary], the model's dtype
+        """The logits after each node of a tree, which the cache then holds one beside the other; see ``keep_path``.
+
+        Args:
+            tokens: Per row of ``shape``.
+            shape: Which row follows which.
+
+        Raises:
+            InvalidInputError: There are more or fewer tokens than rows.
+            ModelError: There is no memory for the tree. The cache is as it was.
+        """
+        if len(tokens) != len(shape.parents):
+            raise InvalidInputError(f"a tree of {len(shape.parents)} rows got {len(tokens)} tokens")
+        if shape.is_chain:
+            return self.feed(tokens)
+        before = self.length
+        try:
+            ids = torch.as_tensor(tokens, device=self.lm.device)[None]
+            return self._forward(ids, len(tokens), shape)[:, : self.vocabulary]
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, ModelError) or not out_of_memory(error):
+                raise
+            for layer in self.cache.layers:
+                layer.rollback(max(0, layer.length - before))
+            raise ModelError(
+                f"out of memory for a tree of {len(tokens)} tokens after {before}: lower candidates or tree_width"
+            ) from error
+
+    def keep_path(self, before: int, rows: Sequence[int]) -> None:
+        """Keep those rows of a tree that was fed after ``before`` tokens, from the root on, and forget the others."""
+        self.cache.keep_places(before, [before + row for row in rows])
+
     def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> Tensor | None:  # [vocabulary]
         """Feed many tokens in chunks of bounded memory.
 
@@ -103,17 +139,21 @@ class CachedModel:
         """Forget everything after the first ``length`` tokens."""
         self.cache.rollback_to(length)
 
-    def _forward(self, ids: Tensor, keep: int) -> Tensor:
+    def _forward(self, ids: Tensor, keep: int, tree: TreeShape | None = None) -> Tensor:
         model: nn.Module = self.lm.model
-        with self.lm.lock, torch.inference_mode(), packed_attention(model):
+        with self.lm.lock, torch.inference_mode(), packed_attention(model, tree):
             start = time.perf_counter()
-            first = self.length + self.skipped
-            at = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+            first, device = self.length + self.skipped, ids.device
+            if tree is None:
+                at = torch.arange(first, first + ids.shape[1], device=device)[None]
+            else:
+                at = first + torch.tensor([tree.depths], device=device)
             if self.native is not None:
                 wanted = range(ids.shape[1] - keep, ids.shape[1])
-                logits = self.native(ids[0], at[0], self.cache, wanted=wanted)
+                logits = self.native(ids[0], at[0], self.cache, wanted=wanted, tree=tree)
             elif self.light and self.length and ids.shape[1] <= forward.MAX_TOKENS:
-                logits = forward.decoder_forward(model, ids, at, self.cache, attend)[0, -keep:]
+                attending = attend if tree is None else partial(attend, tree=tree)
+                logits = forward.decoder_forward(model, ids, at, self.cache, attending)[0, -keep:]
             else:
                 logits = model(
                     input_ids=ids, position_ids=at, past_key_values=self.cache, use_cache=True, logits_to_keep=keep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from specrag.errors import InvalidInputError
 from specrag.models.transformers import TransformersLM
@@ -30,6 +31,12 @@ def shared_vocabulary(target: TransformersLM, drafter: TransformersLM) -> int:
             "or they differ: RAPID needs one tokenizer for both; use Speculative RAG to pair different families"
         )
     return int(min(*sizes))
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """A digest of what RAPID compares tokenizers by: the tokens with their ids, and the special ones."""
+    facts = [sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]), tokenizer.all_special_tokens]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def same_shape(target: TransformersLM, drafter: TransformersLM) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from specrag.models.base import Sampling
 from specrag.rapid.acceptance import KnowledgeTransfer, accept, accept_greedy, augmented_target
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.draft_length import MODEL, DraftLength, Round, Source
+from specrag.rapid.draft_tree import DraftTree, walk
+from specrag.rapid.drawing import Drawing
 from specrag.rapid.output import Limits, Output
-from specrag.rapid.proposers import Drawing, Proposal, Proposer
+from specrag.rapid.proposers import Proposal, Proposer
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class TracedRound:
     """One round of decoding, in tokens.
 
     Attributes:
-        candidates: What was proposed.
+        candidates: What was proposed. Of a tree, the path that was taken and how it would have gone on.
         accepted: How many of them were kept, from the left.
         following: The token that the round added after them.
     """
@@ -42,11 +44,12 @@ class RapidStats:
     """What a generation did. All times are in seconds.
 
     Attributes:
-        schedule: γ per round. Give it back as ``candidates`` to repeat the run.
+        schedule: γ per round; of a tree, its longest path. Give it back as ``candidates`` to repeat the run.
         prompt_tokens: Tokens of context and question.
         tokens: Tokens of the answer.
-        candidates: Candidates that were verified.
+        candidates: Candidates that were verified; of a tree, those of its longest path.
         accepted: Candidates that were accepted.
+        tree_tokens: Candidates of trees that were verified, on all paths.
         from_target: Tokens drawn from p itself: bonus tokens and steps without candidates.
         prefill_seconds: Reading the question.
         startup_seconds: The drafter's own prefill. It is part of ``decode_seconds``.
@@ -66,6 +69,7 @@ class RapidStats:
     tokens: int = 0
     candidates: int = 0
     accepted: int = 0
+    tree_tokens: int = 0
     from_target: int = 0
     prefill_seconds: float = 0.0
     startup_seconds: float = 0.0
@@ -152,6 +156,15 @@ def decode(
         emitted = rounds.next(output.tokens, limits.max_tokens - len(output.tokens))
 
 
+class _Verified(NamedTuple):
+    """What a round came to."""
+
+    emitted: list[int]
+    accepted: int
+    from_target: int  # how many of the emitted tokens were drawn from p itself
+    candidates: list[int]  # see ``TracedRound``
+
+
 class _Rounds:
     """The rounds of one generation."""
 
@@ -187,21 +200,16 @@ class _Rounds:
             start = time.perf_counter()
         proposal = self._draft(generated, count)
         drafted = time.perf_counter()
-        if proposal is not None and count > 0:
-            used = len(proposal.tokens)
-            emitted, accepted, own = self._verify(generated[-1], proposal)
+        if proposal is None or count == 0:
+            made, used = self._plain_step(generated[-1], proposal), 0
         else:
-            used = 0
-            emitted, accepted, own = self._plain_step(generated[-1], proposal)
+            made, used = self._verify(generated[-1], proposal), proposal.depth
         verified = time.perf_counter()
         late = 0.0 if proposal is None else proposal.catch_up_seconds
         seconds = (drafted - start - late, verified - drafted, late)
-        self._length.observe(Round(used, accepted, *seconds, source or MODEL))
-        self._count(used, accepted, own, drafted - start, verified - drafted)
-        if self._stats.trace is not None:
-            candidates = tuple(proposal.tokens.tolist()) if proposal is not None and used else ()
-            self._stats.trace.append(TracedRound(candidates, accepted, emitted[-1]))
-        return emitted
+        self._length.observe(Round(used, made.accepted, *seconds, source or MODEL))
+        self._count(used, made, drafted - start, verified - drafted)
+        return made.emitted
 
     def _started(self, source: Source | None, count: int, left: int) -> bool:
         """Let the drafter read its own prompt, where it has not and that is worth its time. Whether it did."""
@@ -218,30 +226,28 @@ class _Rounds:
         self._length.started(unread, time.perf_counter() - start)
         return True
 
-    def _draft(self, generated: Sequence[int], count: int) -> Proposal | None:
+    def _draft(self, generated: Sequence[int], count: int) -> Proposal | DraftTree | None:
         if self._proposer is None or not (count > 0 or self._needs_bonus):
             return None
         bonus = self._needs_bonus and count > 0
         return self._proposer.propose(generated, max(count, 1), self._drawing, bonus=bonus)
 
-    def _plain_step(self, last: int, proposal: Proposal | None) -> tuple[list[int], int, int]:
+    def _plain_step(self, last: int, proposal: Proposal | DraftTree | None) -> _Verified:
         """Feed the last token and draw the next, from p, or from p̂ where there is a proposal."""
         logits = self._target.feed([last])[0]
         drawing, transfer = self._drawing, self._transfer
-        if proposal is None:
-            return [int(drawing.draw(drawing.distribution(logits)))], 0, 1
+        if not isinstance(proposal, Proposal):
+            return _Verified([int(drawing.draw(drawing.distribution(logits)))], 0, 1, [])
         q = proposal.probabilities[0].to(logits.device)
         hat = augmented_target(
             drawing.allowed(logits), q, transfer.strength, drawing.sampling.temperature, transfer.tail
         )
-        return [int(drawing.draw(hat))], 0, 0
+        return _Verified([int(drawing.draw(hat))], 0, 0, [])
 
-    def _verify(self, last: int, proposal: Proposal) -> tuple[list[int], int, int]:
-        """Feed the last token and the candidates in one pass, accept from the left, and roll back the rest.
-
-        Returns:
-            The tokens to emit, the number of accepted candidates, and the number of tokens that were drawn from p.
-        """
+    def _verify(self, last: int, proposal: Proposal | DraftTree) -> _Verified:
+        """Feed the last token and the candidates in one pass, accept from the left, and roll back the rest."""
+        if isinstance(proposal, DraftTree):
+            return self._verify_tree(last, proposal)
         target, drawing, transfer = self._target, self._drawing, self._transfer
         device, before = target.lm.device, target.length
         candidates = proposal.tokens.to(device)
@@ -263,13 +269,28 @@ class _Rounds:
             accepted, following = accept(p, q[:count], hat[:count], candidates, transfer.mode, bonus, drawing.generator)
         kept, token = torch.stack([accepted, following]).tolist()  # the round's one wait for the device
         target.rollback_to(before + 1 + kept)
-        return [*candidates[:kept].tolist(), token], kept, int(kept == count and bonus is None)
+        proposed = candidates.tolist()
+        return _Verified([*proposed[:kept], token], kept, int(kept == count and bonus is None), proposed)
 
-    def _count(self, used: int, accepted: int, own: int, draft_seconds: float, verify_seconds: float) -> None:
+    def _verify_tree(self, last: int, tree: DraftTree) -> _Verified:
+        """The same for a tree: walk down its branches, and keep the path that was taken."""
+        target, before = self._target, self._target.length
+        tokens = [last, *tree.tokens]
+        logits = target.feed_tree(tokens, tree.shape)
+        found = walk(tree, logits, self._drawing)
+        target.keep_path(before, found.rows)
+        self._stats.tree_tokens += len(tree.tokens)
+        taken = [tokens[row] for row in found.rows[1:]]
+        rest = [tokens[row] for row in tree.longest_from(found.rows[-1])]
+        return _Verified([*taken, found.following], len(taken), int(found.from_target), [*taken, *rest])
+
+    def _count(self, used: int, made: _Verified, draft_seconds: float, verify_seconds: float) -> None:
         stats = self._stats
+        if stats.trace is not None:
+            stats.trace.append(TracedRound(tuple(made.candidates), made.accepted, made.emitted[-1]))
         stats.schedule.append(used)
         stats.candidates += used
-        stats.accepted += accepted
-        stats.from_target += own
+        stats.accepted += made.accepted
+        stats.from_target += made.from_target
         stats.draft_seconds += draft_seconds
         stats.verify_seconds += verify_seconds

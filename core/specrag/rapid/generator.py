@@ -10,6 +10,7 @@ from specrag.models.base import Turn
 from specrag.models.embedders import Embedder
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.compatibility import same_shape, shared_vocabulary
+from specrag.rapid.datastore import Datastore
 from specrag.rapid.draft_length import Estimates
 from specrag.rapid.prompt import conversation_prompt
 from specrag.rapid.session import LongContext, RapidOutput
@@ -34,12 +35,14 @@ class RapidGenerator:
         changes: Fields of ``RapidSettings``, in place of those in ``settings``.
 
     Attributes:
+        datastore: What ``"rest"`` looks up; ``None`` for other proposers.
         estimates: Costs and acceptance of the latest generation. Sessions on other contexts begin with them.
         opened: What ``RapidChat.open`` loaded the models from, where it did.
 
     Raises:
-        InvalidInputError: A setting is unknown or out of range, the models do not share a tokenizer, or a ``"sparse"``
-            proposer has a drafter that is not a copy of the target.
+        InvalidInputError: A setting is unknown or out of range, the models do not share a tokenizer, a ``"sparse"``
+            proposer has a drafter that is not a copy of the target, or a datastore is damaged or of another tokenizer.
+        NotFoundError: There is no such datastore.
     """
 
     def __init__(
@@ -65,6 +68,10 @@ class RapidGenerator:
                 f"proposer={proposer!r} drafts on the target's own keys and values: leave drafter out, "
                 "or give a quantized copy of the target"
             )
+        self.datastore: Datastore | None = None
+        if proposer == "rest":
+            self.datastore = Datastore.open(str(self.settings.datastore))
+            self.datastore.check_tokenizer(self.target.tokenizer)
         self._embedder = embedder
         self.estimates = Estimates()
 

@@ -14,48 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from specrag.engine.sampling import to_probabilities
 from specrag.errors import InvalidInputError
-from specrag.models.base import Sampling
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.draft_length import MODEL, Source
+from specrag.rapid.draft_tree import DraftTree, draw_branches
+from specrag.rapid.drawing import Drawing
+
+#: The first tokens of a context, which a drafter with a window keeps: much attention falls on them (StreamingLLM).
+SINKS = 4
 
 # A drafter reads up to this many new tokens together with its first candidate. With more, it reads all but the last
 # beforehand.
 _LAG = 4
-
-
-class Drawing:
-    """How the tokens of one generation are drawn, by target and drafter alike.
-
-    Args:
-        sampling: Temperature, top-k, top-p and seed. Without a seed every run differs.
-        device: Where distributions lie.
-    """
-
-    def __init__(self, sampling: Sampling = Sampling(), device: torch.device | str = "cpu") -> None:
-        self.sampling = sampling
-        self.generator = torch.Generator(device)
-        if sampling.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(sampling.seed)
-
-    def distribution(self, logits: Tensor) -> Tensor:  # [..., vocabulary] -> the same, float32
-        """What tokens are drawn from. At temperature 0 it is the distribution at temperature 1."""
-        return to_probabilities(logits, self.sampling.temperature, self.sampling.top_k, self.sampling.top_p)
-
-    def allowed(self, logits: Tensor) -> Tensor:  # [..., vocabulary] -> the same, float32
-        """The logits, not divided by the temperature, with -inf where top-k or top-p rules a token out."""
-        if self.sampling.top_k == 0 and self.sampling.top_p == 1:
-            return logits.float()
-        return logits.float().masked_fill(~(self.distribution(logits) > 0), float("-inf"))
-
-    def draw(self, probabilities: Tensor) -> Tensor:  # [vocabulary] -> []
-        """One token; the likeliest at temperature 0."""
-        if self.sampling.greedy:
-            return probabilities.argmax(-1)
-        return torch.multinomial(probabilities, 1, generator=self.generator)[0]
 
 
 @dataclass(frozen=True)
@@ -73,6 +43,11 @@ class Proposal:
     probabilities: Tensor  # [γ or γ + 1, vocabulary]
     from_model: tuple[bool, ...]
     catch_up_seconds: float = 0.0
+
+    @property
+    def depth(self) -> int:
+        """γ."""
+        return len(self.tokens)
 
 
 class Proposer(ABC):
@@ -96,10 +71,11 @@ class Proposer(ABC):
     @abstractmethod
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
-    ) -> Proposal | None:
+    ) -> Proposal | DraftTree | None:
         """Up to ``count`` candidates to follow ``generated``; ``None`` when there is nothing to propose.
 
-        ``bonus`` asks for the distribution after the last candidate too.
+        Of a tree, no path is longer than ``count``. ``bonus`` asks for the distribution after the last candidate too;
+        then it is no tree.
         """
 
     @property
@@ -114,16 +90,17 @@ class ModelProposer(Proposer):
     Args:
         model: With an empty cache, or with one that holds ``prompt`` already, all but its last token.
         prompt: What the drafter reads, when it is told to (``prepare``).
+        width: With more than 1 it proposes trees: beside each candidate stand so many less one that were drawn from the
+            same distribution. Nothing is drafted after those, so a tree costs the drafter no more than its first path.
     """
 
-    def __init__(self, model: CachedModel, prompt: Sequence[int]) -> None:
+    def __init__(self, model: CachedModel, prompt: Sequence[int], width: int = 1) -> None:
         if not prompt:
             raise InvalidInputError("the drafter's prompt is empty")
-        self.model, self.prompt = model, list(prompt)
+        self.model, self.prompt, self.width = model, list(prompt), width
         # The last token of the prompt is fed with the first proposal, for the logits after it.
         self._base = len(self.prompt) - 1
         self._held: list[int] = []  # what the cache holds after the base: tokens, then candidates of the last round
-        self._certain = 0  # how many of those had been accepted when they were fed
 
     @property
     def forward_seconds(self) -> float:
@@ -139,10 +116,22 @@ class ModelProposer(Proposer):
 
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
-    ) -> Proposal | None:
+    ) -> Proposal | DraftTree | None:
+        if self.width == 1 or bonus:
+            return self.propose_path(generated, count, drawing, bonus=bonus)
         if self.startup_tokens:
             return None
-        logits, caught_up = self._read([self.prompt[-1], *generated])
+        logits, caught_up = self.read(generated)
+        return self._tree(logits[-1], count, drawing, caught_up)
+
+    def propose_path(
+        self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
+    ) -> Proposal | None:
+        """``propose`` without a tree."""
+        if self.startup_tokens:
+            return None
+        read, caught_up = self.read(generated)
+        logits = read[-1]
         tokens, rows = [], []
         for i in range(count):
             q = drawing.distribution(logits)
@@ -157,24 +146,49 @@ class ModelProposer(Proposer):
         self._held += candidates[: count if bonus else count - 1].tolist()
         return Proposal(candidates, torch.stack(rows), (True,) * count, caught_up)
 
-    def _read(self, sequence: list[int]) -> tuple[Tensor, float]:  # [vocabulary]
-        """Bring the cache to ``sequence``: the logits after it, and the seconds that catching up took."""
-        agreed = min(self._certain, len(sequence) - 1)
-        while agreed < min(len(self._held), len(sequence) - 1) and self._held[agreed] == sequence[agreed]:
-            agreed += 1
+    def _tree(self, logits: Tensor, count: int, drawing: Drawing, caught_up: float) -> DraftTree:
+        """A path of ``count`` candidates, and beside each of them its siblings."""
+        path: list[int] = []
+        beside: list[tuple[int, int]] = []  # siblings: token and parent
+        rows, more = [], []
+        for i in range(count):
+            tokens, drawn_from = draw_branches(drawing.distribution(logits), self.width, drawing)
+            path.append(tokens[0])
+            rows.append(drawn_from[:1])
+            beside += [(token, i - 1) for token in tokens[1:]]
+            more.append(drawn_from[1:])
+            if i + 1 < count:
+                logits = self.model.feed(tokens[:1])[-1]
+        self._held += path[:-1]
+        return DraftTree(
+            (*path, *(token for token, _ in beside)),
+            (*range(-1, count - 1), *(parent for _, parent in beside)),
+            torch.cat(rows + more),
+            caught_up,
+        )
+
+    def read(self, generated: Sequence[int], candidates: Sequence[int] = ()) -> tuple[Tensor, float]:
+        """Bring the cache to ``generated`` and then ``candidates``. The prompt was read before.
+
+        Returns:
+            The logits after ``generated`` and after each candidate, [candidates + 1, vocabulary], and the seconds that
+            it took to read what was generated without this model.
+        """
+        known = [self.prompt[-1], *generated]
+        most = min(len(self._held), len(known) - 1)
+        agreed = next((i for i in range(most) if self._held[i] != known[i]), most)
         self.model.rollback_to(self._base + agreed)
         caught_up = 0.0
-        if len(sequence) - agreed > _LAG:
+        if len(known) - agreed > _LAG:
             start = time.perf_counter()
-            self.model.feed(sequence[agreed:-1])
-            agreed = len(sequence) - 1
+            self.model.feed(known[agreed:-1])
+            agreed = len(known) - 1
             caught_up = time.perf_counter() - start
-        logits = self.model.feed(sequence[agreed:])[-1]
-        self._held, self._certain = sequence, len(sequence)
-        return logits, caught_up
+        self._held = [*known, *candidates]
+        return self.model.feed(self._held[agreed:])[-len(candidates) - 1 :], caught_up
 
 
-def sinks_and_window(length: int, sinks: int = 4, window: int = 512) -> list[int]:
+def sinks_and_window(length: int, sinks: int = SINKS, window: int = 512) -> list[int]:
     """The positions that a streaming drafter sees of a context: the first and the last (StreamingLLM, MagicDec)."""
     if sinks < 0 or window < 1:
         raise InvalidInputError(f"sinks must be at least 0 and window at least 1, got {sinks} and {window}")
@@ -287,6 +301,6 @@ class HybridProposer(Proposer):
 
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
-    ) -> Proposal | None:
+    ) -> Proposal | DraftTree | None:
         found = None if bonus else self._match.propose(generated, count, drawing)
         return found or self.model.propose(generated, count, drawing, bonus=bonus)

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from specrag.errors import InvalidInputError
 from specrag.models.embedders import Embedder
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.chunks import Retrieved
+from specrag.rapid.datastore import Datastore
 from specrag.rapid.draft_length import Estimates
 from specrag.rapid.prompt import PromptTokens
-from specrag.rapid.proposers import HybridProposer, ModelProposer, Proposer, SuffixMatchProposer, sinks_and_window
+from specrag.rapid.proposers import (
+    SINKS,
+    HybridProposer,
+    ModelProposer,
+    Proposer,
+    SuffixMatchProposer,
+    sinks_and_window,
+)
+from specrag.rapid.rest import RestProposer
 from specrag.rapid.settings import RapidSettings
+from specrag.rapid.triforce import TriForceProposer
 
 # Room for an answer in the drafter's cache, before the cache has to grow.
 _SPARE_TOKENS = 256
@@ -30,6 +42,7 @@ class RapidModels(Protocol):
     vocabulary: int
     settings: RapidSettings
     estimates: Estimates
+    datastore: Datastore | None
 
     @property
     def embedder(self) -> Embedder:
@@ -91,47 +104,93 @@ def proposer_for(
         return None, confidence
     if settings.proposer == "match":
         return _match(rapid, prompt, tail), confidence
+    if settings.proposer == "rest":
+        assert rapid.datastore is not None  # the generator has opened it
+        last = [*prompt.ids, *tail]
+        return RestProposer(rapid.datastore, last, rapid.vocabulary, width=settings.width), confidence
     shown: Sequence[int]
     if settings.proposer == "naive":
         shown = range(len(context))
     elif settings.proposer == "window":
-        shown = sinks_and_window(len(context))
+        shown = sinks_and_window(len(context), window=settings.window)
     else:
         retrieved = retrieve() if context else Retrieved([], confidence)
         shown, confidence = retrieved.positions, retrieved.confidence
-        itself = settings.candidates == "auto" and rapid.drafter is rapid.target
-        if itself and len(shown) >= _MOST_OF_THE_CONTEXT * len(context):
+        itself = rapid.drafter is rapid.target or settings.proposer == "triforce"
+        if settings.candidates == "auto" and itself and len(shown) >= _MOST_OF_THE_CONTEXT * len(context):
             notes.append("the retrieved context is most of the context: the target decodes alone")
             return _match(rapid, prompt, tail) if hybrid else None, confidence
-    model = _model(rapid, prompt, shown, tail, target, drafters)
+    drafting = _Drafting(rapid, prompt, tail, target, drafters)
+    if settings.proposer == "triforce":
+        window = sinks_and_window(len(context), window=settings.window)
+        middle = drafting.on_the_targets_keys(rapid.target, shown)
+        return TriForceProposer(middle, drafting.small(window)), confidence
+    model = drafting.model(shown)
     if hybrid:
         return HybridProposer(_match(rapid, prompt, tail, least=_HYBRID_MATCH), model), confidence
     return model, confidence
+
+
+def check_question(rapid: RapidModels, context: Sequence[int], tail: Sequence[int]) -> None:
+    """Check that the proposer can serve a question, before anything is read.
+
+    Raises:
+        InvalidInputError: The question is longer than the retrieval budget, or ``"triforce"`` has no window that is
+            smaller than the context.
+    """
+    settings, budget = rapid.settings, rapid.budget(len(context))
+    if len(tail) > budget and context and settings.proposer in ("rag", "hybrid"):
+        raise InvalidInputError(f"the question has {len(tail)} tokens, the retrieval budget is {budget}: raise it")
+    if settings.proposer == "triforce" and 0 < len(context) <= SINKS + settings.window:
+        raise InvalidInputError(
+            f"proposer='triforce' needs a window smaller than the context: that has {len(context)} tokens, the "
+            f"window {settings.window} after {SINKS} sinks. Give a smaller window=, or another proposer"
+        )
 
 
 def _match(rapid: RapidModels, prompt: PromptTokens, tail: Sequence[int], least: int = 2) -> SuffixMatchProposer:
     return SuffixMatchProposer([*prompt.ids, *tail], rapid.vocabulary, least=least)
 
 
-def _model(
-    rapid: RapidModels,
-    prompt: PromptTokens,
-    shown: Sequence[int],
-    tail: Sequence[int],
-    target: CachedModel,
-    drafters: DrafterCaches | None,
-) -> ModelProposer:
-    """The drafter on the positions ``shown`` of the context: it reads them, or keeps the target's keys and values."""
-    tokens = [*prompt.head, *(prompt.context[i] for i in shown), *tail]
-    proposer = rapid.settings.proposer
-    # A drafter that is the target itself and sees the context in place has no need to read it.
-    copies = proposer.endswith("sparse") or (proposer in ("window", "naive") and rapid.drafter is rapid.target)
-    if drafters is not None and not copies:
-        return ModelProposer(drafters.for_prompt(rapid.drafter, tokens, rapid.vocabulary), tokens)
-    drafter = CachedModel(rapid.drafter, len(tokens) + _SPARE_TOKENS, rapid.vocabulary)
-    if copies:
-        end = target.length - 1  # the last token is fed with the first proposal
-        before = len(prompt.head)
-        kept = [*range(before), *(before + i for i in shown), *range(len(prompt.ids), end)]
-        drafter.keep(target, kept, end)
-    return ModelProposer(drafter, tokens)
+@dataclass(frozen=True)
+class _Drafting:
+    """Makes drafters that see some positions of the context. See ``proposer_for``."""
+
+    rapid: RapidModels
+    prompt: PromptTokens
+    tail: Sequence[int]
+    target: CachedModel
+    drafters: DrafterCaches | None
+
+    def model(self, shown: Sequence[int]) -> ModelProposer:
+        """The drafter of a proposer that has one."""
+        proposer, width = self.rapid.settings.proposer, self.rapid.settings.width
+        if proposer.endswith("sparse"):
+            return self.on_the_targets_keys(self.rapid.drafter, shown, width)
+        return self.small(shown, width) if proposer in ("window", "naive") else self.reader(shown, width)
+
+    def small(self, shown: Sequence[int], width: int = 1) -> ModelProposer:
+        """A drafter that sees the context in place: one that is the target itself has no need to read it."""
+        if self.rapid.drafter is self.rapid.target:
+            return self.on_the_targets_keys(self.rapid.drafter, shown, width)
+        return self.reader(shown, width)
+
+    def reader(self, shown: Sequence[int], width: int = 1) -> ModelProposer:
+        """The drafter on a prompt of its own."""
+        tokens, lm, vocabulary = self._tokens(shown), self.rapid.drafter, self.rapid.vocabulary
+        if self.drafters is not None:
+            return ModelProposer(self.drafters.for_prompt(lm, tokens, vocabulary), tokens, width)
+        return ModelProposer(CachedModel(lm, len(tokens) + _SPARE_TOKENS, vocabulary), tokens, width)
+
+    def on_the_targets_keys(self, lm: TransformersLM, shown: Sequence[int], width: int = 1) -> ModelProposer:
+        """The target, or a copy of it, with the target's own keys and values: it reads nothing."""
+        tokens = self._tokens(shown)
+        model = CachedModel(lm, len(tokens) + _SPARE_TOKENS, self.rapid.vocabulary)
+        end = self.target.length - 1  # the last token is fed with the first proposal
+        before = len(self.prompt.head)
+        kept = [*range(before), *(before + i for i in shown), *range(len(self.prompt.ids), end)]
+        model.keep(self.target, kept, end)
+        return ModelProposer(model, tokens, width)
+
+    def _tokens(self, shown: Sequence[int]) -> list[int]:
+        return [*self.prompt.head, *(self.prompt.context[i] for i in shown), *self.tail]

@@ -23,7 +23,7 @@ from specrag.rapid.decoding import RapidStats, decode
 from specrag.rapid.draft_length import draft_length
 from specrag.rapid.output import Limits
 from specrag.rapid.prompt import Prompt, PromptTokens, document_prompt
-from specrag.rapid.proposing import DrafterCaches, RapidModels, proposer_for
+from specrag.rapid.proposing import DrafterCaches, RapidModels, check_question, proposer_for
 from specrag.rapid.session_file import SavedSession, read_session, write_session
 from specrag.text import question_of
 
@@ -252,9 +252,7 @@ class LongContext:
         """The tokens after the context, if they may be asked."""
         rapid = self.rapid
         tail = self.question_tokens(question_of(question))
-        budget = rapid.budget(len(self.prompt.context))
-        if len(tail) > budget and self.prompt.context and rapid.settings.proposer in ("rag", "hybrid"):
-            raise InvalidInputError(f"the question has {len(tail)} tokens, the retrieval budget is {budget}: raise it")
+        check_question(rapid, self.prompt.context, tail)
         window, needed = rapid.target.context_window, self.tokens + len(tail) + max_tokens
         if window is not None and needed > window:
             raise InvalidInputError(f"context, question and answer need {needed} positions, the target has {window}")

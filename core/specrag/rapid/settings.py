@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
+from specrag._fields import check_whole_numbers
+from specrag.engine.trees import MAX_ROWS
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import Sampling
 from specrag.rapid.acceptance import KnowledgeTransfer, Tail, Transfer
-from specrag.rapid.draft_length import checked_candidates
+from specrag.rapid.draft_length import MAX_CANDIDATES, checked_candidates
 
-ProposerName = Literal["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse"]
+ProposerName = Literal["rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse", "rest", "triforce"]
 
+#: The width of REST's trees where none is given.
+REST_WIDTH = 4
 #: η of ``transfer_strength="auto"`` at full retrieval confidence.
 AUTO_STRENGTH = 10.0
 
@@ -38,10 +42,18 @@ class RapidSettings:
             ``"rag"``: the drafter reads the retrieved chunks (RAPID).
             ``"sparse"``: the drafter continues the target's own keys and values of the retrieved chunks, so it reads
             nothing (after TriForce, arXiv 2404.11912); it must be the target or a copy of it.
-            ``"window"``: the drafter sees the first 4 and the last 512 tokens (MagicDec).
+            ``"window"``: the drafter sees the first 4 and the last ``window`` tokens (MagicDec).
             ``"naive"``: the drafter reads the whole context.
             ``"match"``: no drafter; candidates are copied from after the longest match of the latest tokens.
             ``"hybrid"`` and ``"hybrid-sparse"``: a match of three tokens or more, else ``"rag"`` or ``"sparse"``.
+            ``"rest"``: no drafter; a tree of what follows the latest tokens in ``datastore`` (REST, arXiv 2311.08252).
+            ``"triforce"``: the drafter sees what it sees with ``"window"``. It proposes to the target on its own keys
+            and values of the retrieved chunks, whose tokens the whole target verifies (TriForce, arXiv 2404.11912).
+        window: See ``"window"``.
+        datastore: The folder of a datastore, for ``"rest"``: ``specrag datastore build`` makes one.
+        tree_width: A round verifies a tree of at most ``candidates`` times ``tree_width`` tokens, whose paths have at
+            most ``candidates``. A model drafts one path, and beside each of its candidates stand ``tree_width`` - 1
+            others; ``transfer`` must then be ``"none"``. ``None``: 4 for ``"rest"``; 1, which is no tree, for others.
         retrieval_budget: Tokens of retrieved context. The default is ``RapidGenerator.budget``.
 
     Raises:
@@ -54,6 +66,9 @@ class RapidSettings:
     tail: Tail = "drafter"
     sampling: Sampling = Sampling(temperature=1.0)
     proposer: ProposerName = "rag"
+    window: int = 512
+    datastore: str | None = None
+    tree_width: int | None = None
     retrieval_budget: int | None = None
 
     def __post_init__(self) -> None:
@@ -66,8 +81,40 @@ class RapidSettings:
         if self.proposer not in get_args(ProposerName):
             names = ", ".join(get_args(ProposerName))
             raise InvalidInputError(f"proposer must be one of {names}, got {self.proposer!r}")
+        check_whole_numbers(least=1, window=self.window)
+        if self.datastore is not None:
+            object.__setattr__(self, "datastore", str(self.datastore))  # paths are taken too
+        elif self.proposer == "rest":
+            raise InvalidInputError(
+                "proposer='rest' looks up a datastore: give datastore=FOLDER, made by `specrag datastore build`"
+            )
+        self._check_tree()
         if self.retrieval_budget is not None and self.retrieval_budget < 1:
             raise InvalidInputError(f"retrieval_budget must be at least 1 token, got {self.retrieval_budget}")
+
+    @property
+    def width(self) -> int:
+        """``tree_width``, or its default."""
+        return self.tree_width or (REST_WIDTH if self.proposer == "rest" else 1)
+
+    def _check_tree(self) -> None:
+        if self.tree_width is not None:
+            check_whole_numbers(least=1, tree_width=self.tree_width)
+        if self.width == 1:
+            return
+        if self.proposer in ("match", "triforce"):
+            raise InvalidInputError(f"proposer={self.proposer!r} makes no trees: leave tree_width out")
+        if self.proposer != "rest" and self.transfer != "none":
+            raise InvalidInputError(
+                f"tree_width={self.tree_width} needs transfer='none', got {self.transfer!r}: knowledge is transferred "
+                "to single candidates only"
+            )
+        depth = MAX_CANDIDATES if self.candidates == "auto" else max(_schedule(self.candidates))
+        if depth * self.width >= MAX_ROWS:
+            raise InvalidInputError(
+                f"a tree of {depth} x {self.width} candidates is wider than the cache's room for one, "
+                f"{MAX_ROWS - 1} candidates: lower candidates or tree_width"
+            )
 
     @classmethod
     def of(cls, settings: RapidSettings | Mapping[str, Any] | None = None, **changes: Any) -> RapidSettings:
@@ -109,6 +156,10 @@ class RapidSettings:
         if isinstance(plain["candidates"], tuple):
             plain["candidates"] = list(plain["candidates"])
         return plain
+
+
+def _schedule(candidates: int | Sequence[int] | str) -> Sequence[int]:
+    return (candidates,) if isinstance(candidates, int) else [int(n) for n in candidates]
 
 
 def _changed(value: _T, changes: Mapping[str, Any]) -> _T:

@@ -43,6 +43,7 @@ class Sequence(Structure):
         ("keys", c_void_p),
         ("values", c_void_p),
         ("capacity", c_int64),
+        ("parents", c_void_p),
     )
 
 
@@ -90,6 +91,7 @@ class Pass(Structure):
         ("keys", c_void_p),
         ("values", c_void_p),
         ("capacity", c_int64),
+        ("parents", c_void_p),
         ("wanted_rows", c_void_p),
         ("logits", c_void_p),
     )

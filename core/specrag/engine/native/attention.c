@@ -14,7 +14,7 @@
 #include "simd.h"
 
 /* Up to so many queries of a step the chunks are shared out. */
-#define FEW 64
+#define FEW MOST_TREE
 /* Rows (a query of one head) that meet a chunk together: their scores stay in the second-level cache. */
 #define ROWS 96
 /* Rows of one pass of the inner loops, as many as registers hold. */
@@ -233,24 +233,61 @@ static int64_t place_of(const Job *job, const Sequence *s, int64_t head, int64_t
     return query * job->heads->row_stride + (head * group + row % group) * job->heads->size;
 }
 
-/* Rows ``row`` to ``row + rows - 1`` of the queries from ``first`` on, over one chunk of one key/value head. */
-static void attend_rows(const Job *job, const Sequence *s, int64_t head, int64_t index, int64_t first, int64_t row,
-                        int64_t rows, float *partial)
+/* Keys that the query ``query`` sees. */
+static int64_t seen_by(const Sequence *s, int64_t query)
+{
+    int64_t depth = query;
+    if (s->parents != NULL)
+        for (depth = 0; (query = s->parents[query]) >= 0;)
+            depth++;
+    return s->before + depth + 1;
+}
+
+/* Rows ``row`` to ``row + rows - 1`` of the queries from ``first`` on, over the chunk ``index`` of one key/value head. */
+static void attend_rows(const Job *job, const Sequence *s, int64_t head, int64_t index, Chunk chunk, int64_t first,
+                        int64_t row, int64_t rows, float *partial)
 {
     int32_t pairs[ROWS * MOST_SIZE / 2] __attribute__((aligned(64)));
     int64_t visible[ROWS];
     const int64_t size = job->heads->size, group = job->heads->heads / job->heads->kv_heads;
-    Chunk chunk = chunk_of(job->heads, s, head, index);
     for (int64_t i = 0; i < rows; i++) {
-        const int64_t sees = s->before + first + (row + i) / group + 1 - index * CHUNK;
+        const int64_t sees = seen_by(s, first + (row + i) / group) - index * CHUNK;
         visible[i] = sees < 0 ? 0 : sees < chunk.count ? sees : chunk.count;
         const float *from = job->queries + place_of(job, s, head, first, row + i);
         for (int64_t j = 0; j < size; j += LANES)
             vf_store_bf16((uint16_t *)(pairs + i * (size / 2)) + j, vf_load(from + j));
     }
-    chunk.count = visible[rows - 1]; /* the last row sees the most */
+    /* Without a tree the last row sees the most. With one, all rows are of one query or see all of the chunk. */
+    chunk.count = visible[rows - 1];
     if (chunk.count > 0)
         attend_chunk(&chunk, pairs, visible, rows, partial);
+}
+
+/* One query of a tree over a chunk that holds keys of the tree. They are brought into the order of a text that has no
+ * other branches: so the query becomes what it becomes in that text, bit for bit. */
+static void attend_in_tree(const Job *job, const Sequence *s, int64_t head, int64_t index, int64_t query, float *partial)
+{
+    uint16_t keys[CHUNK * MOST_SIZE], values[CHUNK * MOST_SIZE];
+    const int64_t size = job->heads->size, group = job->heads->heads / job->heads->kv_heads, first = index * CHUNK;
+    const int64_t bytes = size * sizeof(uint16_t), seen = seen_by(s, query);
+    Chunk chunk = chunk_of(job->heads, s, head, index);
+    if (seen - s->before - 1 != query && seen > first) { /* its ancestors are not all queries before it */
+        const int64_t shared = s->before > first ? s->before - first : 0;
+        memcpy(keys, chunk.keys, shared * bytes);
+        memcpy(values, chunk.values, shared * bytes);
+        int64_t node = query;
+        for (int64_t at = seen - 1; at >= first && at >= s->before; at--, node = s->parents[node])
+            if (at < first + CHUNK) {
+                const int64_t offset = (s->before + node - first) * size; /* may be in a later chunk */
+                memcpy(keys + (at - first) * size, chunk.keys + offset, bytes);
+                memcpy(values + (at - first) * size, chunk.values + offset, bytes);
+            }
+        chunk = (Chunk){keys, values, seen - first < CHUNK ? seen - first : CHUNK, size};
+    }
+    for (int64_t row = 0; row < group; row += ROWS) {
+        const int64_t some = group - row < ROWS ? group - row : ROWS;
+        attend_rows(job, s, head, index, chunk, query, row, some, partial + row * PARTIAL(size));
+    }
 }
 
 /* Memory of a sequence whose chunks are shared out: [chunks][kv_heads][rows * group][PARTIAL(size)]. */
@@ -273,8 +310,14 @@ static void attend_few(void *context, int64_t index)
     const int64_t head = index / chunks_of(keys_of(s)), chunk = index % chunks_of(keys_of(s));
     const int64_t rows = s->rows * job->heads->heads / job->heads->kv_heads, stride = PARTIAL(job->heads->size);
     float *partial = memory + (chunk * job->heads->kv_heads + head) * rows * stride;
+    if (s->parents != NULL && (chunk + 1) * CHUNK > s->before) {
+        for (int64_t query = 0; query < s->rows; query++)
+            attend_in_tree(job, s, head, chunk, query, partial + query * (rows / s->rows) * stride);
+        return;
+    }
     for (int64_t row = 0; row < rows; row += ROWS)
-        attend_rows(job, s, head, chunk, 0, row, rows - row < ROWS ? rows - row : ROWS, partial + row * stride);
+        attend_rows(job, s, head, chunk, chunk_of(job->heads, s, head, chunk), 0, row,
+                    rows - row < ROWS ? rows - row : ROWS, partial + row * stride);
 }
 
 /* Item ``index``: the query ``index`` of all sequences. */
@@ -288,7 +331,7 @@ static void join_few(void *context, int64_t index)
         memory += floats_of(job->heads, s);
     }
     const int64_t size = job->heads->size, kv_heads = job->heads->kv_heads, group = job->heads->heads / kv_heads;
-    const int64_t rows = s->rows * group, stride = PARTIAL(size), chunks = chunks_of(s->before + index + 1);
+    const int64_t rows = s->rows * group, stride = PARTIAL(size), chunks = chunks_of(seen_by(s, index));
     float found[PARTIAL(MOST_SIZE)];
     for (int64_t member = 0; member < job->heads->heads; member++) {
         const int64_t head = member / group, row = index * group + member % group;
@@ -317,9 +360,9 @@ static void attend_many(void *context, int64_t index)
     for (int64_t row = 0; row < rows; row += ROWS) {
         const int64_t some = rows - row < ROWS ? rows - row : ROWS;
         const int64_t chunks = chunks_of(s->before + first + (row + some - 1) / group + 1);
-        attend_rows(job, s, head, 0, first, row, some, found);
+        attend_rows(job, s, head, 0, chunk_of(job->heads, s, head, 0), first, row, some, found);
         for (int64_t chunk = 1; chunk < chunks; chunk++) {
-            attend_rows(job, s, head, chunk, first, row, some, partial);
+            attend_rows(job, s, head, chunk, chunk_of(job->heads, s, head, chunk), first, row, some, partial);
             for (int64_t i = 0; i < some; i++)
                 if (chunk < chunks_of(s->before + first + (row + i) / group + 1))
                     join(found + i * stride, partial + i * stride, size);

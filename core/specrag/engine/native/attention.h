@@ -14,12 +14,17 @@ typedef struct {
 
 #define MOST_SIZE 256
 
-/* Queries of one conversation. The query of row first + i sees the first before + i + 1 keys. */
+/* Queries of one conversation. The query of row first + i sees the first before + i + 1 keys.
+ * In a tree it sees the first before keys, and of the others its ancestors' and its own: parents[i] < i is the query that
+ * it follows, parents[0] is -1. A tree has at most MOST_TREE queries. */
 typedef struct {
     int64_t first, rows, before;
     const uint16_t *keys, *values; /* [kv_heads][capacity][size]; they hold the queries' own already */
     int64_t capacity;
+    const int64_t *parents; /* [rows]; NULL: no tree */
 } Sequence;
+
+#define MOST_TREE 64
 
 /* Floats of working memory that attend needs, at most. */
 int64_t attention_floats(const Heads *heads, const Sequence *sequences, int64_t count);

@@ -88,7 +88,7 @@ static void list_sequences(const Pass *pass, Sequence *sequences, int64_t *cache
 {
     int64_t first = 0;
     for (int64_t i = 0; i < pass->conversations; first += pass->counts[i++]) {
-        sequences[i] = (Sequence){first, pass->counts[i], pass->held[i], NULL, NULL, pass->capacity};
+        sequences[i] = (Sequence){first, pass->counts[i], pass->held[i], NULL, NULL, pass->capacity, pass->parents};
         for (int64_t row = 0; cache != NULL && row < pass->counts[i]; row++) {
             cache[first + row] = pass->places[i];
             slot[first + row] = pass->held[i] + row;

@@ -29,6 +29,7 @@ typedef struct {
     const int64_t *counts, *held, *places; /* [conversations]: rows, tokens held before them, which cache is its own */
     uint16_t *const *keys, *const *values; /* [layers]: [caches][kv_heads][capacity][size] */
     int64_t capacity;
+    const int64_t *parents;     /* of a tree, see attention.h; then there is one conversation. NULL: no tree */
     const int64_t *wanted_rows; /* [wanted]: the rows whose logits are asked for */
     float *logits;              /* [wanted][vocabulary] */
 } Pass;
