@@ -39,6 +39,14 @@ SystemsOption = Annotated[
     typer.Option(help=f"With commas: {NAMES}. Settings follow a name, as in speculative:subsets=random,drafts=10."),
 ]
 
+RescoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Scores that choose among the drafts of each speculative system, as draft or draft+self_reflect: one "
+        "more row of the table, and no model is asked. Repeat for several."
+    ),
+]
+
 
 def evaluate(
     data: Annotated[Path, typer.Argument(help="Questions with answers and passages, in any known format.")],
@@ -60,13 +68,7 @@ def evaluate(
     top: Annotated[int, typer.Option(min=1, help="How many passages to retrieve, with --retrieve.")] = 10,
     second: Annotated[Path | None, typer.Option(help="Another index: the second retriever of corrective RAG.")] = None,
     retry: Annotated[bool, typer.Option(help="Ask again what failed in an earlier run.")] = False,
-    rescore: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Scores that choose among the drafts of each speculative system, as draft or draft+self_reflect: one "
-            "more row of the table, and no model is asked. Repeat for several."
-        ),
-    ] = None,
+    rescore: RescoreOption = None,
     seed: int = 0,
     models: ModelsOption = None,
 ) -> None:
