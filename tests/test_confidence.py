@@ -13,8 +13,16 @@ import pytest
 
 from specrag import Passage, Scoring, SpeculativeRAG
 from specrag.errors import InvalidInputError, NotFoundError
+from specrag.models.bundled import READERS
 from specrag.schema import AnswerReady, Draft, ScoreName, Verdict
-from specrag.speculative.confidence import FEATURES, Calibration, features, fit_calibration, model_key
+from specrag.speculative.confidence import (
+    FEATURES,
+    Calibration,
+    calibration_for,
+    features,
+    fit_calibration,
+    model_key,
+)
 from specrag.speculative.routing import Routing
 from tests.fakes import HashEmbedder, ScriptedLM, ScriptedReader
 
@@ -241,6 +249,12 @@ def test_a_verifier_that_answers_in_doubt_scores_nothing_so_the_readers_own_cali
     answer = made.answer("when", PASSAGES)  # no `calibration=`: the one that ships for the reader alone
     assert (answer.text, answer.scores_used) == ("1889", ("draft",)) and answer.confidence > 0.5
     assert lm.generate_calls == [] and lm.score_calls == []
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_bundled_reader_alone_has_a_calibration(reader):
+    found = calibration_for([reader], "", "pointwise")
+    assert found is not None and (found.drafters, found.questions) == ((reader,), 300)
 
 
 def test_a_calibration_for_compared_drafts_keeps_them_compared():
