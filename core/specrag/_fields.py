@@ -30,9 +30,20 @@ def missing(value: Any) -> bool:
 
 
 def a(value: Any) -> str:
-    """The type of ``value`` with its article."""
+    """The type of ``value`` with its article, where it has one: "an int", "an LLM", "a UUID", "bytes", "None"."""
     noun = kind_of(value)
-    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
+    if value is None or isinstance(value, bytes):
+        return noun
+    if noun[:2].isupper():  # spelled out
+        return f"an {noun}" if noun[0] in "AEFHILMNORSX" else f"a {noun}"
+    vowel = noun[0].lower() in "aeiou" and noun[:3].lower() not in ("uni", "use", "uti")
+    return f"an {noun}" if vowel else f"a {noun}"
+
+
+def json_kind(value: Any) -> str:
+    """What a value is called that was read from JSON: "null", "a number", "an object", ..."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return "null" if value is None else names.get(type(value), "an object")
 
 
 def text_of(value: Any, name: str) -> str | None:

@@ -42,8 +42,15 @@ class DraftingError(ModelError):
 
 
 def kind_of(value: object) -> str:
-    """The type of ``value`` for a message: its first class without an underscore, which a reader can look up."""
-    return next(kind.__name__ for kind in type(value).__mro__ if not kind.__name__.startswith("_"))
+    """The type of ``value`` for a message: its first class without an underscore, which a reader can look up.
+
+    ``None`` is called so.
+    """
+    return (
+        "None"
+        if value is None
+        else next(kind.__name__ for kind in type(value).__mro__ if not kind.__name__.startswith("_"))
+    )
 
 
 def described(error: BaseException) -> str:
