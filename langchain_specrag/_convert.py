@@ -24,10 +24,9 @@ from langchain_specrag._runnables import (
     really_awaits,
 )
 from langchain_specrag.embeddings import SpecRAGEmbeddings
-from specrag._fields import a
 from specrag._foreign import ForeignCalls
 from specrag.baselines.base import System
-from specrag.errors import InvalidInputError, ModelError, kind_of
+from specrag.errors import InvalidInputError, ModelError, a, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest, content_text, ended_at_limit, own_options
 from specrag.models.embedders import Embedder, unit_vectors

@@ -12,8 +12,8 @@ from langchain_specrag import create_speculative_rag_chain as chain_over
 from langchain_specrag._messages import to_message
 from llamaindex_specrag import MultiPerspectivePostprocessor, SpeculativeRAGQueryEngine, SpeculativeSynthesizer
 from specrag import Passage, SpeculativeRAG
-from specrag._fields import a, json_kind
-from specrag.errors import described, kind_of
+from specrag._fields import json_kind
+from specrag.errors import a, described, kind_of
 from specrag.rapid.conversation import document_texts
 from tests.fakes import HashEmbedder, first_passage_lm
 from tests.langchain_parts import chain_of

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from specrag.errors import InvalidInputError, kind_of
+from specrag.errors import InvalidInputError, a
 
 #: The keys under which retrievers leave a similarity in a document's metadata; the first number counts.
 _SCORE_KEYS = ("score", "similarity", "similarity_score", "relevance_score")
@@ -27,17 +27,6 @@ def missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(value, Real) and math.isnan(value)
-
-
-def a(value: Any) -> str:
-    """The type of ``value`` with its article, where it has one: "an int", "an LLM", "a UUID", "bytes", "None"."""
-    noun = kind_of(value)
-    if value is None or isinstance(value, bytes):
-        return noun
-    if noun[:2].isupper():  # spelled out
-        return f"an {noun}" if noun[0] in "AEFHILMNORSX" else f"a {noun}"
-    vowel = noun[0].lower() in "aeiou" and noun[:3].lower() not in ("uni", "use", "uti")
-    return f"an {noun}" if vowel else f"a {noun}"
 
 
 def json_kind(value: Any) -> str:

@@ -53,6 +53,17 @@ def kind_of(value: object) -> str:
     )
 
 
+def a(value: object) -> str:
+    """The type of ``value`` with its article, where it has one: "an int", "an LLM", "a UUID", "bytes", "None"."""
+    noun = kind_of(value)
+    if value is None or isinstance(value, bytes):
+        return noun
+    if noun[:2].isupper():  # spelled out
+        return f"an {noun}" if noun[0] in "AEFHILMNORSX" else f"a {noun}"
+    vowel = noun[0].lower() in "aeiou" and noun[:3].lower() not in ("uni", "use", "uti")
+    return f"an {noun}" if vowel else f"a {noun}"
+
+
 def described(error: BaseException) -> str:
     """``error`` for a message: its type, and what it says where it says anything."""
     return f"{kind_of(error)}: {error}" if str(error) else kind_of(error)
