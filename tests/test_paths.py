@@ -14,6 +14,7 @@ from specrag.evaluation.runs import Run
 from specrag.models import SpanReader, TransformersEmbedder, TransformersLM, bundled, load_reader
 from specrag.models.bundled import fetch, located
 from specrag.rapid import LongContext
+from specrag.rapid.datastore import Datastore
 from specrag.retrieval import PassageIndex, index_documents, read_documents, read_passages
 from specrag.speculative.confidence import Calibration
 from specrag.training import average_adapters, train, train_reader
@@ -33,6 +34,9 @@ DOORS = {
     "PassageIndex.check_target": lambda path, tiny: PassageIndex.check_target(path),
     "LongContext.load": lambda path, tiny: LongContext.load(path, generator(tiny)),
     "LongContext.save": lambda path, tiny: LongContext("A short text.", generator(tiny)).save(path),
+    "Datastore.open": lambda path, tiny: Datastore.open(path),
+    "Datastore.build": lambda path, tiny: Datastore.build(["radium"], tiny.tokenizer, path),
+    "Datastore.check_target": lambda path, tiny: Datastore.check_target(path),
     "Calibration.load": lambda path, tiny: Calibration.load(path),
     "Calibration.save": lambda path, tiny: calibration().save(path),
     "load_questions": lambda path, tiny: load_questions(path),

@@ -258,7 +258,7 @@ def _content(data: Sequence[EncodedExample], settings: TrainingSettings, adapter
     content = json.dumps([dataclasses.asdict(settings), [e.ids for e in data]], sort_keys=True).encode()
     if adapter is not None:
         adapter_files(adapter)  # what cannot be read is refused here
-        content += (Path(adapter) / "adapter_model.safetensors").read_bytes()
+        content += (path_of(adapter) / "adapter_model.safetensors").read_bytes()
     return content
 
 
