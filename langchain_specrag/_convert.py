@@ -26,7 +26,7 @@ from langchain_specrag._runnables import (
 from langchain_specrag.embeddings import SpecRAGEmbeddings
 from specrag._foreign import ForeignCalls
 from specrag.baselines.base import System
-from specrag.errors import InvalidInputError, ModelError, kind_of
+from specrag.errors import InvalidInputError, ModelError, a, kind_of
 from specrag.models.base import LanguageModel, Reader
 from specrag.models.chat import ChatLM, ChatReply, ChatRequest, content_text, ended_at_limit, own_options
 from specrag.models.embedders import Embedder, unit_vectors
@@ -51,7 +51,7 @@ def to_passages(documents: Sequence[Document], vector_store: Any = None) -> list
     """
     for i, document in enumerate(documents):
         if not isinstance(document, Document):
-            raise InvalidInputError(f"context[{i}] is a {kind_of(document)}, expected a LangChain Document")
+            raise InvalidInputError(f"context[{i}] is {a(document)}, expected a LangChain Document")
     passages = passages_of(documents, "context")
     vectors = stored_vectors(vector_store, documents) if vector_store is not None else None
     if vectors is None:
@@ -194,7 +194,7 @@ class LangChainLM(ChatLM):
         if isinstance(answer, str):
             return ChatReply(answer)
         if not isinstance(answer, AIMessage):
-            raise ModelError(f"{self.name} gave a {kind_of(answer)}, expected an AI message or text")
+            raise ModelError(f"{self.name} gave {a(answer)}, expected an AI message or text")
         logged = answer.response_metadata.get("logprobs") or {}
         used = answer.usage_metadata
         return ChatReply(

@@ -70,6 +70,12 @@ def test_a_reply_in_free_form_is_split_at_its_headers():
         ("answer: 42", "", "42"),
         ("42", "", "42"),
         ("He said it.\nAnswer: 42", "He said it.", "42"),
+        ("Rationale: He said it. Answer: 42", "He said it.", "42"),
+        ('Rationale: He wrote "It is." **Answer:** 42\nmore', 'He wrote "It is."', "42"),
+        ("Rationale: Of all, Answer: a novel won.\nAnswer: 42", "Of all, Answer: a novel won.", "42"),
+        ("Rationale: Of all, Answer: a novel won.", "", "Of all, Answer: a novel won."),
+        ("Rationale: the answer: 42 was said. It won.", "", "the answer: 42 was said. It won."),
+        ("It won. Answer: 42", "", "It won. Answer: 42"),
     ],
 )
 def test_formats_that_models_really_write(reply, rationale, answer):

@@ -175,7 +175,7 @@ def test_settings_are_frozen_and_a_copy_with_others_is_another_pipeline():
 @pytest.mark.parametrize(
     ("context", "message"),
     [
-        (None, "context must be a list of LangChain documents, got NoneType"),
+        (None, "context must be a list of LangChain documents, got None"),
         ("text", "context must be a list of LangChain documents, got str"),
         ({"page_content": "text"}, "context must be a list of LangChain documents, got dict"),
         (5, "context must be a list of LangChain documents, got int"),
@@ -378,7 +378,7 @@ def test_a_core_model_is_not_written():
         ({"messages": []}, "only messages"),
         ({}, "only nothing"),
         ({"input": ["who?"]}, "got list"),
-        ({"input": None}, "got NoneType"),
+        ({"input": None}, "got None"),
     ],
 )
 def test_a_chain_without_a_question_says_what_it_takes_before_it_retrieves(inputs, found):

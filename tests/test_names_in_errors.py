@@ -12,7 +12,8 @@ from langchain_specrag import create_speculative_rag_chain as chain_over
 from langchain_specrag._messages import to_message
 from llamaindex_specrag import MultiPerspectivePostprocessor, SpeculativeRAGQueryEngine, SpeculativeSynthesizer
 from specrag import Passage, SpeculativeRAG
-from specrag.errors import described, kind_of
+from specrag._fields import json_kind
+from specrag.errors import a, described, kind_of
 from specrag.rapid.conversation import document_texts
 from tests.fakes import HashEmbedder, first_passage_lm
 from tests.langchain_parts import chain_of
@@ -82,7 +83,25 @@ def test_a_message_and_a_reply_of_a_private_class():
 def test_fields_of_the_packages_classes_are_named_by_their_public_class():
     with pytest.raises(ValueError, match="1 validation error for SpecRAGEmbeddings"):
         SpecRAGEmbeddings(embedder=HashEmbedder(), dratfs=1)
-    assert (kind_of(ODD), kind_of(3), kind_of(None), kind_of(object())) == ("Public", "int", "NoneType", "object")
+    assert (kind_of(ODD), kind_of(3), kind_of(None), kind_of(object())) == ("Public", "int", "None", "object")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoken"),
+    [("Answer", "an Answer"), ("LLM", "an LLM"), ("HTTPError", "an HTTPError"), ("UUID", "a UUID"), ("Path", "a Path")]
+    + [("Unit", "a Unit"), ("Update", "an Update"), ("_Hidden", "an object"), ("I", "an I")],
+)
+def test_a_type_has_its_article(name, spoken):
+    assert a(type(name, (), {})()) == spoken
+
+
+def test_what_needs_no_article_has_none():
+    assert [a(value) for value in (None, b"", 3, 2.0, True, [], {})] == [
+        "None", "bytes", "an int", "a float", "a bool", "a list", "a dict",
+    ]  # fmt: skip
+    assert [json_kind(value) for value in (None, True, 3, 2.5, "x", [], {})] == [
+        "null", "true or false", "a number", "a number", "a string", "a list", "an object",
+    ]  # fmt: skip
 
 
 def test_an_error_is_described_by_its_public_type_and_what_it_says():

@@ -423,7 +423,7 @@ def test_one_model_serves_several_event_loops():
         ({"context_window": -1}, "context_window must be at least 1"),
         ({"thinking_tokens": "x"}, "thinking_tokens must be a whole number"),
         ({"api_key": 5}, "api_key must be a text, got int"),
-        ({"model": None}, "model must be the name under which the server knows it, got NoneType"),
+        ({"model": None}, "model must be the name under which the server knows it, got None"),
         ({"base_url": 5}, "base_url must be a URL or a list of them, got int"),
         ({"api": "grpc"}, "api must be"),
         ({"prompt_log_probs": "maybe"}, "prompt_log_probs must be"),

@@ -92,7 +92,7 @@ def test_titles_and_ids_that_are_numbers_become_texts():
 
 def test_passages_may_come_from_a_generator_and_its_faults_are_named():
     assert passages_of(str(i) for i in range(2)) == [Passage("0"), Passage("1")]
-    with pytest.raises(InvalidInputError, match=r"passages\[1\]: .*must be a string, got NoneType"):
+    with pytest.raises(InvalidInputError, match=r"passages\[1\]: .*must be a string, got None"):
         passages_of({"text": text} for text in ("a", None))
 
 
@@ -100,8 +100,8 @@ def test_passages_may_come_from_a_generator_and_its_faults_are_named():
     ("value", "message"),
     [
         (3, "got an int"),
-        (None, "got a NoneType"),
-        (b"bytes", "got a bytes"),
+        (None, "got None"),
+        (b"bytes", "got bytes"),
         ({}, "no 'text' in a mapping with no keys"),
         ({"text": "x", "titel": "T"}, "unknown key titel: a passage has text, .*title"),
         ({"text": 3}, "must be a string, got int"),
@@ -124,7 +124,7 @@ def test_what_cannot_be_a_passage_is_refused_with_its_position(value, message):
 
 @pytest.mark.parametrize("values", ["text", b"text", {"text": "x"}, Passage("x"), 3, None])
 def test_a_list_is_asked_for(values):
-    with pytest.raises(InvalidInputError, match="passages must be a list of passages, got an? "):
+    with pytest.raises(InvalidInputError, match="passages must be a list of passages, got "):
         passages_of(values)
 
 

@@ -415,7 +415,7 @@ def test_a_huge_passage_is_cut_and_the_answer_says_so():
         ("q", [*PASSAGES, 3], r"passages\[10\]: a passage is .*; got an int"),
         ("q", [{"title": "T"}], r"passages\[0\]: no 'text' in a mapping with title"),
         ("q", "one text", "passages must be a list of passages, got a str"),
-        ("q", None, "passages must be a list of passages, got a NoneType"),
+        ("q", None, "passages must be a list of passages, got None"),
     ],
 )
 def test_unusable_input_is_refused(question, passages, message):

@@ -204,7 +204,7 @@ def test_files_that_cannot_be_read(tmp_path):
     ("fields", "message"),
     [
         ({"question": "  "}, "the question is empty"),
-        ({"question": None}, "question must be a text, got NoneType"),
+        ({"question": None}, "question must be a text, got None"),
         ({"answers": "a"}, "answers must be a tuple of texts, got 'a'"),
         ({"gold": (1,)}, r"gold is \(1,\), but there are 1 passages"),
         ({"choices": ("x",), "correct": (-1,)}, r"correct is \(-1,\), but there are 1 choices"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from specrag.errors import InvalidInputError, kind_of
+from specrag.errors import InvalidInputError, a
 
 #: The keys under which retrievers leave a similarity in a document's metadata; the first number counts.
 _SCORE_KEYS = ("score", "similarity", "similarity_score", "relevance_score")
@@ -29,10 +29,10 @@ def missing(value: Any) -> bool:
     return isinstance(value, Real) and math.isnan(value)
 
 
-def a(value: Any) -> str:
-    """The type of ``value`` with its article."""
-    noun = kind_of(value)
-    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
+def json_kind(value: Any) -> str:
+    """What a value is called that was read from JSON: "null", "a number", "an object", ..."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return "null" if value is None else names.get(type(value), "an object")
 
 
 def text_of(value: Any, name: str) -> str | None:

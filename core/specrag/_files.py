@@ -15,10 +15,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from specrag.errors import InvalidInputError, SpecRAGError
+from specrag.errors import InvalidInputError, SpecRAGError, a
 
 _BLOCK = 1 << 20  # bytes
 
@@ -138,6 +139,24 @@ def _refused_by_disk(error: Exception) -> str | None:
     )
 
 
+def path_of(given: Any) -> Path:
+    """``given`` as a path, with the home folder in place of ``~``.
+
+    Raises:
+        InvalidInputError: It is neither a text nor a ``Path``, or it is empty.
+    """
+    if isinstance(given, str) and not given.strip():
+        raise InvalidInputError(f"a path must not be empty, got {given!r}")
+    if isinstance(given, bytes) or not isinstance(given, str | os.PathLike):
+        raise InvalidInputError(f"a path must be a text or a Path, got {a(given)}")
+    if "\0" in (text := os.fspath(given)):
+        raise InvalidInputError(f"{text!r} cannot be used as a path: it has a null character")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # no home for "~"
+        raise InvalidInputError(f"{text!r} cannot be used as a path: {error}") from error
+
+
 def whole(path: str | Path) -> Path:
     """``path`` without links and ``~``, so that it has a name and a parent, and what a link leads to is written.
 
@@ -145,7 +164,7 @@ def whole(path: str | Path) -> Path:
         InvalidInputError: It is no path: links that lead to each other, or a character that no name may have.
     """
     try:
-        return Path(path).expanduser().resolve()
+        return path_of(path).resolve()
     except (RuntimeError, ValueError, OSError) as error:  # RuntimeError: a loop of links, or no home for "~"
         raise InvalidInputError(f"{str(path)!r} cannot be used as a path: {error}") from error
 

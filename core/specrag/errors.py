@@ -42,8 +42,26 @@ class DraftingError(ModelError):
 
 
 def kind_of(value: object) -> str:
-    """The type of ``value`` for a message: its first class without an underscore, which a reader can look up."""
-    return next(kind.__name__ for kind in type(value).__mro__ if not kind.__name__.startswith("_"))
+    """The type of ``value`` for a message: its first class without an underscore, which a reader can look up.
+
+    ``None`` is called so.
+    """
+    return (
+        "None"
+        if value is None
+        else next(kind.__name__ for kind in type(value).__mro__ if not kind.__name__.startswith("_"))
+    )
+
+
+def a(value: object) -> str:
+    """The type of ``value`` with its article, where it has one: "an int", "an LLM", "a UUID", "bytes", "None"."""
+    noun = kind_of(value)
+    if value is None or isinstance(value, bytes):
+        return noun
+    if noun[:2].isupper():  # spelled out
+        return f"an {noun}" if noun[0] in "AEFHILMNORSX" else f"a {noun}"
+    vowel = noun[0].lower() in "aeiou" and noun[:3].lower() not in ("uni", "use", "uti")
+    return f"an {noun}" if vowel else f"a {noun}"
 
 
 def described(error: BaseException) -> str:

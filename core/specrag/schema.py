@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from specrag._fields import a, mapping_of, number_of, passage_fields, text_of, vector_of
+from specrag._fields import mapping_of, number_of, passage_fields, text_of, vector_of
 from specrag._stages import ReadingDone as ReadingDone
 from specrag._stages import StageBegan as StageBegan
 from specrag._unicode import well_formed_values
-from specrag.errors import InvalidInputError, kind_of
+from specrag.errors import InvalidInputError, a, kind_of
 
 EmbeddingSource = Literal["passages", "embedder", "none"]
 ScoreName = Literal["draft", "self_contain", "self_reflect", "listwise", "span", "agreement"]

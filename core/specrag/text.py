@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from specrag._fields import a
 from specrag._unicode import well_formed
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, a
 from specrag.schema import Passage
 
 # A full stop after an initial or a title ends no sentence.

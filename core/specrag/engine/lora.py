@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from specrag._files import path_of
 from specrag.engine.tensor_files import load_checked
 from specrag.errors import InvalidInputError, ModelNotFoundError
 
@@ -35,7 +36,7 @@ def adapter_files(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.T
         ModelNotFoundError: There is no adapter, or it cannot be read.
         InvalidInputError: Its config is no mapping, or its weights hold numbers that are not finite.
     """
-    folder = Path(folder)
+    folder = path_of(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors, _ = load_checked(folder / "adapter_model.safetensors")

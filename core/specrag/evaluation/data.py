@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from specrag._files import write_text
+from specrag._files import path_of, write_text
 from specrag.evaluation.formats import FORMATS, formats, load
 from specrag.evaluation.formats.own import to_row
 from specrag.evaluation.records import Question, Turn, require
@@ -58,7 +58,7 @@ def save_questions(questions: Sequence[Question], path: str | Path) -> None:
         SpecRAGError: The disk is full, or writing is not allowed.
     """
     lines = (json.dumps(to_row(question), ensure_ascii=False) + "\n" for question in questions)
-    write_text(Path(path), "".join(lines))
+    write_text(path_of(path), "".join(lines))
 
 
 def with_distractors(

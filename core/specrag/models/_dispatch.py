@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specrag.errors import ServerError, kind_of
+from specrag._fields import json_kind
+from specrag.errors import ServerError
 from specrag.models._circuit import Server
 from specrag.models._connections import Connection
 from specrag.models._http import RefusedError, UnavailableError, fetch
@@ -246,7 +247,7 @@ class Dispatcher:
 
     def _read(self, ask: Ask, server: Server, reply: Any) -> Any:
         if not isinstance(reply, dict):
-            raise UnavailableError(f"{server} answered with a JSON {kind_of(reply)}, expected an object")
+            raise UnavailableError(f"{server} answered with JSON that is {json_kind(reply)}, expected an object")
         try:
             return ask.read(reply)
         except RefusedError:  # the reply says that the server has no such endpoint

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specrag._extras import require
+from specrag._files import path_of
 from specrag.errors import InvalidInputError, ModelNotFoundError, SpecRAGError, kind_of, said
 from specrag.models._hub import check_hub_id
 
@@ -84,7 +85,7 @@ def source_of(path: str | Path, kind: str) -> tuple[str, dict[str, str]]:
     if not isinstance(path, str | Path) or not str(path).strip():
         shown = repr(path) if isinstance(path, str) else kind_of(path)
         raise InvalidInputError(f"{kind} must be a folder, a .gguf file or a hub id, got {shown}")
-    local, text = Path(path).expanduser(), str(path)
+    local, text = path_of(path), str(path)
     gguf = local.suffix == ".gguf"
     is_local = isinstance(path, Path) or local.is_absolute() or text.startswith((".", "~")) or gguf
     if is_local and not local.exists():

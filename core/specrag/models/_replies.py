@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from specrag.errors import ServerError, kind_of
+from specrag._fields import json_kind
+from specrag.errors import ServerError
 from specrag.models._http import NoSuchEndpointError
 from specrag.models._logprobs import ends_in, listed_tokens
 from specrag.models.base import Segment
@@ -89,7 +90,7 @@ def _error_text(error: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    return "missing" if value is None else f"a JSON {kind_of(value)}"
+    return "missing" if value is None else json_kind(value)
 
 
 def usage_of(reply: Reply) -> Usage:

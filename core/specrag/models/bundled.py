@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import platformdirs
 
 from specrag._extras import require
-from specrag._files import left_by_a_killed_writer, scratch, turn_of, whole, writing
+from specrag._files import left_by_a_killed_writer, path_of, scratch, turn_of, whole, writing
 from specrag.errors import InvalidInputError, ModelNotFoundError
 from specrag.models._wheels import BundledModel, Package, make
 
@@ -134,20 +134,22 @@ def cache_folder() -> Path:
 
 
 @overload
-def bundled(name: Literal["minilm", "mpnet"], *, folder: Path | None = ..., **options: Any) -> TransformersEmbedder: ...
+def bundled(
+    name: Literal["minilm", "mpnet"], *, folder: str | Path | None = ..., **options: Any
+) -> TransformersEmbedder: ...
 @overload
 def bundled(
-    name: Literal["smollm2", "smollm2-rag-drafter"], *, folder: Path | None = ..., **options: Any
+    name: Literal["smollm2", "smollm2-rag-drafter"], *, folder: str | Path | None = ..., **options: Any
 ) -> TransformersLM: ...
 @overload
 def bundled(
-    name: Literal["minilm-reader", "mpnet-reader"], *, folder: Path | None = ..., **options: Any
+    name: Literal["minilm-reader", "mpnet-reader"], *, folder: str | Path | None = ..., **options: Any
 ) -> SpanReader: ...
 @overload
-def bundled(name: str, *, folder: Path | None = ..., **options: Any) -> Any: ...
+def bundled(name: str, *, folder: str | Path | None = ..., **options: Any) -> Any: ...
 
 
-def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
+def bundled(name: str, *, folder: str | Path | None = None, **options: Any) -> Any:
     """A bundled model, loaded.
 
     Args:
@@ -186,7 +188,9 @@ def bundled(name: str, *, folder: Path | None = None, **options: Any) -> Any:
     return TransformersLM(path, **options)
 
 
-def drafting_model(name: str | Path, *, models: Path | None = None, **options: Any) -> LanguageModel | Reader | None:
+def drafting_model(
+    name: str | Path, *, models: str | Path | None = None, **options: Any
+) -> LanguageModel | Reader | None:
     """The model of a bundled name, or the reader in a folder that ``specrag train --reader`` wrote; else ``None``.
 
     Args:
@@ -202,7 +206,7 @@ def drafting_model(name: str | Path, *, models: Path | None = None, **options: A
     return bundled(str(name), folder=models, **options) if name in DRAFTING else None
 
 
-def load_reader(adapter: str | Path, *, models: Path | None = None, **options: Any) -> SpanReader:
+def load_reader(adapter: str | Path, *, models: str | Path | None = None, **options: Any) -> SpanReader:
     """A span reader that ``specrag train --reader`` made, on the base that it was trained on.
 
     Args:
@@ -218,7 +222,7 @@ def load_reader(adapter: str | Path, *, models: Path | None = None, **options: A
     require("torch", "local", "SpanReader")
     from specrag.models.reader import SpanReader
 
-    adapter = Path(adapter).expanduser()
+    adapter, models = path_of(adapter), None if models is None else path_of(models)
     settings = _reader_settings(adapter)
     base = settings.pop("base")
     if base in BUNDLED:
@@ -245,7 +249,7 @@ def _reader_settings(adapter: Path) -> dict[str, Any]:
     return found
 
 
-def located(name: str, folder: Path | None = None) -> Path:
+def located(name: str, folder: str | Path | None = None) -> Path:
     """The folder of a fetched model.
 
     Raises:
@@ -253,7 +257,7 @@ def located(name: str, folder: Path | None = None) -> Path:
         ModelNotFoundError: It was not fetched yet.
     """
     _check_name(name)
-    path = (folder or cache_folder()) / name
+    path = (cache_folder() if folder is None else path_of(folder)) / name
     if not _is_there(path):
         command = f"specrag models fetch {name}" + (f" --to {folder}" if folder is not None else "")
         raise ModelNotFoundError(f"the bundled model {name!r} is not at {path}: run `{command}`")
@@ -269,7 +273,7 @@ def _check_name(name: str) -> None:
         raise InvalidInputError(f"no bundled model {name!r}: there are {', '.join((*BUNDLED, *ADAPTERS, *READERS))}")
 
 
-def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Path:
+def fetch(name: str, folder: str | Path | None = None, say: Callable[[str], None] = lambda _: None) -> Path:
     """Download, check and convert a bundled model; its folder. Does nothing when it is there.
 
     The folder appears whole or not at all, and nothing else stays. Two processes that fetch one model take turns, and
@@ -286,7 +290,7 @@ def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = la
         SpecRAGError: The download failed, a file is not the one expected, or the disk is full.
     """
     _check_name(name)
-    path = (folder or cache_folder()) / name
+    path = (cache_folder() if folder is None else path_of(folder)) / name
     target = whole(path)
     if _is_there(target) and not left_by_a_killed_writer(target):
         return path

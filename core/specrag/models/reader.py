@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from specrag._extras import require
+from specrag._files import path_of
 
 # ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
 require("torch", "local", "SpanReader")
@@ -328,7 +329,7 @@ def apply_adapter(model: Any, folder: str | Path) -> None:
         ModelNotFoundError: There is no adapter, or it cannot be read.
         InvalidInputError: It was made for another model, or holds numbers that are not finite.
     """
-    folder = Path(folder).expanduser()
+    folder = path_of(folder)
     try:
         replaced, _ = load_checked(folder / ADAPTER_FILE)
     except (OSError, ValueError, SafetensorError) as error:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from specrag._abandoned import stop_if_abandoned
 from specrag._extras import require
+from specrag._files import path_of
 
 # ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
 require("torch", "local", "TransformersLM", otherwise="use OpenAILM with a server")
@@ -235,7 +236,7 @@ class TransformersLM(LanguageModel):
 
 def _folder(path: str | Path) -> Path | None:
     """``path`` where it is a folder on this machine."""
-    local = Path(path).expanduser()
+    local = path_of(path)
     return local if local.is_dir() else None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from specrag._files import replacing
+from specrag._files import path_of, replacing
 from specrag.errors import InvalidInputError, NotFoundError
 from specrag.rapid.compatibility import tokenizer_digest
 
@@ -64,7 +64,7 @@ class Datastore:
     @staticmethod
     def check_target(folder: str | Path) -> None:
         """Raise InvalidInputError when a datastore cannot be written to ``folder``, because something is there."""
-        path = Path(folder).expanduser()
+        path = path_of(folder)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InvalidInputError(f"{path} is there already and not empty: give a new folder for the datastore")
 
@@ -103,7 +103,7 @@ class Datastore:
             "tokens": len(suffixes),
             "tokenizer": {"name": name, "digest": tokenizer_digest(tokenizer)},
         }
-        with replacing(Path(folder)) as part:
+        with replacing(path_of(folder)) as part:
             part.mkdir()
             np.save(part / "tokens.npy", tokens)
             np.save(part / "suffixes.npy", suffixes)
@@ -118,7 +118,7 @@ class Datastore:
             NotFoundError: There is none.
             InvalidInputError: It is damaged, of another version, or empty.
         """
-        path = Path(folder).expanduser()
+        path = path_of(folder)
         if not (path / MARKER).is_file():
             raise NotFoundError(f"no datastore at {path}: make one with `specrag datastore build TEXTS --out {path}`")
         try:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from specrag._files import replacing
+from specrag._files import path_of, replacing
 from specrag.engine.tensor_files import load_checked, save_checked
 from specrag.errors import InvalidInputError, NotFoundError
 from specrag.models.transformers import TransformersLM
@@ -56,7 +56,7 @@ def write_session(session: SavedSession, path: str | Path) -> None:
         "name": lm.name,
         "embedder": session.embedder or "",
     }
-    with replacing(Path(path)) as part:
+    with replacing(path_of(path)) as part:
         save_checked(tensors, part, facts)
 
 
@@ -73,7 +73,7 @@ def read_session(path: str | Path, lm: TransformersLM, vocabulary: int, spare_to
         NotFoundError: There is no such file.
         InvalidInputError: The file is damaged, of another version, or of another model.
     """
-    file = Path(path).expanduser()
+    file = path_of(path)
     if not file.exists():
         raise NotFoundError(f"no saved session at {file}")
     try:

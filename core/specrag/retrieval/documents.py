@@ -13,6 +13,7 @@ from pathlib import Path
 
 from specrag._encodings import decode
 from specrag._extras import require
+from specrag._files import path_of
 from specrag._unicode import well_formed
 from specrag.errors import InvalidInputError, NotFoundError, said
 
@@ -65,7 +66,7 @@ def read_documents(
         InvalidInputError: The file cannot be read or has another type; the folder holds no document, none that can be
             read, or, with ``strict``, one that cannot.
     """
-    root = Path(path).expanduser()
+    root = path_of(path)
     if not root.exists():
         raise NotFoundError(f"no file or folder at {root}")
     found = _Found()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from specrag._fields import missing
-from specrag._files import whole
+from specrag._files import path_of, whole
 from specrag.errors import InvalidInputError
 from specrag.models.embedders import Embedder
 from specrag.retrieval import _folder
@@ -136,7 +136,7 @@ class PassageIndex:
     @staticmethod
     def is_saved_at(folder: str | Path) -> bool:
         """Whether ``folder`` holds an index that ``save`` wrote."""
-        return _folder.is_index(Path(folder).expanduser())
+        return _folder.is_index(path_of(folder))
 
     @staticmethod
     def check_target(folder: str | Path) -> None:
@@ -156,11 +156,12 @@ class PassageIndex:
         """
         import faiss
 
+        where = path_of(folder)
         if self._index is None or self._probe is None:
             raise InvalidInputError("the index is empty: add passages before saving it")
         probe = tuple(float(x) for x in self._probe)
         facts = _folder.Facts(self.embedder.name, self._index.d, len(self), probe, files={})
-        _folder.write(Path(folder), facts, self._write_passages, lambda file: faiss.write_index(self._index, str(file)))
+        _folder.write(where, facts, self._write_passages, lambda file: faiss.write_index(self._index, str(file)))
 
     def _write_passages(self, file: Path) -> None:
         with file.open("w", encoding="utf-8") as out:
@@ -178,7 +179,7 @@ class PassageIndex:
         """
         import faiss
 
-        where = Path(folder).expanduser()
+        where = path_of(folder)
         index = cls(embedder)
 
         def read(facts: _folder.Facts) -> None:

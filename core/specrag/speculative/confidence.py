@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from specrag._fields import check_whole_numbers
-from specrag._files import write_text
+from specrag._files import path_of, write_text
 from specrag.errors import InvalidInputError, NotFoundError
 from specrag.schema import Verdict
 
@@ -121,7 +121,7 @@ class Calibration:
             SpecRAGError: The disk is full, or writing is not allowed.
         """
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        write_text(Path(path), json.dumps(content, indent=2) + "\n")
+        write_text(path_of(path), json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -131,7 +131,7 @@ class Calibration:
             NotFoundError: There is no such file.
             InvalidInputError: It is not a calibration, or one of another version.
         """
-        file = Path(path).expanduser()
+        file = path_of(path)
         if not file.is_file():
             raise NotFoundError(f"no calibration at {file}: make one with `specrag calibrate`")
         try:

@@ -202,21 +202,26 @@ def total(log_probs: Sequence[float] | None) -> float | None:
 def split_reply(reply: GeneratedText, prompts: Prompts) -> tuple[GeneratedText, GeneratedText]:
     """Rationale and answer out of a reply in free form. Without an answer header, the whole reply is the answer.
 
+    A header stands at the beginning of a line. Where the reply begins with the rationale's, the answer's may also
+    follow a sentence.
+
     Raises:
         ModelError: The reply ended at its limit of tokens before an answer header: it is half a rationale.
     """
 
-    def header(text: str) -> re.Match[str] | None:
+    def header(text: str, before: str = "(?im)^") -> re.Match[str] | None:
         name = re.escape(text.rstrip(":"))
-        return next(iter(re.finditer(rf"(?im)^[\W_]*{name}[\W_]*?:[*_ ]*", reply.text)), None)
+        return re.search(rf"{before}[\W_]*{name}[\W_]*?:[*_ ]*", reply.text)
 
-    answer = header(prompts.answer_header)
+    rationale, answer = header(prompts.rationale_header), header(prompts.answer_header)
+    begins = rationale is not None and not reply.text[: rationale.start()].strip()
+    if answer is None and begins:
+        answer = header(prompts.answer_header, r"(?<=[^\w\s,;:])(?=\s)")
     if answer is None:
         if reply.finish == "length":
             raise ModelError(f"the drafter wrote no answer: its reply ended at its limit of {reply.tokens} tokens")
-        begin = len(reply.text) - len(reply.text.lstrip())
+        begin = rationale.end() if rationale and begins else len(reply.text) - len(reply.text.lstrip())
         return _slice(reply, begin, begin), _slice(reply, begin, len(reply.text))
-    rationale = header(prompts.rationale_header)
     begin = rationale.end() if rationale is not None and rationale.end() <= answer.start() else 0
     end = reply.text.find("\n", answer.end())
     return (

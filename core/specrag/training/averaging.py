@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from specrag._files import writing
+from specrag._files import path_of, writing
 from specrag.engine.lora import adapter_files
 from specrag.engine.tensor_files import save_checked
 from specrag.errors import InvalidInputError
@@ -36,7 +36,7 @@ def average_adapters(adapters: Sequence[str | Path], output: str | Path) -> Path
         ModelNotFoundError: An adapter cannot be read.
         InvalidInputError: They differ in shape or in the prompts that they were trained with.
     """
-    folders, output = [Path(adapter) for adapter in adapters], Path(output)
+    folders, output = [path_of(adapter) for adapter in adapters], path_of(output)
     if len(folders) < 2:
         raise InvalidInputError(f"a mean needs at least two adapters, got {len(folders)}")
     if output.resolve() in {folder.resolve() for folder in folders}:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from specrag._files import path_of
 from specrag.engine.tensor_files import save_checked
 from specrag.errors import InvalidInputError, SpecRAGError, kind_of
 from specrag.models.bundled import READER_SETTINGS
@@ -132,12 +133,12 @@ def train_reader(
         InvalidInputError: There is nothing to train on, the checkpoints are another run's, or the tokenizer is slow.
         SpecRAGError: The loss became NaN.
     """
+    output = path_of(output)
     if not getattr(tokenizer, "is_fast", False):
         raise InvalidInputError(f"{kind_of(tokenizer)} gives no character offsets: load a fast tokenizer")
     batches = in_order(rounds, settings.rows, settings.seed)
     if not batches:
         raise InvalidInputError("there are no examples to train on")
-    output = Path(output)
     checkpoints = output / "checkpoints"
     content = json.dumps(
         [dataclasses.asdict(settings), [[e.question, [p.text for p in e.passages]] for b in batches for e in b]]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from specrag._files import path_of
 from specrag.engine.lora import adapter_files, read_lora
 from specrag.engine.onednn import unpack
 from specrag.engine.tensor_files import save_checked
@@ -72,7 +73,7 @@ def train(
         raise InvalidInputError(
             "an adapter is trained on as a LoRA: leave method='full', or merge it into the base first"
         )
-    output = Path(output).expanduser()
+    output = path_of(output)
     data, left_out = _encoded(base, rounds, prompts, settings)
     with claimed(output / "checkpoints", _content(data, settings, adapter)) as resumed:
         unpack(base.model)
@@ -257,7 +258,7 @@ def _content(data: Sequence[EncodedExample], settings: TrainingSettings, adapter
     content = json.dumps([dataclasses.asdict(settings), [e.ids for e in data]], sort_keys=True).encode()
     if adapter is not None:
         adapter_files(adapter)  # what cannot be read is refused here
-        content += (Path(adapter) / "adapter_model.safetensors").read_bytes()
+        content += (path_of(adapter) / "adapter_model.safetensors").read_bytes()
     return content
 
 

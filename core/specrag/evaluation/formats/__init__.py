@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from specrag._files import path_of
 from specrag.errors import InvalidInputError
 from specrag.evaluation.formats.base import Format
 from specrag.evaluation.formats.choice import ARC_CHALLENGE, PUBHEALTH
@@ -50,7 +51,7 @@ def load(path: str | Path, format: str = "auto", *, limit: int | None = None) ->
         InvalidInputError: The format is unknown, the file is of another format, a row lacks what the format asks for,
             or the file holds no questions. The message names the line or entry.
     """
-    path = Path(path)
+    path = path_of(path)
     if format != "auto" and format not in FORMATS:
         raise InvalidInputError(f"unknown format {format!r}; known are: auto, {', '.join(FORMATS)}")
     if limit is not None and limit < 1:
