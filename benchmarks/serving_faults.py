@@ -185,7 +185,7 @@ def measured(name: str, given: argparse.Namespace, folder: Path) -> str:
     case = CASES[name]
     with fleet_of(given.python, given.gguf) as fleet:
         drafters = [fleet.drafter_proxy.url, fleet.drafters[1].url]
-        load = functools.partial(over_servers, NAME, drafters, [fleet.verifier_proxy.url], folder=folder)
+        load = functools.partial(over_servers, NAME, drafters, [fleet.verifier_proxy.url], folder=folder, short=True)
         limits = {"concurrency": 2, "queue": 4} if case.faster > 1 else {"concurrency": 8}
         with served(load, top=TOP, **limits) as (url, _):
             asyncio.run(asked(url, Case(lambda fleet: None), fleet, replace_questions(given, 3)))  # all is loaded
