@@ -37,14 +37,18 @@ def server(model: str, urls: Sequence[str], tokenizer: str = "smollm2") -> OpenA
     return OpenAILM(model, list(urls), tokenizer=located(tokenizer))
 
 
-def pipeline(drafter: LanguageModel, verifier: LanguageModel, deadline: float | None = None) -> SpeculativeRAG:
+def pipeline(
+    drafter: LanguageModel, verifier: LanguageModel, deadline: float | None = None, *, short: bool = False
+) -> SpeculativeRAG:
+    """``short``: fewer and shorter drafts, where only their fate counts."""
     return SpeculativeRAG(
         drafter=drafter,
         verifier=verifier,
-        drafts=3,
+        drafts=2 if short else 3,
+        passages_per_draft=1 if short else 2,
         prompts=Prompts.for_small_models(),
-        max_rationale_tokens=24,
-        max_answer_tokens=12,
+        max_rationale_tokens=12 if short else 24,
+        max_answer_tokens=6 if short else 12,
         deadline=deadline,
     )
 
@@ -55,8 +59,10 @@ def over_servers(
     verifiers: Sequence[str],
     deadline: float | None = None,
     folder: Path | None = None,
+    *,
+    short: bool = False,
 ) -> Models:
     """What `specrag serve` serves. Importable, for its process. ``folder``: of the index, where it is saved."""
-    rag = pipeline(server(model, drafters), server(model, verifiers), deadline)
+    rag = pipeline(server(model, drafters), server(model, verifiers), deadline, short=short)
     found = index() if folder is None else PassageIndex.load(folder, bundled("minilm"))
     return Models(rag=rag.replace(embedder=found.embedder), indexes={"nq": found}, embedder=found.embedder)

@@ -2,10 +2,11 @@
 
     python benchmarks/serving_faults.py --python PYTHON --gguf FILE
 
-PYTHON is that of an environment with the package xllamacpp, and FILE a GGUF of SmolLM2: three processes of llama.cpp's
-server serve it. Proxies stand in front of the first drafter and of the verifier. Questions come at random moments,
-whether or not earlier ones are answered. After a third of them, the fault begins. A question is lost where it gets
-neither an answer nor an error in OpenAI's form.
+PYTHON is that of an environment with the package xllamacpp, and FILE a GGUF of SmolLM2. Three processes of llama.cpp's
+server serve its first two layers, as only the fate of the questions counts, and not what the answers say. Proxies
+stand in front of the first drafter and of the verifier. Questions come at random moments, whether or not earlier ones
+are answered. After a third of them, the fault begins. A question is lost where it gets neither an answer nor an error
+in OpenAI's form.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf as gguf_files
 import httpx
 from _fault_proxy import Fault, FaultProxy
 from _over_servers import TOP, index, over_servers, questions
@@ -31,6 +33,28 @@ from _serving import Reply, body_of, open_loop, percentile, served
 
 NAME = "smollm2"
 LATE = 1.0  # seconds after the deadline that count as in time: the answer travels
+
+
+def first_layers(gguf: str, count: int, to: Path) -> str:
+    """The same model with its first layers alone: it writes nonsense, and soon."""
+    reader = gguf_files.GGUFReader(gguf)
+    kind = reader.fields["general.architecture"].contents()
+    writer = gguf_files.GGUFWriter(to, kind)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value = count if name == f"{kind}.block_count" else field.contents()
+        of = field.types[-1] if field.types[0] == gguf_files.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, value, field.types[0], of)
+    for tensor in reader.tensors:
+        layer = tensor.name.split(".")[1] if tensor.name.startswith("blk.") else "0"
+        if int(layer) < count:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(to)
 
 
 class Llama:
@@ -52,6 +76,11 @@ class Llama:
                 if httpx.get(f"{self.url}/models").status_code == 200:
                     return
             time.sleep(0.1)
+
+    @property
+    def pid(self) -> int:
+        """Of its process; 0 where it was not started."""
+        return self._process.pid if self._process is not None else 0
 
     def signal(self, number: int) -> None:
         if self._process is not None:
@@ -185,7 +214,7 @@ def measured(name: str, given: argparse.Namespace, folder: Path) -> str:
     case = CASES[name]
     with fleet_of(given.python, given.gguf) as fleet:
         drafters = [fleet.drafter_proxy.url, fleet.drafters[1].url]
-        load = functools.partial(over_servers, NAME, drafters, [fleet.verifier_proxy.url], folder=folder)
+        load = functools.partial(over_servers, NAME, drafters, [fleet.verifier_proxy.url], folder=folder, short=True)
         limits = {"concurrency": 2, "queue": 4} if case.faster > 1 else {"concurrency": 8}
         with served(load, top=TOP, **limits) as (url, _):
             asyncio.run(asked(url, Case(lambda fleet: None), fleet, replace_questions(given, 3)))  # all is loaded
@@ -209,6 +238,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--python", required=True, help="of an environment with the package xllamacpp")
     options.add_argument("--gguf", required=True)
+    options.add_argument("--layers", type=int, default=2, help="of the model; 0: all of them")
     options.add_argument("--questions", type=int, default=24, help="of each case")
     options.add_argument("--rate", type=float, default=0.5, help="questions per second")
     options.add_argument("--deadline", type=float, default=20.0, help="seconds for each question")
@@ -217,6 +247,8 @@ def main() -> None:
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         index().save(Path(folder) / "index")
+        if given.layers:
+            given.gguf = first_layers(given.gguf, given.layers, Path(folder) / "layers.gguf")
         print("| fault | questions | verified | unverified | abstained | error | late | lost | p50 s | longest s |")
         print("| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
         for name in given.case or CASES:

@@ -112,6 +112,16 @@ def test_a_full_queue_says_when_to_come_again_and_loses_nobody_else():
         assert "specrag_queue_depth 0.0" in text and "specrag_running 0.0" in text
 
 
+def test_the_deadline_of_a_question_counts_from_its_arrival_and_not_from_its_turn():
+    with served(instant_models(delay=0.5), concurrency=1) as running, running.client() as http:
+        first = threading.Thread(target=http.post, args=("/v1/chat/completions",), kwargs={"json": chat()})
+        first.start()
+        until(lambda: running.server.serving.gate.running == 1)
+        made = http.post("/v1/chat/completions", json=chat(specrag={"deadline": 0.3})).json()["specrag"]
+        first.join()
+    assert made["abstained"] and "the deadline of 0.3 s passed before the drafts began" in made["notes"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_work_ends_when_its_client_goes_away(stream):
     models = instant_models(delay=30.0)

@@ -34,13 +34,21 @@ ABSTENTION = "I found no answer in the documents"
 
 
 async def reply(
-    rag: SpeculativeRAG, index: PassageIndex, name: str, asked: Asked, top: int, metrics: Metrics
+    rag: SpeculativeRAG,
+    index: PassageIndex,
+    name: str,
+    asked: Asked,
+    top: int,
+    metrics: Metrics,
+    *,
+    arrived: float,
 ) -> AsyncIterator[Told | Text | Finished]:
     """The reply to a question over an index.
 
     Args:
         name: The index's.
         top: Passages to retrieve, where the request names no number.
+        arrived: When the request came, of ``perf_counter``. Its deadline counts from then on.
 
     Raises:
         SpecRAGError: See ``SpeculativeRAG.answer``.
@@ -48,6 +56,7 @@ async def reply(
     pipeline, began = _configured(rag, asked), perf_counter()
     passages = await in_thread(index.search, asked.question, asked.options.top or top)
     retrieving = perf_counter() - began
+    pipeline, notes = _in_time(pipeline, perf_counter() - arrived)
     yield Told({"type": "passages", "passages": [passage_row(passage) for passage in passages]})
     answer = None
     async with aclosing(pipeline.astream(asked.question, passages)) as events:  # type: ignore[type-var]
@@ -67,7 +76,7 @@ async def reply(
     details = {
         **details_of(answer, passages, seconds),
         "index": name,
-        "notes": [*answer.notes, *([left_out] if left_out else [])],
+        "notes": [*notes, *answer.notes, *([left_out] if left_out else [])],
     }
     yield Finished(finish, used.prompt_tokens, used.completion_tokens, details)
 
@@ -84,6 +93,15 @@ def _configured(rag: SpeculativeRAG, asked: Asked) -> SpeculativeRAG:
     if asked.options.deadline is not None:
         changes["deadline"] = min(asked.options.deadline, rag.deadline or asked.options.deadline)
     return rag.replace(**changes) if changes else rag
+
+
+def _in_time(rag: SpeculativeRAG, passed: float) -> tuple[SpeculativeRAG, list[str]]:
+    """The pipeline with what is left of its deadline after ``passed`` seconds, and what to say of that."""
+    if rag.deadline is None:
+        return rag, []
+    left = round(rag.deadline - passed, 3)
+    notes = [] if left > 0 else [f"the deadline of {rag.deadline:g} s passed before the drafts began"]
+    return rag.replace(deadline=max(left, 1e-9)), notes
 
 
 def _shown(answer: SpeculativeAnswer, asked: Asked, limit: int) -> tuple[list[str], Literal["stop", "length"]]:

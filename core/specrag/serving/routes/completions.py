@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
+from time import perf_counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -73,7 +74,8 @@ def _reply(question: Asked, state: State) -> Reply:
         if question.file_ids:
             raise refused(f"files go with the model {RAPID!r}", "specrag.file_ids", "unsupported_value")
         _ = question.question  # refused here where it is empty
-        return speculative.reply(models.rag, index, name, question, state.settings.top, state.metrics)
+        top = state.settings.top
+        return speculative.reply(models.rag, index, name, question, top, state.metrics, arrived=perf_counter())
     if model != RAPID or state.rapid is None:
         raise not_found(f"the model {model[:80]!r}", "model", "model_not_found")
     files = [state.files.get(question.owner, file, "specrag.file_ids").text for file in question.file_ids]
