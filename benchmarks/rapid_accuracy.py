@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=1, help="questions per document")
     parser.add_argument("--max-tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--candidates", type=int, default=5)
+    parser.add_argument("--window", type=int, default=512, help="of window and triforce")
+    parser.add_argument("--datastore", type=Path, help="of rest")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument(
         "--systems", type=chosen, default=[*MAIN, *ROBUSTNESS],
@@ -89,7 +91,9 @@ def main() -> None:
     print(machine(), flush=True)
     target, drafter = loaded(args.target), loaded(args.drafter)
     sampling = Sampling(temperature=args.temperature, seed=0)
-    settings = RapidSettings(candidates=args.candidates, sampling=sampling)
+    settings = RapidSettings(
+        candidates=args.candidates, sampling=sampling, window=args.window, datastore=args.datastore
+    )
     runner = LongSystems(
         args.systems, target, drafter, settings=settings, max_tokens=args.max_tokens, sessions=args.sessions
     )

@@ -6,6 +6,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 import specrag.models
 from specrag import cli
 from specrag.cli import app
+from specrag.cli.serve import Proposer
 from specrag.evaluation.data import load_questions
 from specrag.models.bundled import BUNDLED
 from specrag.rapid.datastore import Datastore
+from specrag.rapid.settings import ProposerName
 from tests.conftest import tiny_llama
 from tests.fakes import ScriptedLM
 
@@ -216,6 +219,10 @@ def test_a_datastore_is_built_of_files_and_folders_for_one_tokenizer(docs, smoll
     assert again.exit_code == 1 and "give a new folder for the datastore" in again.stderr
     result = run(app, ["datastore", "build", "no-file", "--out", str(tmp_path / "other")])
     assert result.exit_code == 1 and "no file or folder at no-file" in result.stderr
+
+
+def test_every_proposer_can_be_served():
+    assert [proposer.value for proposer in Proposer] == list(get_args(ProposerName))
 
 
 def test_the_target_of_an_index_is_checked_before_models_load(docs, tmp_path):

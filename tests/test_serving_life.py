@@ -78,6 +78,7 @@ def test_a_start_that_cannot_succeed_ends_with_one_line(saved, tmp_path, monkeyp
     assert "no file with API keys" in refused_at_once("--index", str(saved), "--keys", str(tmp_path / "none"))
     assert "two indexes are named" in refused_at_once("--index", str(saved), "--index", f"radium={saved}")
     assert "NAME=FOLDER" in refused_at_once("--index", f"../x={saved}")
+    assert "give --rapid-datastore FOLDER" in refused_at_once("--rapid", "smollm2", "--rapid-proposer", "rest")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -41,6 +41,13 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
+class Proposer(str, Enum):
+    """Proposers of RAPID (``specrag.rapid.settings.ProposerName``, which loads too much for ``specrag --help``)."""
+
+    rag, sparse, naive, window, match, hybrid = "rag", "sparse", "naive", "window", "match", "hybrid"
+    hybrid_sparse, rest, triforce = "hybrid-sparse", "rest", "triforce"
+
+
 class LogLevel(str, Enum):
     """What is logged: at ``debug``, questions too."""
 
@@ -57,6 +64,10 @@ def serve(
         str | None, typer.Option(help="The model of RAPID: folder, .gguf file, hub id, or smollm2. It reads uploads.")
     ] = None,
     rapid_drafter: Annotated[str | None, typer.Option(help="Its drafter; by default the same model.")] = None,
+    rapid_proposer: Annotated[Proposer, typer.Option(help="Where its candidates come from.")] = Proposer.rag,
+    rapid_datastore: Annotated[
+        Path | None, typer.Option(help="What the proposer rest looks up: a folder of `specrag datastore build`.")
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
     keys: Annotated[
@@ -94,6 +105,8 @@ def serve(
         folders = _folders(index or ())
         if not folders and rapid is None:
             raise InvalidInputError("nothing to serve: give --index FOLDER, --rapid MODEL, or both")
+        if rapid_proposer is Proposer.rest and rapid_datastore is None:
+            raise InvalidInputError("--rapid-proposer rest looks up a datastore: give --rapid-datastore FOLDER")
         check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
         from specrag.serving import ServerSettings
         from specrag.serving.logs import configure
@@ -119,7 +132,11 @@ def serve(
 
         def load() -> Models:
             used = load_embedder(embedder, embedder_server, api_key, models=models)
-            return _loaded(folders, pipeline, used, rapid, rapid_drafter, models)
+            generator = None
+            if rapid is not None:
+                proposing = {"proposer": rapid_proposer.value, "datastore": rapid_datastore}
+                generator = _load_rapid(rapid, rapid_drafter, models, embedder=used, **proposing)
+            return _loaded(folders, pipeline, used, generator)
 
         settings = ServerSettings(
             load=load,
@@ -178,9 +195,7 @@ def _loaded(
     folders: Mapping[str, Path],
     pipeline: Callable[[], Any],
     embedder: Any,
-    rapid: str | None,
-    rapid_drafter: str | None,
-    models: Path | None,
+    rapid: RapidGenerator | None,
 ) -> Models:
     from specrag.retrieval import PassageIndex
     from specrag.serving import Models
@@ -189,16 +204,16 @@ def _loaded(
     return Models(
         rag=pipeline().replace(embedder=embedder) if indexes else None,
         indexes=indexes,
-        rapid=_load_rapid(rapid, rapid_drafter, models, embedder) if rapid is not None else None,
+        rapid=rapid,
         embedder=embedder,
     )
 
 
-def _load_rapid(target: str, drafter: str | None, models: Path | None, embedder: Any) -> RapidGenerator:
+def _load_rapid(target: str, drafter: str | None, models: Path | None, **options: Any) -> RapidGenerator:
     from specrag.models import TransformersLM, bundled
     from specrag.rapid import RapidGenerator
 
     def load(name: str) -> TransformersLM:
         return bundled("smollm2", folder=models) if name == "smollm2" else TransformersLM(name)
 
-    return RapidGenerator(load(target), load(drafter) if drafter is not None else None, embedder=embedder)
+    return RapidGenerator(load(target), load(drafter) if drafter is not None else None, **options)

@@ -66,25 +66,38 @@ class CachedModel:
         ids = torch.as_tensor(tokens, device=self.lm.device)[None]
         return self._forward(ids, ids.shape[1])[:, : self.vocabulary]
 
-    def feed_tree(self, tokens: Sequence[int], shape: TreeShape) -> Tensor:  # [tokens, vocabulary], the model's dtype
+    @property
+    def repeats_single_steps(self) -> bool:
+        """Whether ``feed_tree(..., exact=True)`` is possible."""
+        return self.native is not None or self.light
+
+    def feed_tree(  # [tokens, vocabulary], the model's dtype
+        self, tokens: Sequence[int], shape: TreeShape, *, exact: bool = False
+    ) -> Tensor:
         """The logits after each node of a tree, which the cache then holds one beside the other; see ``keep_path``.
 
         Args:
             tokens: Per row of ``shape``.
             shape: Which row follows which.
+            exact: Logits, keys and values have the bits of steps over a single token. In the native engine they always
+                have; elsewhere it takes longer, and ``repeats_single_steps`` says whether it is possible.
 
         Raises:
-            InvalidInputError: There are more or fewer tokens than rows.
+            InvalidInputError: There are more or fewer tokens than rows, or ``exact`` is not possible.
             ModelError: There is no memory for the tree. The cache is as it was.
         """
+        if exact and not self.repeats_single_steps:
+            raise InvalidInputError(
+                f"{self.lm.name} does not repeat single steps: its forward pass is transformers' own"
+            )
         if len(tokens) != len(shape.parents):
             raise InvalidInputError(f"a tree of {len(shape.parents)} rows got {len(tokens)} tokens")
-        if shape.is_chain:
+        if shape.is_chain and (self.native is not None or not exact):
             return self.feed(tokens)
         before = self.length
         try:
             ids = torch.as_tensor(tokens, device=self.lm.device)[None]
-            return self._forward(ids, len(tokens), shape)[:, : self.vocabulary]
+            return self._forward(ids, len(tokens), shape, exact=exact)[:, : self.vocabulary]
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, ModelError) or not out_of_memory(error):
                 raise
@@ -139,7 +152,7 @@ class CachedModel:
         """Forget everything after the first ``length`` tokens."""
         self.cache.rollback_to(length)
 
-    def _forward(self, ids: Tensor, keep: int, tree: TreeShape | None = None) -> Tensor:
+    def _forward(self, ids: Tensor, keep: int, tree: TreeShape | None = None, *, exact: bool = False) -> Tensor:
         model: nn.Module = self.lm.model
         with self.lm.lock, torch.inference_mode(), packed_attention(model, tree):
             start = time.perf_counter()
@@ -151,6 +164,8 @@ class CachedModel:
             if self.native is not None:
                 wanted = range(ids.shape[1] - keep, ids.shape[1])
                 logits = self.native(ids[0], at[0], self.cache, wanted=wanted, tree=tree)
+            elif exact and self.light and tree is not None:
+                logits = forward.decoder_forward_by_rows(model, ids, at, self.cache, attend, tree)[0]
             elif self.light and self.length and ids.shape[1] <= forward.MAX_TOKENS:
                 attending = attend if tree is None else partial(attend, tree=tree)
                 logits = forward.decoder_forward(model, ids, at, self.cache, attending)[0, -keep:]

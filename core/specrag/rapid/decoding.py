@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from specrag.engine.trees import chain
 from specrag.models.base import Sampling
 from specrag.rapid.acceptance import KnowledgeTransfer, accept, accept_greedy, augmented_target
 from specrag.rapid.cached_model import CachedModel
@@ -111,6 +112,7 @@ def decode(
     cancelled: Callable[[], bool] = lambda: False,
     stats: RapidStats | None = None,
     startup_seconds: float = 0.0,
+    exact: bool = False,
 ) -> Iterator[str]:
     """Generate text, piece by piece, as soon as it is certain: no incomplete characters, no part of a stop string.
 
@@ -125,10 +127,11 @@ def decode(
         cancelled: Asked between rounds.
         stats: Filled in on the way.
         startup_seconds: An estimate of the seconds per token of the proposer's own prompt.
+        exact: At temperature 0, verification repeats single steps. A target that cannot do so decodes alone.
     """
     stats = stats if stats is not None else RapidStats()
     drawing, output = Drawing(sampling, target.lm.device), Output(target.lm.tokenizer, limits)
-    rounds = _Rounds(target, proposer, transfer, drawing, length, stats, startup_seconds)
+    rounds = _Rounds(target, proposer, transfer, drawing, length, stats, startup_seconds, exact)
     began, forwards = time.perf_counter(), rounds.forward_seconds
 
     emitted = [int(drawing.draw(drawing.distribution(first_logits)))]
@@ -177,7 +180,12 @@ class _Rounds:
         length: DraftLength,
         stats: RapidStats,
         startup_seconds: float,
+        exact: bool,
     ) -> None:
+        self._exact = exact and drawing.sampling.greedy  # with a temperature the draws are chance anyway
+        if self._exact and proposer is not None and not target.repeats_single_steps:
+            stats.notes.append("exact: this target cannot verify several tokens as single steps do: it decodes alone")
+            proposer = None
         self._target, self._proposer, self._transfer = target, proposer, transfer
         self._drawing, self._length, self._stats = drawing, length, stats
         self._startup_seconds = startup_seconds
@@ -252,7 +260,10 @@ class _Rounds:
         device, before = target.lm.device, target.length
         candidates = proposal.tokens.to(device)
         count = len(candidates)
-        logits = target.feed(torch.cat([torch.tensor([last], device=device), candidates]))
+        if self._exact:
+            logits = target.feed_tree([last, *candidates.tolist()], chain(count + 1), exact=True)
+        else:
+            logits = target.feed(torch.cat([torch.tensor([last], device=device), candidates]))
         # p, the target [γ + 1, vocabulary]; q, the drafter [γ, vocabulary], with one more row where the bonus token
         # needs it; hat, the augmented target p̂, where q is known.
         p, q = drawing.distribution(logits), proposal.probabilities.to(device)
@@ -276,7 +287,7 @@ class _Rounds:
         """The same for a tree: walk down its branches, and keep the path that was taken."""
         target, before = self._target, self._target.length
         tokens = [last, *tree.tokens]
-        logits = target.feed_tree(tokens, tree.shape)
+        logits = target.feed_tree(tokens, tree.shape, exact=self._exact)
         found = walk(tree, logits, self._drawing)
         target.keep_path(before, found.rows)
         self._stats.tree_tokens += len(tree.tokens)

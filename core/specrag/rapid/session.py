@@ -246,6 +246,7 @@ class LongContext:
                 cancelled=cancelled,
                 stats=stats,
                 startup_seconds=self._seconds_per_token * relative_cost(rapid.drafter, rapid.target),
+                exact=settings.exact,
             )
 
     def _checked_tail(self, question: str, max_tokens: int) -> list[int]:

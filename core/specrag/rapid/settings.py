@@ -54,6 +54,9 @@ class RapidSettings:
         tree_width: A round verifies a tree of at most ``candidates`` times ``tree_width`` tokens, whose paths have at
             most ``candidates``. A model drafts one path, and beside each of its candidates stand ``tree_width`` - 1
             others; ``transfer`` must then be ``"none"``. ``None``: 4 for ``"rest"``; 1, which is no tree, for others.
+        exact: At temperature 0 the text is that of decoding without candidates, also where the target rounds a pass
+            over several tokens otherwise than single steps: in torch, in bfloat16 and int8. ``transfer`` must be
+            ``"none"``.
         retrieval_budget: Tokens of retrieved context. The default is ``RapidGenerator.budget``.
 
     Raises:
@@ -69,6 +72,7 @@ class RapidSettings:
     window: int = 512
     datastore: str | None = None
     tree_width: int | None = None
+    exact: bool = False
     retrieval_budget: int | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +86,10 @@ class RapidSettings:
             names = ", ".join(get_args(ProposerName))
             raise InvalidInputError(f"proposer must be one of {names}, got {self.proposer!r}")
         check_whole_numbers(least=1, window=self.window)
+        if self.exact and self.transfer != "none":
+            raise InvalidInputError(
+                f"exact=True needs transfer='none', got {self.transfer!r}: transfer changes the text"
+            )
         if self.datastore is not None:
             object.__setattr__(self, "datastore", str(self.datastore))  # paths are taken too
         elif self.proposer == "rest":
@@ -100,17 +108,15 @@ class RapidSettings:
     def _check_tree(self) -> None:
         if self.tree_width is not None:
             check_whole_numbers(least=1, tree_width=self.tree_width)
-        if self.width == 1:
-            return
-        if self.proposer in ("match", "triforce"):
+        if self.width > 1 and self.proposer in ("match", "triforce"):
             raise InvalidInputError(f"proposer={self.proposer!r} makes no trees: leave tree_width out")
-        if self.proposer != "rest" and self.transfer != "none":
+        if self.width > 1 and self.proposer != "rest" and self.transfer != "none":
             raise InvalidInputError(
                 f"tree_width={self.tree_width} needs transfer='none', got {self.transfer!r}: knowledge is transferred "
                 "to single candidates only"
             )
         depth = MAX_CANDIDATES if self.candidates == "auto" else max(_schedule(self.candidates))
-        if depth * self.width >= MAX_ROWS:
+        if (self.width > 1 or self.exact) and depth * self.width >= MAX_ROWS:
             raise InvalidInputError(
                 f"a tree of {depth} x {self.width} candidates is wider than the cache's room for one, "
                 f"{MAX_ROWS - 1} candidates: lower candidates or tree_width"
