@@ -125,7 +125,8 @@ def test_a_model_is_written_by_its_path_and_read_again(tiny_path):
 def test_settings_reach_the_core_whole_and_given_sampling_wins(tiny, kind):
     rapid = generator(tiny, candidates=2, sampling=Sampling(temperature=0.5, top_p=0.8))
     model = kind(rapid=rapid, top_p=0.9, seed=3)
-    assert model.settings == RapidSettings(candidates=2, sampling=Sampling(temperature=0.5, top_p=0.9, seed=3))
+    sampled = Sampling(temperature=0.5, top_p=0.9, seed=3)
+    assert model.settings == RapidSettings(candidates=2, window=32, sampling=sampled)
     assert (model.temperature, model.top_k, model.top_p, model.seed) == (0.5, 0, 0.9, 3)
     assert kind(rapid=rapid, settings=model.settings).settings == model.settings
     cooler = model.configurable_fields(temperature=ConfigurableField(id="temperature"))
