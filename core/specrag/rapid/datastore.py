@@ -70,7 +70,7 @@ class Datastore:
 
     @classmethod
     def build(cls, texts: Iterable[str], tokenizer: Any, folder: str | Path, *, name: str = "") -> Datastore:
-        """Write a datastore of ``texts``, and open it. Sorting takes about 50 bytes of memory per token.
+        """Write a datastore of ``texts``, and open it. Sorting takes about 70 bytes of memory per token.
 
         Args:
             texts: Any texts; what is alike to the answers to come helps most.

@@ -90,8 +90,8 @@ class ModelProposer(Proposer):
     Args:
         model: With an empty cache, or with one that holds ``prompt`` already, all but its last token.
         prompt: What the drafter reads, when it is told to (``prepare``).
-        width: With more than 1 it proposes trees: beside each candidate stand so many less one that were drawn from the
-            same distribution. Nothing is drafted after those, so a tree costs the drafter no more than its first path.
+        width: With 2 or more it proposes trees: one path, and for each of its candidates ``width`` - 1 alternatives
+            from the same distribution. Nothing is drafted after those, so a tree costs no more than its path.
     """
 
     def __init__(self, model: CachedModel, prompt: Sequence[int], width: int = 1) -> None:
