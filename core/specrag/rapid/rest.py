@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specrag.errors import InvalidInputError
-from specrag.rapid.datastore import LONGEST, Datastore, Occurrences
+from specrag.rapid.datastore import END, LONGEST, Datastore, Occurrences
 from specrag.rapid.draft_length import Source
 from specrag.rapid.draft_tree import DraftTree, merged
 from specrag.rapid.drawing import Drawing
@@ -57,9 +57,10 @@ class RestProposer(Proposer):
         if not found.length:
             return None
         rows = self.store.continuations(found, count)
-        if rows.max() >= self.vocabulary:
+        wrong = rows[(rows < END) | (rows >= self.vocabulary)]
+        if wrong.size:
             raise InvalidInputError(
-                f"the datastore at {self.store.folder} is damaged: it holds token {rows.max()}, "
+                f"the datastore at {self.store.folder} is damaged: it holds token {wrong[0]}, "
                 f"the vocabulary has {self.vocabulary}. Build it again"
             )
         tokens, parents = merged(rows.tolist(), count * self.width)
