@@ -31,7 +31,7 @@ _MOST_TOKENS = 2**31 - 1  # positions are int32
 
 @dataclass(frozen=True)
 class Occurrences:
-    """Where the longest suffix of some tokens stands in a datastore.
+    """Where a datastore holds the longest suffix of some tokens.
 
     Attributes:
         length: Tokens of that suffix; 0: not even the shortest was found.
@@ -47,10 +47,10 @@ class Datastore:
     """An opened datastore. ``open`` opens one, ``build`` makes one.
 
     Args:
-        tokens: All texts, each with an end after it.
-        suffixes: The positions of all tokens, ordered by the ``LONGEST`` tokens that begin there.
-        facts: What ``datastore.json`` says.
-        folder: Where it lies, for messages.
+        tokens: All texts, each with ``END`` after it, [tokens + texts], int32.
+        suffixes: The positions of all tokens, ordered by the ``LONGEST`` tokens that begin there, [tokens], int32.
+        facts: The contents of ``datastore.json``.
+        folder: Its path, for messages.
     """
 
     def __init__(self, tokens: np.ndarray, suffixes: np.ndarray, facts: dict[str, Any], folder: Path) -> None:
@@ -73,13 +73,14 @@ class Datastore:
         """Write a datastore of ``texts``, and open it. Sorting takes about 70 bytes of memory per token.
 
         Args:
-            texts: Any texts; what is alike to the answers to come helps most.
+            texts: Any texts. Those that are most like the expected answers help most.
             tokenizer: The target's.
-            folder: New or empty. It appears whole, or not at all.
+            folder: New or empty. It is written whole, or not at all.
             name: What the tokenizer is called in messages.
 
         Raises:
-            InvalidInputError: The texts have no tokens or more than 2^31, or ``folder`` is not empty.
+            InvalidInputError: ``texts`` is no sequence of texts, has no tokens or more than 2^31 - 1, or ``folder`` is
+                not empty.
             SpecRAGError: The disk is full, or writing is not allowed.
         """
         cls.check_target(folder)

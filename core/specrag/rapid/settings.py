@@ -50,7 +50,7 @@ class RapidSettings:
             ``"rest"``: no drafter; a tree of what follows the latest tokens in ``datastore`` (REST, arXiv 2311.08252).
             ``"triforce"``: the drafter sees what it sees with ``"window"``. It proposes to the target on its own keys
             and values of the retrieved chunks, whose tokens the whole target verifies (TriForce, arXiv 2404.11912).
-        window: See ``"window"``.
+        window: How many of the last tokens of the context the drafter of ``"window"`` and ``"triforce"`` sees.
         datastore: The folder of a datastore, for ``"rest"``: ``specrag datastore build`` makes one. Other proposers
             ignore it.
         tree_width: A round verifies a tree of at most ``candidates`` times ``tree_width`` tokens, and at most 63. Its
