@@ -56,7 +56,8 @@ def known_options(runnable: Any) -> set[str]:
 def really_awaits(runnable: Any) -> bool:
     """Whether every model behind ``runnable`` has awaited methods of its own.
 
-    Others run in the few threads of the event loop, one behind the other, and the loop does not end before they do.
+    LangChain runs the others in the thread pool of the event loop. It has few threads, and the loop cannot close before
+    they are done.
     """
     return all(_awaits(each) for each in inner_runnables(runnable))
 

@@ -30,7 +30,7 @@ _ROLES = {
     MessageRole.TOOL: "tool",
     MessageRole.FUNCTION: "tool",
 }
-# What says nothing more: thoughts, calls (read apart), what a reply cited, and marks for another model's cache.
+# Blocks without text of the message: thoughts, tool calls (read elsewhere), citations, marks for another model's cache.
 _WITHOUT_TEXT = (ThinkingBlock, ToolCallBlock, CitationBlock, CachePoint)
 
 

@@ -105,6 +105,11 @@ def cut(folder, name):
     (folder / name).write_bytes(whole[: len(whole) // 2])
 
 
+def archived(file):
+    with file.open("wb") as target:
+        np.savez(target, tokens=np.zeros(3))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -115,6 +120,8 @@ def cut(folder, name):
         (lambda f: cut(f, "tokens.npy"), "is damaged: "),
         (lambda f: cut(f, "suffixes.npy"), "is damaged: "),
         (lambda f: (f / "tokens.npy").unlink(), "is damaged: .*No such file"),
+        (lambda f: (f / "tokens.npy").write_bytes(b""), "is damaged: .*Build it again"),
+        (lambda f: archived(f / "tokens.npy"), "its files do not fit"),
         (lambda f: np.save(f / "suffixes.npy", np.zeros(3)), "its files do not fit"),
         (lambda f: changed(f, tokens=5), "its files do not fit"),
         (lambda f: changed(f, tokens=0), "is empty: build it from texts"),
@@ -139,6 +146,9 @@ def test_damage_that_only_a_look_up_meets_is_named(new_folder):
     store = Datastore.build([text([0, 1, 2, 3, 1, 2])], words(), folder)
     with pytest.raises(InvalidInputError, match="it holds token 3, the vocabulary has 3"):
         RestProposer(store, [1, 2], 3).propose([], 2, None)
+    np.save(folder / "tokens.npy", np.array([0, 1, 2, -7, 1, 2, -1], dtype=np.int32))
+    with pytest.raises(InvalidInputError, match="it holds token -7, the vocabulary has 4"):
+        RestProposer(Datastore.open(folder), [1, 2], 4).propose([], 2, None)
 
 
 def test_a_missing_or_foreign_datastore_is_refused_when_the_generator_is_made(tiny, new_folder):
@@ -150,6 +160,16 @@ def test_a_missing_or_foreign_datastore_is_refused_when_the_generator_is_made(ti
         generator(tiny, proposer="rest", datastore=folder)
     with pytest.raises(InvalidInputError, match="give datastore=FOLDER, made by `specrag datastore build`"):
         generator(tiny, proposer="rest", datastore=None)
+    with pytest.raises(InvalidInputError, match="a path must not be empty"):
+        generator(tiny, proposer="rest", datastore="")
+    with pytest.raises(InvalidInputError, match="a path must be a text or a Path, got an int"):
+        generator(tiny, proposer="rest", datastore=3)
+
+
+@pytest.mark.parametrize("texts", ["t1 t2", ["t1", 2], [None]])
+def test_what_is_no_sequence_of_texts_is_refused(new_folder, texts):
+    with pytest.raises(InvalidInputError, match=r"texts must be a sequence|texts\[[01]\] must be a text, got"):
+        Datastore.build(texts, words(), new_folder())
 
 
 @pytest.mark.parametrize("candidates", [16, [2, 16], "auto"])

@@ -123,3 +123,6 @@ def test_exactness_with_transfer_or_without_room_is_refused(tiny):
         generator(tiny, exact=True)
     with pytest.raises(InvalidInputError, match="a tree of 64 x 1 candidates is wider than"):
         generator(tiny, transfer="none", exact=True, candidates=64)
+    for value in ("yes", None, 1):
+        with pytest.raises(InvalidInputError, match="exact must be True or False, got"):
+            generator(tiny, transfer="none", exact=value)

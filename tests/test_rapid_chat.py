@@ -146,6 +146,15 @@ def test_a_short_prompt_to_a_base_model_without_a_template_is_answered(tiny, pro
     assert chat.complete(user("Once upon a time"), max_tokens=6)[0] == text  # the session is used again
 
 
+def test_a_short_conversation_with_triforce_is_answered_without_candidates(tiny):
+    chat = RapidChat(generator(tiny, proposer="triforce", candidates=3, transfer="none"))
+    _, stats = chat.complete(user("t1 t2"), max_tokens=4)
+    assert stats.notes == ["the window of 32 tokens covers the context: the target decodes alone"]
+    assert (stats.tokens, stats.candidates) == (4, 0)
+    _, stats = chat.complete(user("t1 t2"), documents=[LONG], max_tokens=4)
+    assert stats.candidates > 0 and not stats.notes
+
+
 def test_an_empty_document_is_still_refused_without_a_template(tiny):
     base = TransformersLM(tiny.model, tiny.tokenizer, chat_template=None)
     with pytest.raises(InvalidInputError, match="the context is empty"):

@@ -32,3 +32,5 @@ def test_other_scores_choose_from_stored_drafts_as_a_new_run_would(tmp_path, rea
         with_rescored(run, "extractive-pair", [("self_reflect",)])
     with pytest.raises(InvalidInputError, match="unknown scores"):
         with_rescored(run, "extractive-pair", [("best",)])
+    with pytest.raises(InvalidInputError, match=r"a score is named twice in draft\+draft"):
+        with_rescored(run, "extractive-pair", [("draft", "draft")])

@@ -19,23 +19,24 @@ from specrag._abandoned import in_own_thread
 
 T = TypeVar("T")
 
-# How far below a model its client of HTTP is: ChatOpenAI.async_client._client._client.
+# How many attributes below a model its HTTP client is: ChatOpenAI.async_client._client._client.
 _DEPTH = 3
 _OTHER_LOOP = re.compile(r"(?i)event loop is closed|(attached|bound) to a different (event )?loop")
 
 _lock = threading.Lock()
-# By the id of a model or client: a reference to it, which takes it out when it goes, and its event loop.
+# Per id of a model or client: a weak reference to it, which removes the entry when the object is freed, and its event
+# loop.
 _first: dict[int, tuple[weakref.ref[Any], weakref.ref[asyncio.AbstractEventLoop]]] = {}
 
 
 class ForeignCalls:
     """Calls of one model of another library.
 
-    Models that share a client of HTTP share its event loop, as all ``ChatOpenAI`` and ``OpenAIEmbeddings`` of one
-    address do.
+    Models that share an HTTP client share its event loop. All ``ChatOpenAI`` and ``OpenAIEmbeddings`` of one address
+    share one.
 
     Args:
-        models: What is called; of a wrapped model, what is in it.
+        models: The models that are called. For a wrapped model, the models inside it.
         awaits: Whether the awaited methods leave the event loop free.
     """
 
@@ -51,7 +52,7 @@ class ForeignCalls:
                 return await awaited()
             except Exception as error:
                 if self._only_awaits or not _is_of_another_loop(error):
-                    raise  # otherwise its connections were opened elsewhere, and it was never asked
+                    raise  # otherwise its connections belong to another event loop, and no request was sent
         try:
             return await in_own_thread(blocking)
         except (NotImplementedError, TypeError) as error:
@@ -89,7 +90,7 @@ def _set_owner(one: Any, loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _shared_of(models: tuple[Any, ...]) -> Iterator[Any]:
-    """The models and their clients of HTTP, as far as weak references to them are possible."""
+    """The models and their HTTP clients, as far as weak references to them are possible."""
     seen: set[int] = set()
     level = list(models)
     for depth in range(_DEPTH + 1):

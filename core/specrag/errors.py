@@ -30,7 +30,7 @@ class ServerError(ModelError):
 
 
 class ServerBusyError(ServerError):
-    """So many requests wait for the servers that one more is not taken: the servers are slower than requests come."""
+    """Too many requests wait for the servers: requests come faster than the servers answer."""
 
 
 class LogProbsUnavailableError(ModelError):
@@ -58,7 +58,7 @@ def a(value: object) -> str:
     noun = kind_of(value)
     if value is None or isinstance(value, bytes):
         return noun
-    if noun[:2].isupper():  # spelled out
+    if noun[:2].isupper():  # the letters are read one by one
         return f"an {noun}" if noun[0] in "AEFHILMNORSX" else f"a {noun}"
     vowel = noun[0].lower() in "aeiou" and noun[:3].lower() not in ("uni", "use", "uti")
     return f"an {noun}" if vowel else f"a {noun}"

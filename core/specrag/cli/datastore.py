@@ -1,4 +1,4 @@
-"""``specrag datastore``: texts that RAPID's proposer "rest" looks up."""
+"""``specrag datastore``: texts from which RAPID's proposer "rest" copies candidates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from specrag.cli.console import failures_reported, out, show_notes, working
 from specrag.cli.options import ModelsOption, check_there
 
-app = typer.Typer(no_args_is_help=True, help="Datastores of texts, which RAPID looks up (proposer rest).")
+app = typer.Typer(no_args_is_help=True, help="Datastores: texts from which RAPID copies candidates (proposer rest).")
 
 
 @app.callback()
@@ -50,4 +50,5 @@ def build(
             update("sorting")
             made = Datastore.build((document.text for document in documents), tokenizer, to, name=model)
         show_notes(notes)
-        out.print(f"{len(made)} tokens of {len(documents)} texts in {to}", highlight=False)
+        texts_of = "1 text" if len(documents) == 1 else f"{len(documents)} texts"
+        out.print(f"{len(made)} tokens of {texts_of} in {to}", highlight=False)

@@ -28,6 +28,7 @@ from specrag.cli.options import (
     TokenizerOption,
     VerifierOption,
     VerifierServerOption,
+    check_there,
 )
 from specrag.errors import InvalidInputError, NotFoundError
 
@@ -105,8 +106,7 @@ def serve(
         folders = _folders(index or ())
         if not folders and rapid is None:
             raise InvalidInputError("nothing to serve: give --index FOLDER, --rapid MODEL, or both")
-        if rapid_proposer is Proposer.rest and rapid_datastore is None:
-            raise InvalidInputError("--rapid-proposer rest looks up a datastore: give --rapid-datastore FOLDER")
+        _check_rapid(rapid, rapid_drafter, rapid_proposer, rapid_datastore)
         check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
         from specrag.serving import ServerSettings
         from specrag.serving.logs import configure
@@ -189,6 +189,23 @@ def _keys(file: Path | None) -> ApiKeys | None:
         return ApiKeys.read(file)
     written = os.environ.get(KEYS)
     return ApiKeys(written.replace(",", "\n").splitlines()) if written else None
+
+
+def _check_rapid(rapid: str | None, drafter: str | None, proposer: Proposer, datastore: Path | None) -> None:
+    """Check the options of RAPID against each other, before a model is loaded.
+
+    Raises:
+        InvalidInputError: One of them has no use without another, which is not given.
+        NotFoundError: There is nothing at ``datastore``.
+    """
+    if rapid is None and (drafter is not None or datastore is not None or proposer is not Proposer.rag):
+        raise InvalidInputError("--rapid-drafter, --rapid-proposer and --rapid-datastore need --rapid MODEL")
+    if proposer is Proposer.rest and datastore is None:
+        raise InvalidInputError("--rapid-proposer rest looks up a datastore: give --rapid-datastore FOLDER")
+    if datastore is not None:
+        if proposer is not Proposer.rest:
+            raise InvalidInputError(f"--rapid-proposer {proposer.value} looks up no datastore: give rest")
+        check_there(datastore)
 
 
 def _loaded(

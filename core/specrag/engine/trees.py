@@ -22,7 +22,7 @@ MAX_ROWS = 64
 
 @dataclass(frozen=True)
 class TreeShape:
-    """Which row follows which.
+    """The shape of a tree: which row follows which.
 
     Args:
         parents: Per row the row that it follows, an earlier one. The first row is the root; its parent is -1.
@@ -64,7 +64,7 @@ class TreeShape:
         return found[::-1]
 
     def hidden(self, device: torch.device | str = "cpu") -> Tensor:
-        """What each row must not see of the rows, [rows, rows], bool."""
+        """True where a row (first axis) must not see another one (second axis), [rows, rows], bool."""
         seen = torch.eye(len(self.parents), dtype=torch.bool)
         for row, parent in enumerate(self.parents[1:], start=1):
             seen[row] |= seen[parent]

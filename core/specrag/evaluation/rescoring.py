@@ -41,7 +41,7 @@ def with_rescored(run: Run, system: str, scores: Sequence[Sequence[ScoreName]]) 
 
 
 def check_scores(names: Sequence[str]) -> tuple[ScoreName, ...]:
-    """``names`` as they are, if each is a score and there is one.
+    """``names`` as they are, if there is one, each is a score and none is named twice.
 
     Raises:
         InvalidInputError: Otherwise.
@@ -50,6 +50,8 @@ def check_scores(names: Sequence[str]) -> tuple[ScoreName, ...]:
     if unknown or not names:
         what = f"unknown scores {unknown}" if unknown else "no score is named"
         raise InvalidInputError(f"{what}: choose among {', '.join(get_args(ScoreName))}")
+    if len(set(names)) < len(names):
+        raise InvalidInputError(f"a score is named twice in {'+'.join(names)}: name each once")
     return cast(tuple[ScoreName, ...], tuple(names))
 
 

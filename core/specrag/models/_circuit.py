@@ -45,7 +45,7 @@ class Server:
     met: bool = False
     _open_until: float = 0.0
     _probed: bool = False
-    _silent: bool = False  # it failed without an answer, and no health check has found it well since
+    _silent: bool = False  # it failed without an answer, and no health check has succeeded since
     _lost: bool = False  # nobody listened at its address, or a health check was not answered
     _check_at: float = 0.0
 
@@ -69,11 +69,11 @@ class Server:
         self._silent = self._lost = False
 
     def failed(self, wait: float = 0.0, *, silent: bool = False, down: bool = False) -> None:
-        """It did not. What was under way together counts once.
+        """A request failed. Requests that were under way at the same time count as one failure.
 
         Args:
-            wait: Seconds that it asked to be left alone.
-            silent: It gave no answer at all.
+            wait: Seconds for which the server asked for no further requests.
+            silent: The server gave no answer at all.
             down: Nobody listened at its address.
         """
         now = time.monotonic()
@@ -89,7 +89,7 @@ class Server:
         """A health check ended.
 
         Args:
-            answered: It answered something.
+            answered: The server answered, whatever the answer is.
             well: Its answer does not say that it is busy or broken.
         """
         now = time.monotonic()
@@ -102,7 +102,7 @@ class Server:
         self._lost = (self._lost or not answered) and not well
 
     def released(self) -> None:
-        """A request ended without saying anything about the server."""
+        """A request ended, and it is not known whether the server works."""
         self._probed = False
 
     def learn(self, listing: Any, model: str) -> None:

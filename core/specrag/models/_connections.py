@@ -1,4 +1,4 @@
-"""What a pool of servers has per event loop: the HTTP client, who is busy with how many requests, health checks.
+"""What a pool of servers has per event loop: the HTTP client, the number of requests per server, health checks.
 
 The connections of a loop are closed with it. ``asyncio.run`` and the event loops of web frameworks close their
 asynchronous generators first, and one of those holds the client. Loops that are closed without that are swept.
@@ -26,7 +26,7 @@ class Connection:
         servers: Those of the pool.
         permits: Requests that one server may have under way.
         max_waiting: Requests that may wait for a permit.
-        look: Asks a server what it is, and tells it how that ended.
+        look: Asks a server which models it has, and records the result (``_discovery.Look``).
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Connection:
         self._news = asyncio.Event()
 
     def probe(self, server: Server) -> None:
-        """Ask ``server`` what it is, beside whatever else runs, where nobody does so now."""
+        """Ask ``server`` which models it has, in a task of its own. At most one such task runs per server."""
         if server not in self.probes:
             self.probes[server] = asyncio.ensure_future(self._probe(server))
 

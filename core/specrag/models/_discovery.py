@@ -1,4 +1,4 @@
-"""A look at a server of a pool: what it is, and whether it is well."""
+"""Asks a server of a pool which models it has, and whether it works."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from specrag.models._connections import Connection
 from specrag.models._http import UnavailableError, fetch
 from specrag.models._problems import note_problem
 
-# Seconds that a server has to say what it is.
+# Seconds that a server has for the list of its models.
 DISCOVERY = 5.0
-# Seconds after which one is asked again that answered with an error which may pass, as while it loads its model.
+# Seconds until a server is asked again that answered with a passing error, for example while it loads its model.
 ASK_AGAIN = 5.0
 
 
 @dataclass(frozen=True)
 class Look:
-    """Asks a server for the list of its models, and tells it what came of that. It is also the health check.
+    """Asks a server for the list of its models, and records the result in ``Server``. It is also the health check.
 
     Args:
-        model: The name of the model that is asked for.
+        model: The name of the model that the pool uses.
         timeout: Seconds.
         secrets: What must not stand in an error.
     """
@@ -33,7 +33,7 @@ class Look:
     secrets: Sequence[str] = field(default=(), repr=False)
 
     async def __call__(self, connection: Connection, server: Server) -> None:
-        """One that cannot list its models may do its work all the same."""
+        """Ask. A server that answers but cannot list its models counts as working."""
         known = server.vendor is not None
         try:
             listing = await fetch(

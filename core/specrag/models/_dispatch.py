@@ -87,12 +87,12 @@ class Failures:
 
 @dataclass
 class _Round:
-    """Where a request stands that goes from one server of ``left`` to the next.
+    """The state of a request that goes from one server of ``left`` to the next.
 
     Attributes:
         left: Servers that were not asked yet.
         running: The requests under way, with their servers and the times at which they began.
-        again: Servers whose failure may pass, with the time from which they may be asked once more.
+        again: Servers with a passing failure, and the time (``monotonic``) from which they may be asked once more.
         repeats: How often each was asked once more.
     """
 
@@ -103,17 +103,17 @@ class _Round:
 
     @property
     def fit(self) -> list[Server]:
-        """Those that may be asked now: they are well, or the pause after their failure is over."""
+        """Servers that may be asked now: their circuit is closed, or the pause after their failure is over."""
         now = time.monotonic()
         return [server for server in self.left if server.usable] + [s for s, at in self.again.items() if at <= now]
 
     @property
     def some_later(self) -> bool:
-        """Whether anybody may be asked, now or later."""
+        """Whether any server may be asked, now or later."""
         return bool(self.left or self.again)
 
     def chosen(self, server: Server) -> None:
-        """``server`` is asked."""
+        """Note that ``server`` is asked."""
         if server in self.left:
             self.left.remove(server)
         else:

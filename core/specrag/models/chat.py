@@ -122,14 +122,15 @@ def content_text(content: Any) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-# Under which names libraries and servers tell why a reply ended, where they tell it, and how they say "at its limit".
+# The fields in which libraries and servers say why a reply ended, the fields that hold those, and the values that mean
+# "at its limit of tokens".
 _REASONS = ("finish_reason", "stop_reason", "done_reason", "finishReason", "stopReason", "reason")
 _WITHIN = ("choices", "candidates", "incomplete_details")
 _AT_LIMIT = frozenset({"length", "max_tokens", "max_output_tokens", "max_length", "model_length"})
 
 
 def ended_at_limit(told: Any) -> bool:
-    """Whether what is told of a reply, as a mapping or object, says that it ended at its limit of tokens.
+    """Whether the metadata of a reply, a mapping or an object, says that the reply ended at its limit of tokens.
 
     OpenAI says "length", Anthropic "max_tokens", Google "MAX_TOKENS", and each under a name of its own.
     """

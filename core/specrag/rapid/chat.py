@@ -307,6 +307,7 @@ class _Sessions:
             self._kept.append(kept)
         try:
             kept.session = LongContext(tokens, self.rapid, prefix=prefix)
+            kept.session.any_length = True
         except BaseException:
             with self._lock:
                 self._kept.remove(kept)

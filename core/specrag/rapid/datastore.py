@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 
 from specrag._files import path_of, replacing
-from specrag.errors import InvalidInputError, NotFoundError
+from specrag.errors import InvalidInputError, NotFoundError, a
 from specrag.rapid.compatibility import tokenizer_digest
 
 MARKER = "datastore.json"
 FORMAT, VERSION = "specrag-datastore", 1
 #: Suffixes are sorted by so many tokens: longer matches are not told apart.
 LONGEST = 16
-# Stands after each text. No token has this id, so nothing is found across the end of a text.
-_END = -1
+#: Stands after each text. No token has this id, so nothing is found across the end of a text.
+END = -1
 _MOST_TOKENS = 2**31 - 1  # positions are int32
 
 
 @dataclass(frozen=True)
 class Occurrences:
-    """Where the longest suffix of some tokens stands in a datastore.
+    """Where a datastore holds the longest suffix of some tokens.
 
     Attributes:
         length: Tokens of that suffix; 0: not even the shortest was found.
@@ -47,10 +47,10 @@ class Datastore:
     """An opened datastore. ``open`` opens one, ``build`` makes one.
 
     Args:
-        tokens: All texts, each with an end after it.
-        suffixes: The positions of all tokens, ordered by the ``LONGEST`` tokens that begin there.
-        facts: What ``datastore.json`` says.
-        folder: Where it lies, for messages.
+        tokens: All texts, each with ``END`` after it, [tokens + texts], int32.
+        suffixes: The positions of all tokens, ordered by the ``LONGEST`` tokens that begin there, [tokens], int32.
+        facts: The contents of ``datastore.json``.
+        folder: Its path, for messages.
     """
 
     def __init__(self, tokens: np.ndarray, suffixes: np.ndarray, facts: dict[str, Any], folder: Path) -> None:
@@ -73,21 +73,26 @@ class Datastore:
         """Write a datastore of ``texts``, and open it. Sorting takes about 70 bytes of memory per token.
 
         Args:
-            texts: Any texts; what is alike to the answers to come helps most.
+            texts: Any texts. Those that are most like the expected answers help most.
             tokenizer: The target's.
-            folder: New or empty. It appears whole, or not at all.
+            folder: New or empty. It is written whole, or not at all.
             name: What the tokenizer is called in messages.
 
         Raises:
-            InvalidInputError: The texts have no tokens or more than 2^31, or ``folder`` is not empty.
+            InvalidInputError: ``texts`` is no sequence of texts, has no tokens or more than 2^31 - 1, or ``folder`` is
+                not empty.
             SpecRAGError: The disk is full, or writing is not allowed.
         """
         cls.check_target(folder)
+        if isinstance(texts, str):
+            raise InvalidInputError("texts must be a sequence of texts, got a single one: give [text]")
         parts, counted = [], 0
-        for text in texts:
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InvalidInputError(f"texts[{i}] must be a text, got {a(text)}")
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             if ids:
-                parts.append(np.array([*ids, _END], dtype=np.int32))
+                parts.append(np.array([*ids, END], dtype=np.int32))
                 counted += 1
         if not parts:
             raise InvalidInputError("the texts have no tokens: a datastore needs some to look up")
@@ -95,7 +100,7 @@ class Datastore:
         if len(tokens) > _MOST_TOKENS:
             raise InvalidInputError(f"a datastore holds at most {_MOST_TOKENS} tokens, these texts have {len(tokens)}")
         order = suffix_order(tokens)
-        suffixes = order[tokens[order] != _END].astype(np.int32)
+        suffixes = order[tokens[order] != END].astype(np.int32)
         facts = {
             "format": FORMAT,
             "version": VERSION,
@@ -129,13 +134,14 @@ class Datastore:
             counted, digest = int(facts["tokens"]), facts["tokenizer"]["digest"]
             if version == VERSION:
                 tokens, suffixes = (np.load(path / f"{n}.npy", mmap_mode="r") for n in ("tokens", "suffixes"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(f"the datastore at {path} is damaged: {error}. Build it again") from error
         if version != VERSION:
             raise InvalidInputError(f"{path} has datastore version {version}, this is {VERSION}: build it again")
         if counted == 0:
             raise InvalidInputError(f"the datastore at {path} is empty: build it from texts")
-        fitting = tokens.dtype == suffixes.dtype == np.int32 and tokens.ndim == suffixes.ndim == 1
+        arrays = isinstance(tokens, np.ndarray) and isinstance(suffixes, np.ndarray)  # np.load opens archives too
+        fitting = arrays and tokens.dtype == suffixes.dtype == np.int32 and tokens.ndim == suffixes.ndim == 1
         if not fitting or len(suffixes) != counted or len(tokens) <= counted or not isinstance(digest, str):
             raise InvalidInputError(f"the datastore at {path} is damaged: its files do not fit. Build it again")
         return cls(tokens, suffixes, facts, path)
@@ -185,8 +191,8 @@ class Datastore:
         rows = np.linspace(found.first, found.end - 1, min(most, found.end - found.first)).round().astype(np.int64)
         places = self.suffixes[rows].astype(np.int64)[:, None] + found.length + np.arange(count)
         beyond = (places < 0) | (places >= len(self.tokens))
-        taken = np.where(beyond, _END, self.tokens[np.where(beyond, 0, places)])
-        taken[np.logical_or.accumulate(taken == _END, axis=1)] = _END
+        taken = np.where(beyond, END, self.tokens[np.where(beyond, 0, places)])
+        taken[np.logical_or.accumulate(taken == END, axis=1)] = END
         return taken
 
     def _first(self, pattern: Sequence[int]) -> int | None:

@@ -30,7 +30,7 @@ class TracedRound:
     """One round of decoding, in tokens.
 
     Attributes:
-        candidates: What was proposed. Of a tree, the path that was taken and how it would have gone on.
+        candidates: What was proposed. Of a tree, the path that was taken and the first path below it.
         accepted: How many of them were kept, from the left.
         following: The token that the round added after them.
     """
@@ -160,7 +160,7 @@ def decode(
 
 
 class _Verified(NamedTuple):
-    """What a round came to."""
+    """The result of a round."""
 
     emitted: list[int]
     accepted: int
@@ -182,7 +182,7 @@ class _Rounds:
         startup_seconds: float,
         exact: bool,
     ) -> None:
-        self._exact = exact and drawing.sampling.greedy  # with a temperature the draws are chance anyway
+        self._exact = exact and drawing.sampling.greedy  # above temperature 0 the text is random anyway
         if self._exact and proposer is not None and not target.repeats_single_steps:
             stats.notes.append("exact: this target cannot verify several tokens as single steps do: it decodes alone")
             proposer = None

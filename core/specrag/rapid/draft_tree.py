@@ -30,7 +30,8 @@ class DraftTree:
     Attributes:
         tokens: The candidates, the nodes of the tree. Siblings differ.
         parents: Per node the earlier node that it follows; -1: the last token of the text.
-        probabilities: What each was drawn from, its earlier siblings taken out; ``None``: they are copied.
+        probabilities: The distribution that each was drawn from, without its earlier siblings; ``None``: the candidates
+            are copied.
         catch_up_seconds: See ``Proposal``.
     """
 
@@ -71,7 +72,7 @@ class DraftTree:
 
 @dataclass(frozen=True)
 class Walk:
-    """What verification made of a tree.
+    """The result of verifying a tree.
 
     Attributes:
         rows: The path that was taken, from the root on.
@@ -91,7 +92,7 @@ def walk(
 ) -> Walk:
     """Take branches from the root on as long as p allows, then draw the next token. It follows the law of p.
 
-    At temperature 0, the branch with p's likeliest token is taken, and else that token is emitted.
+    At temperature 0, the branch with p's likeliest token is taken. Where there is none, that token is the next.
     """
     rows, row = [0], 0
     while True:
@@ -155,7 +156,7 @@ def merged(continuations: Sequence[Sequence[int]], nodes: int, end: int = -1) ->
     Args:
         continuations: Tokens; ``end`` ends one early.
         nodes: The most nodes of the tree.
-        end: Stands for no token.
+        end: The id that stands for no token.
 
     Returns:
         Tokens and parents of the nodes. The commonest branch of a node comes first, and directly after it.

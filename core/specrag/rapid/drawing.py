@@ -14,7 +14,7 @@ class Drawing:
 
     Args:
         sampling: Temperature, top-k, top-p and seed. Without a seed every run differs.
-        device: Where distributions lie.
+        device: The device of the distributions.
     """
 
     def __init__(self, sampling: Sampling = Sampling(), device: torch.device | str = "cpu") -> None:
@@ -26,7 +26,7 @@ class Drawing:
             self.generator.manual_seed(sampling.seed)
 
     def distribution(self, logits: Tensor) -> Tensor:  # [..., vocabulary] -> the same, float32
-        """What tokens are drawn from. At temperature 0 it is the distribution at temperature 1."""
+        """The distribution that tokens are drawn from. At temperature 0 it is that at temperature 1."""
         return to_probabilities(logits, self.sampling.temperature, self.sampling.top_k, self.sampling.top_p)
 
     def allowed(self, logits: Tensor) -> Tensor:  # [..., vocabulary] -> the same, float32

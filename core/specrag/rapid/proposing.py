@@ -108,6 +108,9 @@ def proposer_for(
         assert rapid.datastore is not None  # the generator has opened it
         last = [*prompt.ids, *tail]
         return RestProposer(rapid.datastore, last, rapid.vocabulary, width=settings.width), confidence
+    if settings.proposer == "triforce" and context and _covered(context, settings):
+        notes.append(f"the window of {settings.window} tokens covers the context: the target decodes alone")
+        return None, confidence
     shown: Sequence[int]
     if settings.proposer == "naive":
         shown = range(len(context))
@@ -131,8 +134,16 @@ def proposer_for(
     return model, confidence
 
 
-def check_question(rapid: RapidModels, context: Sequence[int], tail: Sequence[int]) -> None:
+def check_question(
+    rapid: RapidModels, context: Sequence[int], tail: Sequence[int], *, any_length: bool = False
+) -> None:
     """Check that the proposer can serve a question, before anything is read.
+
+    Args:
+        rapid: Models and settings.
+        context: Its tokens.
+        tail: The question's tokens.
+        any_length: Whether a context that the window of ``"triforce"`` covers is allowed.
 
     Raises:
         InvalidInputError: The question is longer than the retrieval budget, or ``"triforce"`` has no window that is
@@ -141,11 +152,16 @@ def check_question(rapid: RapidModels, context: Sequence[int], tail: Sequence[in
     settings, budget = rapid.settings, rapid.budget(len(context))
     if len(tail) > budget and context and settings.proposer in ("rag", "hybrid"):
         raise InvalidInputError(f"the question has {len(tail)} tokens, the retrieval budget is {budget}: raise it")
-    if settings.proposer == "triforce" and 0 < len(context) <= SINKS + settings.window:
+    if settings.proposer == "triforce" and context and _covered(context, settings) and not any_length:
         raise InvalidInputError(
             f"proposer='triforce' needs a window smaller than the context: that has {len(context)} tokens, the "
             f"window {settings.window} after {SINKS} sinks. Give a smaller window=, or another proposer"
         )
+
+
+def _covered(context: Sequence[int], settings: RapidSettings) -> bool:
+    """Whether the sinks and the window of ``"triforce"`` are the whole context."""
+    return len(context) <= SINKS + settings.window
 
 
 def _match(rapid: RapidModels, prompt: PromptTokens, tail: Sequence[int], least: int = 2) -> SuffixMatchProposer:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specrag.errors import InvalidInputError
-from specrag.rapid.datastore import LONGEST, Datastore, Occurrences
+from specrag.rapid.datastore import END, LONGEST, Datastore, Occurrences
 from specrag.rapid.draft_length import Source
 from specrag.rapid.draft_tree import DraftTree, merged
 from specrag.rapid.drawing import Drawing
 from specrag.rapid.proposers import Proposer
 
-# Each entry: the least length of a match, and its source with the acceptance to begin with.
+# Each entry: the least length of a match in tokens, and its source with the acceptance that is assumed at first.
 _SOURCES = (
     (8, Source("datastore, 8 tokens and more", 0.7, drafts=False)),
     (4, Source("datastore, 4 to 7 tokens", 0.5, drafts=False)),
@@ -23,7 +23,7 @@ class RestProposer(Proposer):
     """Proposes what follows the longest suffix of the text in a datastore, as a tree.
 
     Args:
-        store: Of the target's tokenizer.
+        store: A datastore that was built with the target's tokenizer.
         prompt: The tokens before the answer; the last ``LONGEST`` of them count.
         vocabulary: Tokens below this id may be proposed.
         width: A tree has at most ``width`` times γ candidates.
@@ -57,9 +57,10 @@ class RestProposer(Proposer):
         if not found.length:
             return None
         rows = self.store.continuations(found, count)
-        if rows.max() >= self.vocabulary:
+        wrong = rows[(rows < END) | (rows >= self.vocabulary)]
+        if wrong.size:
             raise InvalidInputError(
-                f"the datastore at {self.store.folder} is damaged: it holds token {rows.max()}, "
+                f"the datastore at {self.store.folder} is damaged: it holds token {wrong[0]}, "
                 f"the vocabulary has {self.vocabulary}. Build it again"
             )
         tokens, parents = merged(rows.tolist(), count * self.width)

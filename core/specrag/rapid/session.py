@@ -118,6 +118,7 @@ class LongContext:
         estimates: Costs and acceptance that were measured on this context.
         prefill_seconds: How long reading took.
         drafters: ``DrafterCaches()`` keeps what drafters read for the next question; ``None`` (the default) does not.
+        any_length: Whether ``"triforce"`` may have a window that covers the context; then the target decodes alone.
 
     Raises:
         InvalidInputError: The context is empty, or has more tokens than the target has positions.
@@ -138,6 +139,7 @@ class LongContext:
         self._asked, self._in_use = threading.RLock(), _OneAtATime()
         self.estimates = rapid.estimates.for_another_context()
         self.drafters: DrafterCaches | None = None
+        self.any_length = False
         if prefix is None:
             prefix = ReadPrefix(CachedModel(rapid.target, self.tokens + _SPARE_TOKENS, rapid.vocabulary), ())
         self.chunks = _chunks(prefix.chunks, self.prompt.context, rapid.target)
@@ -213,7 +215,7 @@ class LongContext:
             stats: Filled in while the answer is made.
 
         Raises:
-            InvalidInputError: The question is empty, or does not fit into the positions left or the retrieval budget.
+            InvalidInputError: The question is empty or too long, or the window of ``"triforce"`` covers the context.
         """
         rapid, settings = self.rapid, self.rapid.settings
         limits = _limits(max_tokens, stop, sampling, rapid.target)
@@ -251,9 +253,8 @@ class LongContext:
 
     def _checked_tail(self, question: str, max_tokens: int) -> list[int]:
         """The tokens after the context, if they may be asked."""
-        rapid = self.rapid
-        tail = self.question_tokens(question_of(question))
-        check_question(rapid, self.prompt.context, tail)
+        rapid, tail = self.rapid, self.question_tokens(question_of(question))
+        check_question(rapid, self.prompt.context, tail, any_length=self.any_length)
         window, needed = rapid.target.context_window, self.tokens + len(tail) + max_tokens
         if window is not None and needed > window:
             raise InvalidInputError(f"context, question and answer need {needed} positions, the target has {window}")

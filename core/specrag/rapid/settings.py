@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from specrag._fields import check_whole_numbers
+from specrag._files import path_of
 from specrag.engine.trees import MAX_ROWS
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import Sampling
@@ -49,11 +50,13 @@ class RapidSettings:
             ``"rest"``: no drafter; a tree of what follows the latest tokens in ``datastore`` (REST, arXiv 2311.08252).
             ``"triforce"``: the drafter sees what it sees with ``"window"``. It proposes to the target on its own keys
             and values of the retrieved chunks, whose tokens the whole target verifies (TriForce, arXiv 2404.11912).
-        window: See ``"window"``.
-        datastore: The folder of a datastore, for ``"rest"``: ``specrag datastore build`` makes one.
-        tree_width: A round verifies a tree of at most ``candidates`` times ``tree_width`` tokens, whose paths have at
-            most ``candidates``. A model drafts one path, and beside each of its candidates stand ``tree_width`` - 1
-            others; ``transfer`` must then be ``"none"``. ``None``: 4 for ``"rest"``; 1, which is no tree, for others.
+        window: How many of the last tokens of the context the drafter of ``"window"`` and ``"triforce"`` sees.
+        datastore: The folder of a datastore, for ``"rest"``: ``specrag datastore build`` makes one. Other proposers
+            ignore it.
+        tree_width: A round verifies a tree of at most ``candidates`` times ``tree_width`` tokens, and at most 63. Its
+            paths have at most ``candidates`` tokens. A model drafts one path, and beside each of its candidates stand
+            ``tree_width`` - 1 others; ``transfer`` must then be ``"none"``. ``None``: 4 for ``"rest"``; 1, which is no
+            tree, for others.
         exact: At temperature 0 the text is that of decoding without candidates, also where the target rounds a pass
             over several tokens otherwise than single steps: in torch, in bfloat16 and int8. ``transfer`` must be
             ``"none"``.
@@ -86,19 +89,21 @@ class RapidSettings:
             names = ", ".join(get_args(ProposerName))
             raise InvalidInputError(f"proposer must be one of {names}, got {self.proposer!r}")
         check_whole_numbers(least=1, window=self.window)
+        if not isinstance(self.exact, bool):
+            raise InvalidInputError(f"exact must be True or False, got {self.exact!r}")
         if self.exact and self.transfer != "none":
             raise InvalidInputError(
                 f"exact=True needs transfer='none', got {self.transfer!r}: transfer changes the text"
             )
         if self.datastore is not None:
-            object.__setattr__(self, "datastore", str(self.datastore))  # paths are taken too
+            object.__setattr__(self, "datastore", str(path_of(self.datastore)))  # paths are taken too
         elif self.proposer == "rest":
             raise InvalidInputError(
                 "proposer='rest' looks up a datastore: give datastore=FOLDER, made by `specrag datastore build`"
             )
         self._check_tree()
-        if self.retrieval_budget is not None and self.retrieval_budget < 1:
-            raise InvalidInputError(f"retrieval_budget must be at least 1 token, got {self.retrieval_budget}")
+        if self.retrieval_budget is not None:
+            check_whole_numbers(least=1, retrieval_budget=self.retrieval_budget)
 
     @property
     def width(self) -> int:
@@ -116,10 +121,11 @@ class RapidSettings:
                 "to single candidates only"
             )
         depth = MAX_CANDIDATES if self.candidates == "auto" else max(_schedule(self.candidates))
+        auto = f" ('auto' takes up to {MAX_CANDIDATES})" if self.candidates == "auto" else ""
         if (self.width > 1 or self.exact) and depth * self.width >= MAX_ROWS:
             raise InvalidInputError(
-                f"a tree of {depth} x {self.width} candidates is wider than the cache's room for one, "
-                f"{MAX_ROWS - 1} candidates: lower candidates or tree_width"
+                f"a tree of {depth} x {self.width} candidates is wider than the cache's room for a round, "
+                f"{MAX_ROWS - 1} candidates{auto}: lower candidates or tree_width"
             )
 
     @classmethod

@@ -20,7 +20,7 @@ class TriForceProposer(Proposer):
     """A small drafter proposes to a middle model, and what that makes of it are the candidates for the target.
 
     The lower level is lossless speculative decoding: each candidate is drawn from the distribution of the middle model,
-    whatever the small one proposes. So the upper level is exact too.
+    whatever the small one proposes. So the upper level, which verifies these candidates, is exact too.
 
     Args:
         middle: The target on its own keys and values of a part of the context.
@@ -80,7 +80,7 @@ def _verified(
     lower: Proposal | None,
     drawing: Drawing,
 ) -> list[int]:
-    """The accepted candidates and the token after them. They follow the law of p."""
+    """The accepted candidates and the token after them. They are distributed as p."""
     if lower is None:
         return [int(drawing.draw(p[0]))]
     candidates, below = lower.tokens.to(p.device), lower.probabilities.to(p.device)
