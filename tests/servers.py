@@ -78,6 +78,16 @@ def replaying(recording: Path = RECORDING) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def live_or_replayed(live: str | None, recording: Path = RECORDING) -> Iterator[str]:
+    """The URL of the ``live`` server that pytest was given, else of one that replays ``recording``."""
+    if live:
+        yield live
+    else:
+        with replaying(recording) as url:
+            yield url
+
+
+@contextlib.contextmanager
 def counting(upstream: str) -> Iterator[tuple[str, list[dict]]]:
     """Passes requests on to ``upstream``, and keeps the replies to those that ask for a text or its scores."""
     replies: list[dict] = []

@@ -15,7 +15,7 @@ from specrag.models import GenerationRequest, OpenAILM, Stage, Turn
 from specrag.speculative.drafting import Drafter
 from specrag.speculative.verification import SUBSTITUTE_NOTE, Scoring
 from tests.fakes import HashEmbedder
-from tests.servers import LLAMACPP, replaying
+from tests.servers import LLAMACPP, live_or_replayed
 from tests.test_openai_lm import CONVERSATIONS, PASSAGES, QUESTION, REQUESTS
 
 # llama.cpp keeps its keys and values in 16 bits, so its log-probabilities are a little different.
@@ -24,12 +24,8 @@ CLOSE = 0.03
 
 @pytest.fixture(scope="module")
 def url(request):
-    live = request.config.getoption("--llamacpp-url")
-    if live:
-        yield live
-    else:
-        with replaying(LLAMACPP) as replayed:
-            yield replayed
+    with live_or_replayed(request.config.getoption("--llamacpp-url"), LLAMACPP) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")

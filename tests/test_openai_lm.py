@@ -19,7 +19,7 @@ from specrag.errors import InvalidInputError, LogProbsUnavailableError, ServerEr
 from specrag.models import GenerationRequest, OpenAILM, Sampling, Segment, Stage, TransformersLM, Turn, _circuit
 from specrag.speculative.verification import Scoring
 from tests.fakes import HashEmbedder
-from tests.servers import replaying, serving
+from tests.servers import live_or_replayed, serving
 
 PASSAGES = [
     Passage("Tim Hortons opened its first shops in the United States in 1981.", title="Tim Hortons"),
@@ -58,12 +58,8 @@ CONVERSATIONS.append(
 
 @pytest.fixture(scope="module")
 def vllm_url(request):
-    live = request.config.getoption("--vllm-url")
-    if live:
-        yield live
-    else:
-        with replaying() as url:
-            yield url
+    with live_or_replayed(request.config.getoption("--vllm-url")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

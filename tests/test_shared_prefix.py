@@ -10,7 +10,7 @@ from specrag.speculative.drafting import Drafter
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.verification import Verifier
 from tests.fakes import HashEmbedder
-from tests.servers import PREFIXES, counting, replaying
+from tests.servers import PREFIXES, counting, live_or_replayed
 
 QUESTION = "which of the two observatories on the mountain was built first"
 PASSAGES = [
@@ -45,12 +45,8 @@ def test_the_verifications_of_a_question_share_all_that_stands_before_the_drafts
 
 @pytest.fixture(scope="module")
 def vllm_url(request):
-    live = request.config.getoption("--vllm-url")
-    if live:
-        yield live
-    else:
-        with replaying(PREFIXES) as url:
-            yield url
+    with live_or_replayed(request.config.getoption("--vllm-url"), PREFIXES) as url:
+        yield url
 
 
 def test_vllm_reads_what_the_prompts_share_once(vllm_url, smollm2):
