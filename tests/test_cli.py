@@ -3,7 +3,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 from typing import get_args
@@ -284,10 +283,9 @@ def test_a_dead_server_is_named_before_any_model_loads(command, tmp_path, monkey
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.txt").write_text("The tower opened in 1889.")
     monkeypatch.setattr(specrag.models, "bundled", lambda *args, **options: pytest.fail("a model was loaded"))
-    start = time.monotonic()
     result = run(app, command)
     assert result.exit_code == 1 and "no answer from http://127.0.0.1:9/v1" in result.output
-    assert "is the server running" in " ".join(result.output.split()) and time.monotonic() - start < 5
+    assert "is the server running" in " ".join(result.output.split())
 
 
 def test_the_verifier_may_be_on_servers_of_its_own(tmp_path):

@@ -309,14 +309,16 @@ def test_a_model_without_awaited_methods_of_its_own_serves_its_drafts_side_by_si
 
 
 def test_a_deadline_leaves_no_event_loop_waiting_for_a_model_that_blocks():
+    ended = []
+
     def slow(messages):
         time.sleep(3)
+        ended.append(1)
         return REPLY
 
     rag = SpeculativeRAGRunnable(drafter=RunnableLambda(slow), embedder=HashEmbedder(), drafts=2, deadline=0.2)
-    start = time.monotonic()
     result = asyncio.run(rag.ainvoke({"input": "q", "context": documents()}))
-    assert result["abstained"] and time.monotonic() - start < 2
+    assert result["abstained"] and not ended
 
 
 def test_langchains_own_history_keeps_a_chains_conversation():

@@ -27,7 +27,7 @@ def test_a_hub_id_without_network_is_one_error_within_seconds(load, without_netw
     start = time.monotonic()
     with pytest.raises(ModelNotFoundError, match=r"no \w+ 'nobody/nothing' is here, and http.* cannot be reached"):
         load("nobody/nothing")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize("load", KINDS)

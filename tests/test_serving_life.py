@@ -193,7 +193,7 @@ def test_what_does_not_end_while_it_drains_is_cut_off():
         began = time.monotonic()
         running.server.handle_exit(signal.SIGTERM, None)
         until(lambda: running.server.should_exit)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
 
 
 @pytest.mark.slow

@@ -228,13 +228,13 @@ def test_a_client_that_sends_no_headers_is_cut_off(limited):
         trickling.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
         began = time.monotonic()
         try:
-            for _ in range(100):  # a byte now and then does not keep it open
+            for _ in range(600):  # a byte now and then does not keep it open
                 trickling.sendall(b"a")
                 time.sleep(0.1)
         except OSError:
             pass
         assert rest(trickling) == rest(silent) == b""
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
 
 
 def test_a_client_that_sends_its_body_slowly_is_cut_off(limited):
@@ -246,7 +246,7 @@ def test_a_client_that_sends_its_body_slowly_is_cut_off(limited):
         began = time.monotonic()
         got = b""
         raw.settimeout(0.2)
-        while time.monotonic() - began < 10 and not got:
+        while time.monotonic() - began < 60 and not got:
             try:
                 raw.sendall(b" ")
                 got = raw.recv(65536)
@@ -254,7 +254,7 @@ def test_a_client_that_sends_its_body_slowly_is_cut_off(limited):
                 continue
         got += rest(raw)
         assert b"408 " in got and b"request_timeout" in got
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 The circuit is closed while the server answers. Every failure opens it for some seconds, twice as many after each
 further one. Then it is half open: one request is let through, and its outcome closes the circuit or opens it again.
+To be late is a failure too, with a shorter first pause: a server that works may be late once.
 
 A server that failed without an answer (nobody listened, it hung, it broke off) gets health checks. As long as they
 are not answered, its circuit stays open. When they are answered again, its circuit is half open at once.
@@ -16,6 +17,8 @@ from typing import Any
 
 # Seconds for which a server gets no requests after a failure, while others of the pool do.
 PASSED_OVER = 15.0
+# The same after it was late: another server, asked later, was first, or nobody waited any longer.
+PASSED_OVER_LATE = 2.0
 # The same after several failures in a row: at most so long.
 LONGEST_PASSED_OVER = 120.0
 # Seconds between two health checks of a server that failed without an answer.
@@ -45,6 +48,7 @@ class Server:
     met: bool = False
     _open_until: float = 0.0
     _probed: bool = False
+    _unanswered: bool = False  # its last health check
     _silent: bool = False  # it failed without an answer, and no health check has succeeded since
     _lost: bool = False  # nobody listened at its address, or a health check was not answered
     _check_at: float = 0.0
@@ -52,7 +56,8 @@ class Server:
     @property
     def usable(self) -> bool:
         """Whether it may get a request: its circuit is closed, or half open with nobody trying it."""
-        return self.failures == 0 or (not self._probed and self._open_until <= time.monotonic())
+        closed_or_half_open = self._open_until <= time.monotonic() and not (self._probed or self._unanswered)
+        return self.failures == 0 or closed_or_half_open
 
     @property
     def to_check(self) -> bool:
@@ -66,20 +71,23 @@ class Server:
     def answered(self) -> None:
         """It gave a usable answer."""
         self.failures, self._open_until, self._probed = 0, 0.0, False
-        self._silent = self._lost = False
+        self._silent = self._lost = self._unanswered = False
 
-    def failed(self, wait: float = 0.0, *, silent: bool = False, down: bool = False) -> None:
+    def failed(self, wait: float = 0.0, *, silent: bool = False, down: bool = False, late: bool = False) -> None:
         """A request failed. Requests that were under way at the same time count as one failure.
 
         Args:
             wait: Seconds for which the server asked for no further requests.
             silent: The server gave no answer at all.
             down: Nobody listened at its address.
+            late: It was given up before it had answered or its time was over.
         """
         now = time.monotonic()
         self._silent, self._lost, self._check_at = silent, down, now + CHECK_EVERY
+        self._unanswered = self._unanswered and silent
         if self._probed or self._open_until <= now:
-            pause = min(LONGEST_PASSED_OVER, PASSED_OVER * 2.0 ** min(self.failures, 8))
+            first = PASSED_OVER_LATE if late else PASSED_OVER
+            pause = min(LONGEST_PASSED_OVER, first * 2.0 ** min(self.failures, 8))
             self.failures += 1
             self._open_until = now + (wait or pause)
         self._open_until = max(self._open_until, now + wait)
@@ -94,9 +102,8 @@ class Server:
         """
         now = time.monotonic()
         self._check_at = now + CHECK_EVERY
-        if not answered and self._silent:
-            self._open_until = max(self._open_until, now + PASSED_OVER)
-        elif well and self._lost:
+        self._unanswered = self._silent and not answered
+        if well and self._lost:
             self._open_until = now
         self._silent = self._silent and not well
         self._lost = (self._lost or not answered) and not well

@@ -233,7 +233,7 @@ class Dispatcher:
             raise
         except asyncio.CancelledError:
             if tried or time.monotonic() - began > self._late_after(ask):
-                server.failed(silent=True)  # another server was much faster, or nobody waits so long
+                server.failed(silent=True, late=True)  # another server was much faster, or nobody waits so long
             else:
                 server.released()
             raise
