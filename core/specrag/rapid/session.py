@@ -117,12 +117,12 @@ class LongContext:
         read_tokens: The tokens that the target's cache begins with: the prompt and the latest question.
         estimates: Costs and acceptance that were measured on this context.
         prefill_seconds: How long reading took.
-        drafters: ``DrafterCaches()`` keeps what drafters read for the next question; ``None`` (the default) does not.
+        drafters: ``DrafterCaches()`` keeps what drafters read for the next question; ``None``, the default, does not.
         any_length: Whether ``"triforce"`` may have a window that covers the context; then the target decodes alone.
 
     Raises:
         InvalidInputError: The context is empty, or has more tokens than the target has positions.
-        ModelError: Memory ran out. Nothing is kept.
+        ModelError: Memory ran out, or is too small, which is said before anything is read. Nothing is kept.
     """
 
     def __init__(
@@ -216,6 +216,7 @@ class LongContext:
 
         Raises:
             InvalidInputError: The question is empty or too long, or the window of ``"triforce"`` covers the context.
+            ModelError: Memory ran out. The session stays usable for shorter questions.
         """
         rapid, settings = self.rapid, self.rapid.settings
         limits = _limits(max_tokens, stop, sampling, rapid.target)
@@ -225,17 +226,15 @@ class LongContext:
             start = time.perf_counter()
             self.model.rollback_to(self.tokens)
             self.read_tokens = self.prompt.ids
-            logits = self.model.prefill(tail)
+            with _naming_lack_of_memory(len(tail)):
+                logits = self.model.prefill(tail)
             assert logits is not None
             stats.prefill_seconds = stats.first_token_seconds = time.perf_counter() - start
-            if not self._seconds_per_token:
-                self._seconds_per_token = stats.prefill_seconds / len(tail)
+            self._seconds_per_token = self._seconds_per_token or stats.prefill_seconds / len(tail)
             stats.prompt_tokens = self.tokens + len(tail)
             self.read_tokens = [*self.prompt.ids, *tail]
-            retrieve = partial(self._retrieved, question, stats)
-            proposer, confidence = proposer_for(
-                rapid, self.prompt, tail, self.model, retrieve, stats.notes, self.drafters
-            )
+            find = partial(self._retrieved, question, stats)
+            proposer, confidence = proposer_for(rapid, self.prompt, tail, self.model, find, stats.notes, self.drafters)
             rapid.estimates = self.estimates
             yield from decode(
                 self.model,
