@@ -215,7 +215,8 @@ def main() -> None:
             Datastore.build([text], lm.tokenizer, datastore)
         generators = {
             name: RapidGenerator(
-                lm, small if "int8" in name else None, embedder=embedder, sampling=Sampling(), datastore=datastore,
+                lm, small if "int8" in name else None, embedder=embedder, sampling=Sampling(),
+                datastore=datastore if ROWS[name].get("proposer") == "rest" else None,
                 **{key: value for key, value in ROWS[name].items() if key != "int8"},
             )
             for name in args.rows if name in ROWS

@@ -164,6 +164,9 @@ def test_a_missing_or_foreign_datastore_is_refused_when_the_generator_is_made(ti
         generator(tiny, proposer="rest", datastore="")
     with pytest.raises(InvalidInputError, match="a path must be a text or a Path, got an int"):
         generator(tiny, proposer="rest", datastore=3)
+    for proposer in ("rag", "match", "triforce"):
+        with pytest.raises(InvalidInputError, match=f"proposer='{proposer}' looks up no datastore: give proposer='re"):
+            generator(tiny, proposer=proposer, datastore=folder)
 
 
 @pytest.mark.parametrize("texts", ["t1 t2", ["t1", 2], [None]])

@@ -126,7 +126,7 @@ class CachedModel:
             The logits after the last token; ``None`` without tokens.
 
         Raises:
-            ModelError: Their keys and values need more memory than is free. Nothing was read.
+            ModelError: Memory ran out, or is too small for their keys and values, which is said before any is read.
         """
         start, logits = self.length, None
         self._check_room(start + len(tokens) - self.cache.capacity)
@@ -137,10 +137,12 @@ class CachedModel:
                 logits = self._forward(torch.tensor([list(chunk)], device=self.lm.device), 1)
                 if progress is not None:
                     progress(at + len(chunk), len(tokens))
-        except BaseException:
+        except BaseException as error:
             for layer in self.cache.layers:  # layers may differ: the failure came in the middle of a pass
                 layer.rollback(max(0, layer.length - start))
-            raise
+            if isinstance(error, ModelError) or not out_of_memory(error):
+                raise
+            raise ModelError(f"out of memory while reading {len(tokens)} tokens: give a shorter text") from error
         return None if logits is None else logits[-1, : self.vocabulary]
 
     def keep(self, other: CachedModel, positions: Sequence[int], end: int) -> None:

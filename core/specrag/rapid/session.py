@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specrag._fields import check_whole_numbers
-from specrag.engine.memory import out_of_memory
-from specrag.errors import InvalidInputError, ModelError, kind_of
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import Sampling, stop_strings
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.cached_model import CachedModel, Progress
@@ -68,16 +66,6 @@ def check_prompt(prompt: PromptTokens, target: TransformersLM) -> None:
             f"the context has {len(prompt.ids)} tokens, {target.name} {window} positions: shorten it, "
             "or configure RoPE scaling in the model's config"
         )
-
-
-@contextlib.contextmanager
-def _naming_lack_of_memory(tokens: int) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, ModelError) or not out_of_memory(error):
-            raise
-        raise ModelError(f"out of memory while reading {tokens} tokens: give a shorter text") from error
 
 
 class _OneAtATime:
@@ -150,8 +138,7 @@ class LongContext:
         unread = self.prompt.ids[shared:]
         start = time.perf_counter()
         prefix.model.rollback_to(shared)
-        with _naming_lack_of_memory(self.tokens):
-            prefix.model.prefill(unread, progress)
+        prefix.model.prefill(unread, progress)
         self.read_tokens: Sequence[int] = self.prompt.ids
         self.prefill_seconds = time.perf_counter() - start if unread else 0.0
         self._seconds_per_token = self.prefill_seconds / len(unread) if unread else 0.0  # 0: nothing was measured
@@ -226,8 +213,7 @@ class LongContext:
             start = time.perf_counter()
             self.model.rollback_to(self.tokens)
             self.read_tokens = self.prompt.ids
-            with _naming_lack_of_memory(len(tail)):
-                logits = self.model.prefill(tail)
+            logits = self.model.prefill(tail)
             assert logits is not None
             stats.prefill_seconds = stats.first_token_seconds = time.perf_counter() - start
             self._seconds_per_token = self._seconds_per_token or stats.prefill_seconds / len(tail)

@@ -51,8 +51,7 @@ class RapidSettings:
             ``"triforce"``: the drafter sees what it sees with ``"window"``. It proposes to the target on its own keys
             and values of the retrieved chunks, whose tokens the whole target verifies (TriForce, arXiv 2404.11912).
         window: How many of the last tokens of the context the drafter of ``"window"`` and ``"triforce"`` sees.
-        datastore: The folder of a datastore, for ``"rest"``: ``specrag datastore build`` makes one. Other proposers
-            ignore it.
+        datastore: The folder of a datastore, for ``"rest"`` only: ``specrag datastore build`` makes one.
         tree_width: A round verifies a tree of at most ``candidates`` times ``tree_width`` tokens, and at most 63. Its
             paths have at most ``candidates`` tokens. A model drafts one path, and beside each of its candidates stand
             ``tree_width`` - 1 others; ``transfer`` must then be ``"none"``. ``None``: 4 for ``"rest"``; 1, which is no
@@ -97,6 +96,10 @@ class RapidSettings:
             )
         if self.datastore is not None:
             object.__setattr__(self, "datastore", str(path_of(self.datastore)))  # paths are taken too
+            if self.proposer != "rest":
+                raise InvalidInputError(
+                    f"proposer={self.proposer!r} looks up no datastore: give proposer='rest', or leave datastore out"
+                )
         elif self.proposer == "rest":
             raise InvalidInputError(
                 "proposer='rest' looks up a datastore: give datastore=FOLDER, made by `specrag datastore build`"
