@@ -187,3 +187,19 @@ def test_a_tree_without_room_is_refused(tiny, candidates):
         generator(tiny, proposer="hybrid", tree_width=2)
     with pytest.raises(InvalidInputError, match="tree_width must be at least 1"):
         generator(tiny, proposer="rest", tree_width=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"candidates": 5}, r"tree_width='auto' is chosen together with candidates='auto', got 5: give a number"),
+        ({"proposer": "rest"}, "proposer='rest' has no tree_width='auto': give a number"),
+        ({"proposer": "match"}, "proposer='match' makes no trees"),
+        ({"transfer": "rapid"}, "tree_width='auto' needs transfer='none', got 'rapid'"),
+        ({"tree_width": "wide"}, "tree_width must be"),
+    ],
+    ids=str,
+)
+def test_a_width_that_cannot_be_chosen_is_refused(tiny, settings, message):
+    with pytest.raises(InvalidInputError, match=message):
+        generator(tiny, **({"transfer": "none", "tree_width": "auto"} | settings))

@@ -228,7 +228,7 @@ class LongContext:
                 proposer,
                 settings.knowledge_transfer(confidence),
                 settings.sampling if sampling is None else sampling,
-                draft_length(settings.candidates, self.estimates),
+                draft_length(settings.candidates, self.estimates, settings.widths),
                 limits,
                 cancelled=cancelled,
                 stats=stats,
