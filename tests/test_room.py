@@ -171,7 +171,7 @@ def test_free_memory_is_what_linux_can_free_and_free_swap(system):
             {
                 "a/memory.max": "409600",
                 "a/memory.current": "307200",
-                "a/memory.stat": "anon 5\ninactive_file 102400\nactive_file 0\n",
+                "a/memory.stat": "anon 5\ninactive_file 51200\nactive_file 0\nslab_reclaimable 51200\n",
             },
         ),
     ],

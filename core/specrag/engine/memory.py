@@ -15,8 +15,9 @@ _WORDS = ("not enough memory", "can't allocate memory", "out of memory")
 _TOLERANCE = 0.05
 # Where Linux tells of memory, and of control groups, which limit the memory of containers.
 _MEMINFO, _OWN_GROUPS, _GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-# Pages of files, which the system drops when memory is needed: their names in both versions of control groups.
-_DROPPED = ("inactive_file", "active_file")
+# What the system drops when memory is needed: pages of files, and what it knows of them. Version 1 of control groups
+# has other names for the pages, which begin with "total_".
+_DROPPED = ("inactive_file", "active_file", "slab_reclaimable")
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -79,7 +79,7 @@ def _laid_out(dtype: torch.dtype) -> bool:
     """Whether plain weights on the CPU are copied into a layout of their own."""
     if dtype == torch.float32:
         return available()
-    return dtype == torch.bfloat16 and (library() is not None or (available() and multiplies_bfloat16(_CPU)))
+    return dtype == torch.bfloat16 and ((available() and multiplies_bfloat16(_CPU)) or library() is not None)
 
 
 def _rounded(tensor: _Stored, quantization: str, dtype: torch.dtype) -> int:
