@@ -19,6 +19,7 @@ FOLDER is a run (`specrag.evaluation.runs`): a killed run continues, and after e
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from _systems import Told, documents, loaded, names_of, questions
@@ -91,9 +92,9 @@ def main() -> None:
     print(machine(), flush=True)
     target, drafter = loaded(args.target), loaded(args.drafter)
     sampling = Sampling(temperature=args.temperature, seed=0)
-    settings = RapidSettings(
-        candidates=args.candidates, sampling=sampling, window=args.window, datastore=args.datastore
-    )
+    settings = RapidSettings(candidates=args.candidates, sampling=sampling, window=args.window)
+    if args.datastore is not None:
+        settings = replace(settings, proposer="rest", datastore=args.datastore)
     runner = LongSystems(
         args.systems, target, drafter, settings=settings, max_tokens=args.max_tokens, sessions=args.sessions
     )

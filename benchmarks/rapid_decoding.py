@@ -63,6 +63,7 @@ ROWS = {
     "none, tree of width 3, 5": {"transfer": "none", "candidates": 5, "tree_width": 3},
     "sparse, tree of width 2, auto": {"proposer": "sparse", "transfer": "none", "tree_width": 2},
     "sparse, tree of width 3, auto": {"proposer": "sparse", "transfer": "none", "tree_width": 3},
+    "sparse, tree of auto, auto": {"proposer": "sparse", "transfer": "none", "tree_width": "auto"},
     "hybrid-sparse, tree of width 2, auto": {"proposer": "hybrid-sparse", "transfer": "none", "tree_width": 2},
     "triforce, auto": {"proposer": "triforce", "transfer": "none"},
     "triforce, 6": {"proposer": "triforce", "transfer": "none", "candidates": 6},
@@ -215,7 +216,8 @@ def main() -> None:
             Datastore.build([text], lm.tokenizer, datastore)
         generators = {
             name: RapidGenerator(
-                lm, small if "int8" in name else None, embedder=embedder, sampling=Sampling(), datastore=datastore,
+                lm, small if "int8" in name else None, embedder=embedder, sampling=Sampling(),
+                datastore=datastore if ROWS[name].get("proposer") == "rest" else None,
                 **{key: value for key, value in ROWS[name].items() if key != "int8"},
             )
             for name in args.rows if name in ROWS

@@ -220,6 +220,19 @@ def test_a_datastore_is_built_of_files_and_folders_for_one_tokenizer(docs, smoll
     assert result.exit_code == 1 and "no file or folder at no-file" in result.stderr
 
 
+@pytest.mark.parametrize("model", ["minilm", "mpnet-reader"])
+def test_a_datastore_for_a_model_that_writes_nothing_is_refused(docs, tmp_path, model):
+    result = run(app, ["datastore", "build", str(docs), "--out", str(tmp_path / "store"), "--model", model])
+    assert result.exit_code == 1 and not (tmp_path / "store").exists()
+    assert f"bundled model '{model}' writes nothing: give 'smollm2' or 'smollm2-rag-drafter'" in result.stderr
+
+
+def test_a_datastore_for_an_adapter_has_the_tokenizer_of_its_base(docs, smollm2_tokenizer, tmp_path):
+    build = ["datastore", "build", str(docs), "--out", str(tmp_path / "store"), "--model", "smollm2-rag-drafter"]
+    assert run(app, build).exit_code == 0
+    Datastore.open(tmp_path / "store").check_tokenizer(smollm2_tokenizer)
+
+
 def test_every_proposer_can_be_served():
     assert [proposer.value for proposer in Proposer] == list(get_args(ProposerName))
 

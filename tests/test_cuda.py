@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from specrag.engine.attention import packed_attention
 from specrag.engine.kv_cache import rollback_cache
+from specrag.engine.memory import free_memory
 from specrag.models import TransformersLM
 from specrag.models.reader import SpanReader
 from specrag.rapid import LongContext
@@ -129,3 +130,12 @@ def test_a_padded_training_batch_has_a_finite_loss_and_gradient(dtype):
         )
     assert loss.item() == pytest.approx(float(wanted), rel=1e-4 if dtype == torch.float32 else 0.02)
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_free_memory_counts_what_torch_holds_unused():
+    device = torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.empty_cache()
+    before, held = free_memory(device), torch.empty(1 << 26, dtype=torch.uint8, device=device)
+    assert before - free_memory(device) >= held.numel()
+    del held  # torch keeps it for the next tensor
+    assert abs(before - free_memory(device)) < 1 << 25

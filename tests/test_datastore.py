@@ -164,6 +164,9 @@ def test_a_missing_or_foreign_datastore_is_refused_when_the_generator_is_made(ti
         generator(tiny, proposer="rest", datastore="")
     with pytest.raises(InvalidInputError, match="a path must be a text or a Path, got an int"):
         generator(tiny, proposer="rest", datastore=3)
+    for proposer in ("rag", "match", "triforce"):
+        with pytest.raises(InvalidInputError, match=f"proposer='{proposer}' looks up no datastore: give proposer='re"):
+            generator(tiny, proposer=proposer, datastore=folder)
 
 
 @pytest.mark.parametrize("texts", ["t1 t2", ["t1", 2], [None]])
@@ -184,3 +187,19 @@ def test_a_tree_without_room_is_refused(tiny, candidates):
         generator(tiny, proposer="hybrid", tree_width=2)
     with pytest.raises(InvalidInputError, match="tree_width must be at least 1"):
         generator(tiny, proposer="rest", tree_width=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"candidates": 5}, r"tree_width='auto' is chosen together with candidates='auto', got 5: give a number"),
+        ({"proposer": "rest"}, "proposer='rest' has no tree_width='auto': give a number"),
+        ({"proposer": "match"}, "proposer='match' makes no trees"),
+        ({"transfer": "rapid"}, "tree_width='auto' needs transfer='none', got 'rapid'"),
+        ({"tree_width": "wide"}, "tree_width must be"),
+    ],
+    ids=str,
+)
+def test_a_width_that_cannot_be_chosen_is_refused(tiny, settings, message):
+    with pytest.raises(InvalidInputError, match=message):
+        generator(tiny, **({"transfer": "none", "tree_width": "auto"} | settings))

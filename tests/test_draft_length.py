@@ -223,3 +223,76 @@ def test_many_short_answers_pay_for_one_trial():
         ratio, _, known = run_starting(512, 64, accept=0.9, limit=64, known=known)
         ratios.append(ratio)
     assert ratios[0] == pytest.approx(1.0) and ratios[-1] < 0.8
+
+
+# --- the width of trees ---------------------------------------------------------------------------------
+
+
+def run_widths(widths, *, accept, sibling, extra, rounds=300):
+    """(mean γ, mean width of rounds with candidates, tokens per second over those of plain decoding)."""
+    draft, plain, jump = 0.02, 0.1, 0.02
+    length, random = draft_length("auto", widths=widths), torch.Generator().manual_seed(0)
+    counts, chosen, tokens, seconds = [], [], 0, 0.0
+
+    def happens(chance):
+        return float(torch.rand(1, generator=random)) < chance
+
+    for _ in range(rounds):
+        count = length.next()
+        width, path, taken = length.width, 0, 0
+        while path < count and happens(accept):
+            path += 1
+        if path < count:
+            taken = next((i for i in range(1, width) if happens(sibling)), 0)
+        accepted = path + (taken > 0)
+        verify = plain + (jump + extra * count * width if count else 0.0)
+        length.observe(Round(count, accepted, draft * count, verify, width=width, sibling=taken))
+        counts.append(count)
+        chosen += [width] if count else []
+        tokens += accepted + 1
+        seconds += draft * count + verify
+    return sum(counts) / rounds, sum(chosen) / max(len(chosen), 1), tokens * plain / seconds
+
+
+def test_trees_are_as_wide_as_their_siblings_and_their_rows_are_worth():
+    _, width, found = run_widths((1, 2, 3), accept=0.6, sibling=0.6, extra=0.002)
+    narrow, wide = (run_widths((w,), accept=0.6, sibling=0.6, extra=0.002)[2] for w in (1, 3))
+    assert width > 2 and wide > 1.15 * narrow and found > 0.95 * wide
+    _, width, found = run_widths((1, 2, 3), accept=0.8, sibling=0.05, extra=0.02)
+    narrow, wide = (run_widths((w,), accept=0.8, sibling=0.05, extra=0.02)[2] for w in (1, 3))
+    assert width < 1.3 and narrow > 1.15 * wide and found > 0.95 * narrow
+    count, _, found = run_widths((1, 2, 3), accept=0.05, sibling=0.05, extra=0.02)
+    assert count < 0.3 and found > 0.95  # no tree pays: plain decoding
+
+
+def test_siblings_are_judged_one_after_the_other_until_one_is_taken():
+    known = Estimates(plain=0.1)
+    for _ in range(2):
+        known.observe(Round(2, 2, 0.1, 0.1, width=3))  # all of the path was accepted: siblings had no turn
+    assert known.of(MODEL).siblings == 0
+    known.observe(Round(2, 1, 0.1, 0.1, width=3, sibling=1))
+    its = known.of(MODEL)
+    assert (its.judged, its.siblings) == (5, 1)  # the path's first candidate was rejected: the sibling is accepted
+    known.observe(Round(2, 1, 0.1, 0.1, width=3))
+    assert known.of(MODEL).siblings == 3 and known.of(MODEL).sibling < its.sibling
+    for _ in range(300):
+        known.observe(Round(1, 1, 0.1, 0.1, width=3, sibling=2))
+    assert known.of(MODEL).sibling == pytest.approx(0.5, abs=0.05) and known.of(MODEL).acceptance < 0.05
+
+
+def test_the_rate_of_a_tree_counts_the_token_after_a_taken_sibling():
+    known = Estimates(sources={MODEL: Experience(0.5, sibling=0.25)}, plain=0.1)
+    for rows in (2, 8, 2, 8):
+        known.verify = known.verify.with_round(rows, 0.1 + 0.01 * rows)
+    assert known.seconds(2, MODEL, 3) == pytest.approx(known.seconds(6, MODEL))
+    tokens = 1 + 0.5 + 0.25 + (1 - 0.25) * (1 - 0.75**2)
+    assert known.rate(2, MODEL, 3) == pytest.approx(tokens / known.seconds(2, MODEL, 3))
+    assert known.rate(2, MODEL, 1) == pytest.approx(1.75 / known.seconds(2, MODEL))
+
+
+def test_what_a_model_did_not_draft_is_no_tree():
+    length = AdaptiveLength(Estimates(plain=0.1, plain_rounds=2), widths=(2, 3))
+    length.next(Source("match", 0.9, drafts=False))
+    assert length.width == 1
+    length.next(MODEL)
+    assert length.width >= 2

@@ -14,7 +14,7 @@ from specrag.rapid.acceptance import KnowledgeTransfer
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.datastore import Datastore
 from specrag.rapid.decoding import decode
-from specrag.rapid.draft_length import FixedLength
+from specrag.rapid.draft_length import MODEL, DraftLength, FixedLength, Source
 from specrag.rapid.draft_tree import DraftTree, draw_branches, merged, recursive_rejection, walk
 from specrag.rapid.drawing import Drawing
 from specrag.rapid.output import Limits
@@ -157,15 +157,27 @@ def law_of(target: TransformersLM, prompt: list[int], count: int) -> torch.Tenso
     return chances.prod(-1)
 
 
-def sampled(target: TransformersLM, prompt, make_proposer, transfer, depth: int, runs: int, count: int = 3):
+class ChangingWidths(DraftLength):
+    """Always the same γ, and another width in each round."""
+
+    def __init__(self, candidates: int, widths) -> None:
+        self._candidates, self._widths = candidates, itertools.cycle(widths)
+
+    def next(self, source: Source = MODEL) -> int:
+        self.width = next(self._widths)
+        return self._candidates
+
+
+def sampled(target: TransformersLM, prompt, make_proposer, transfer, depth: int, runs: int, count: int = 3, widths=()):
     """How often the loop writes each continuation of ``count`` tokens, and the statistics of all runs."""
     cached, counts, stats = CachedModel(target, 64, 4), torch.zeros(4**count), RapidStats()
     logits = cached.prefill(prompt)
     for seed in range(runs):
         cached.rollback_to(len(prompt))
         sampling = Sampling(temperature=1.0, seed=seed)
+        length = ChangingWidths(depth, widths[seed % len(widths) :] + widths) if widths else FixedLength(depth)
         pieces = decode(
-            cached, logits, make_proposer(), transfer, sampling, FixedLength(depth), Limits(count + depth), stats=stats,
+            cached, logits, make_proposer(), transfer, sampling, length, Limits(count + depth), stats=stats,
             cancelled=lambda: stats.tokens >= count,
         )  # fmt: skip
         index = 0
@@ -191,7 +203,8 @@ def test_rest_samples_from_the_target(tmp_path, transfer):
 
 
 @pytest.mark.slow
-def test_trees_of_a_drafter_sample_from_the_target():
+@pytest.mark.parametrize("widths", [(), (1, 3, 2)])
+def test_trees_of_a_drafter_sample_from_the_target(widths):
     target, prompt, short = small_model(), [1, 2, 3, 0], [3, 0]
     drafter = CachedModel(small_model(seed=2), 64, 4)
 
@@ -201,7 +214,7 @@ def test_trees_of_a_drafter_sample_from_the_target():
         made.prepare()
         return made
 
-    counts, stats = sampled(target, prompt, proposer, KnowledgeTransfer("none"), depth=2, runs=400)
+    counts, stats = sampled(target, prompt, proposer, KnowledgeTransfer("none"), depth=2, runs=400, widths=widths)
     assert 0 < stats.accepted < stats.candidates < stats.tree_tokens
     assert p_value(counts, law_of(target, prompt, 3)) > 0.001
 
@@ -244,5 +257,6 @@ def test_a_tree_holds_the_drafters_likeliest_tokens_beside_each_candidate(tiny):
             beside = [node for node, parent in enumerate(made.parents) if parent == depth - 1]
             likeliest = expected.probabilities[depth].topk(3).indices.tolist()
             assert [made.tokens[node] for node in beside] == likeliest
+    assert made.width == 3 and [made.sibling(row) for row in range(13)] == [0] * 5 + [1, 2] * 4
     asked_for_bonus = tree.propose([9], 4, drawing, bonus=True)
     assert len(asked_for_bonus.tokens) == 4 and len(asked_for_bonus.probabilities) == 5  # no tree

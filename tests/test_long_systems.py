@@ -58,6 +58,9 @@ def test_names_say_what_reads_and_what_is_sampled():
     assert (settings.transfer, settings.transfer_strength, settings.candidates) == ("rapid", 40, 5)
     magicdec = LongSystem.named("magicdec-self").settings(RapidSettings(candidates=3))
     assert (magicdec.proposer, magicdec.transfer, magicdec.candidates) == ("window", "none", 3)
+    common = RapidSettings(proposer="rest", datastore="store")  # which rest alone looks up
+    for name, datastore in (("rest-self", "store"), ("magicdec-self", None), ("long-context", None)):
+        assert LongSystem.named(name).settings(common).datastore == datastore
     assert LongSystem.named("long-context").settings(RapidSettings()).candidates == 0
     for proposer in PROPOSERS:
         assert LongSystem.named(f"{proposer}-self").proposer == proposer

@@ -2,7 +2,8 @@
 
 import pytest
 
-from specrag.errors import InvalidInputError
+from specrag.engine import memory
+from specrag.errors import InvalidInputError, ModelError
 from specrag.models import Sampling, TransformersLM
 from specrag.rapid import LongContext, Message, RapidChat, RapidSettings
 from specrag.rapid.chat import call_options
@@ -22,6 +23,20 @@ def user(text: str) -> list[Message]:
 
 
 # --- sessions -------------------------------------------------------------------------------------------
+
+
+def test_sessions_that_nobody_uses_make_room_where_memory_is_too_small(tiny, monkeypatch):
+    chat = RapidChat(generator(tiny, candidates=0))
+    chat.complete(user("first?"), documents=[LONG], max_tokens=2)
+    (first,) = chat.sessions
+    room = first.nbytes * 3 // 2
+    monkeypatch.setattr(memory, "free_memory", lambda device: room - sum(s.nbytes for s in chat.sessions))
+    chat.complete(user("second?"), documents=[LONG[1000:]], max_tokens=2)
+    (second,) = chat.sessions
+    assert second is not first
+    with pytest.raises(ModelError, match=r"the keys and values of \d+ tokens need .* are free on cpu: give a shorter"):
+        chat.complete(user("third?"), documents=[DOCUMENT * 8], max_tokens=2)
+    assert chat.complete(user("fourth?"), documents=[LONG], max_tokens=2)[1].tokens == 2
 
 
 def test_a_documents_session_is_used_again_and_the_oldest_goes(tiny, forward_passes):

@@ -10,7 +10,7 @@ from specrag.rapid import LongContext, RapidGenerator, RapidStats
 from specrag.rapid.acceptance import KnowledgeTransfer, augmented_target, output_distribution
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.decoding import decode
-from specrag.rapid.draft_length import FixedLength
+from specrag.rapid.draft_length import MODEL, Estimates, Experience, FixedLength, Line
 from specrag.rapid.drawing import Drawing
 from specrag.rapid.output import Limits
 from specrag.rapid.proposers import ModelProposer, SuffixMatchProposer
@@ -32,15 +32,31 @@ def test_without_transfer_greedy_output_is_the_targets_own(tiny, other, twin, pr
 
 
 @pytest.mark.parametrize("proposer", [name for name in PROPOSERS if name not in ("match", "rest", "triforce")])
-@pytest.mark.parametrize("candidates", [4, "auto"])
-def test_trees_of_a_drafter_leave_greedy_output_the_targets_own(tiny, other, twin, proposer, candidates):
+@pytest.mark.parametrize(("candidates", "width"), [(4, 3), ("auto", 3), ("auto", "auto")])
+def test_trees_of_a_drafter_leave_greedy_output_the_targets_own(tiny, other, twin, proposer, candidates, width):
     for drafter in (None, twin if proposer.endswith("sparse") else other):
-        settings = {"proposer": proposer, "candidates": candidates, "tree_width": 3}
+        settings = {"proposer": proposer, "candidates": candidates, "tree_width": width}
         session = LongContext(DOCUMENT, generator(tiny, drafter, transfer="none", **settings))
         out = session.ask("who keeps the bell?", max_tokens=16)
         expected = plain_greedy(session, "who keeps the bell?", 16)
         assert out.text == tiny.tokenizer.decode(expected, skip_special_tokens=True)
     assert candidates == "auto" or out.stats.tree_tokens > out.stats.candidates
+
+
+@pytest.mark.parametrize("proposer", ["sparse", "hybrid"])
+def test_widths_that_are_chosen_leave_greedy_output_the_targets_own(tiny, other, proposer):
+    """What was measured before says that siblings are taken often and cost nothing."""
+    drafter = None if proposer == "sparse" else other
+    settings = {"transfer": "none", "tree_width": "auto", "retrieval_budget": 100}
+    session = LongContext(DOCUMENT, generator(tiny, drafter, proposer=proposer, **settings))
+    drafted = Experience(0.3, judged=90, sibling=0.9, siblings=90, draft=Line().with_round(2, 0.001), rounds=9)
+    session.estimates = Estimates({MODEL: drafted}, plain=9.0, verify=Line().with_round(4, 9.0), startup=0.0)
+    session.estimates.plain_rounds = 9
+    out = session.ask("who keeps the bell?", max_tokens=24)
+    expected = plain_greedy(session, "who keeps the bell?", 24)
+    assert out.text == tiny.tokenizer.decode(expected, skip_special_tokens=True)
+    assert out.stats.tree_tokens > out.stats.candidates > 0
+    assert session.estimates.of(MODEL).siblings > 90  # and what siblings did is learned
 
 
 @pytest.mark.slow

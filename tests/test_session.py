@@ -93,6 +93,23 @@ def test_out_of_memory_during_prefill_is_said_and_the_generator_stays_usable(tin
     assert LongContext("A short text.", rapid).ask("who?", max_tokens=2).stats.tokens == 2
 
 
+@pytest.mark.parametrize("lack", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError("no memory")])
+def test_a_session_that_has_no_memory_for_a_question_answers_the_next(tiny, lack):
+    session = LongContext(DOCUMENT, generator(tiny, candidates=3))
+    expected = session.ask("who?", max_tokens=4).text
+
+    def fail(*_):
+        raise lack
+
+    hook = tiny.model.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(ModelError, match=r"out of memory while reading \d+ tokens: give a shorter text"):
+            session.ask("which of the keepers?", max_tokens=4)
+    finally:
+        hook.remove()
+    assert session.ask("who?", max_tokens=4).text == expected
+
+
 def test_a_failed_chunk_leaves_the_cache_as_it_was(tiny):
     model = CachedModel(tiny, 64, 100)
     model.prefill([1, 2, 3])

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from specrag.cli.console import failures_reported, out, show_notes, working
+from specrag.cli.loading import check_writes
 from specrag.cli.options import ModelsOption, check_there
 
 app = typer.Typer(no_args_is_help=True, help="Datastores: texts from which RAPID copies candidates (proposer rest).")
@@ -32,14 +33,16 @@ def build(
     """Make a datastore of texts, for targets with the tokenizer of --model."""
     with failures_reported():
         from specrag.models._loading import load_tokenizer
-        from specrag.models.bundled import located
+        from specrag.models.bundled import ADAPTERS, BUNDLED, located
         from specrag.rapid.datastore import Datastore
         from specrag.retrieval import read_documents
 
         for path in texts:
             check_there(path)
         Datastore.check_target(to)
-        tokenizer = load_tokenizer(located(model, models) if model == "smollm2" else model)
+        check_writes(model)
+        base = ADAPTERS.get(model, model)
+        tokenizer = load_tokenizer(located(base, models) if base in BUNDLED else model)
         notes: list[str] = []
         with working("reading") as update:
             documents = [

@@ -85,13 +85,20 @@ def load_model(
 
         return OpenAILM(name, list(server), api_key=api_key, tokenizer=tokenizer)
     from specrag.models import TransformersLM, bundled
-    from specrag.models.bundled import DRAFTING, READERS
+    from specrag.models.bundled import DRAFTING
 
-    _check_bundled(name, [one for one in DRAFTING if one not in READERS], "writes nothing")
+    check_writes(name)
     if name in DRAFTING:
         return bundled(name, folder=models)
     # The blocks of a GGUF file are read as they are on a CPU: in a quarter of the memory, and faster.
     return TransformersLM(name, quantization="gguf" if name.endswith(".gguf") and not _gpu_found() else None)
+
+
+def check_writes(name: str) -> None:
+    """Raise InvalidInputError where ``name`` is that of a bundled model that writes no text."""
+    from specrag.models.bundled import DRAFTING, READERS
+
+    _check_bundled(name, [one for one in DRAFTING if one not in READERS], "writes nothing")
 
 
 def load_embedder(

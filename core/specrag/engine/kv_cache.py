@@ -203,6 +203,19 @@ class RollbackCache(Cache):
         )
 
 
+def head_shape(config: Any) -> tuple[int, int]:
+    """Of a model with ``config``: the heads of keys and values, and the size of each."""
+    text = config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads), int(size)
+
+
+def token_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes that the keys and values of one token take in all layers of a model with ``config``."""
+    heads, size = head_shape(config)
+    return 2 * int(config.get_text_config().num_hidden_layers) * heads * size * dtype.itemsize
+
+
 def rollback_cache(config: Any, capacity: int) -> RollbackCache:
     """A cache for a model with ``config``.
 

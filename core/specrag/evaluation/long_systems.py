@@ -111,6 +111,8 @@ class LongSystem:
 
     def settings(self, common: RapidSettings) -> RapidSettings:
         """The settings of its generator."""
+        if self.proposer != "rest":
+            common = replace(common, proposer=self.proposer or "rag", datastore=None)
         if self.proposer is None:
             return replace(common, candidates=0, transfer="none")
         if self.strength is None:
@@ -126,8 +128,9 @@ class LongSystems:
         target: The model that reads the document.
         drafter: The other model, for the systems with ``upward``. Both read prompts in the target's chat template.
         embedder: For retrieval; by default the bundled MiniLM.
-        settings: What all systems share. ``proposer``, ``transfer`` and ``transfer_strength`` are the systems' own. By
-            default γ = 5 and greedy decoding, so that every run gives the same texts.
+        settings: What all systems share. ``proposer``, ``transfer`` and ``transfer_strength`` are the systems' own; a
+            datastore is used by ``rest`` alone. By default γ = 5 and greedy decoding, so that every run gives the same
+            texts.
         max_tokens: Of each answer.
         instruction: Stands before each question. Retrieval does not see it.
         seed: Chooses the irrelevant chunks, together with the question's id.

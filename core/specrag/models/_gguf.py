@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from specrag.engine.blocks import BlockEmbedding, BlockLinear, BlockMatrix, Kind, allocate
+from specrag.engine.blocks import BlockEmbedding, BlockLinear, BlockMatrix, Kind, allocate, packed_bytes
 from specrag.engine.gguf_file import GGUFFile, GGUFTensor
+from specrag.engine.memory import check_room
 from specrag.errors import InvalidInputError
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -52,6 +53,7 @@ def load_blocks(path: Path, dtype: torch.dtype) -> nn.Module:
 
     Raises:
         ModelNotFoundError: Not a GGUF file.
+        ModelError: The weights need more memory than is free. Nothing was loaded.
         InvalidInputError: An architecture, or a format of weights, that is not read.
     """
     file = GGUFFile(path)
@@ -144,7 +146,11 @@ class _Reader:
         names += ["token_embd.weight"] if self._tied is None else [self._tied]
         names += ["output.weight"] if self._tied is None else []
         tensors = [file.tensors[name] for name in names]
-        matrices = allocate([(Kind(_kind_of(t)), *t.shape) for t in tensors])  # type: ignore[arg-type, misc]
+        shapes: Any = [(Kind(_kind_of(t)), *t.shape) for t in tensors]  # type: ignore[arg-type]
+        needed = sum(packed_bytes(*shape) for shape in shapes)
+        advice = "take a smaller model, or a file with fewer bits per weight"
+        check_room(needed, torch.device("cpu"), f"the weights of {file.path}", advice)
+        matrices = allocate(shapes)
         self._matrices = {name: self._fill(m, t) for name, m, t in zip(names, matrices, tensors, strict=True)}
 
     def vector(self, name: str, like: Tensor, dtype: torch.dtype) -> nn.Parameter:

@@ -17,6 +17,7 @@ from specrag.engine.onednn import multiplies_bfloat16, use_onednn
 from specrag.errors import InvalidInputError
 from specrag.models._gguf import load_blocks
 from specrag.models._loading import load_causal_lm, loading, quiet_transformers, source_of
+from specrag.models._room import check_weights_fit
 from specrag.models.base import Quantization
 
 
@@ -39,25 +40,37 @@ def check_quantization(quantization: str | None, model: Any, device: torch.devic
         )
 
 
-def load_model(source: str | Path, quantization: str | None, dtype: torch.dtype | None, device_map: Any = None) -> Any:
+def load_model(
+    source: str | Path,
+    quantization: str | None,
+    dtype: torch.dtype | None,
+    device: torch.device = torch.device("cpu"),
+    device_map: Any = None,
+) -> Any:
     """The model in ``source``: with ``"gguf"`` in the file's own blocks, else in floating point.
 
     Args:
         source: A folder, a ``.gguf`` file or a hub id.
         quantization: ``"int8"`` and ``"int4"`` are left to ``lay_out``.
         dtype: Of the weights; with ``"gguf"``, of those that are no matrices. The default is float32.
-        device_map: See ``TransformersLM``.
+        device: Where the weights will be moved. They are loaded on the CPU.
+        device_map: See ``TransformersLM``. With it the memory is not checked.
 
     Raises:
         ModelNotFoundError: None could be loaded from there.
+        ModelError: The weights need more memory than is free. Nothing was loaded.
         InvalidInputError: A GGUF file with an architecture, or a format, that is not read.
     """
     if quantization != "gguf":
-        return load_causal_lm(source, dtype or torch.float32, device_map=device_map)
+        dtype = dtype or torch.float32
+        if device_map is None:
+            check_weights_fit(source, quantization, dtype, device)
+        return load_causal_lm(source, dtype, device_map=device_map)
     if library() is None:
         fallback = torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32
         name = str(fallback).removeprefix("torch.")
         warnings.warn(f"{source} is unpacked to {name}, as there is no native engine: {unavailable()}", stacklevel=3)
+        check_weights_fit(source, None, dtype or fallback, device)
         return load_causal_lm(source, dtype or fallback)
     source_of(source, "model")  # whether it is there
     with quiet_transformers(), loading(source, "a causal language model"):

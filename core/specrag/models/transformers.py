@@ -75,6 +75,7 @@ class TransformersLM(LanguageModel):
     Raises:
         MissingExtraError: The extra ``local`` is not installed; raised by the import of this class.
         ModelNotFoundError: Nothing is there, or it cannot be loaded.
+        ModelError: The weights need more memory than is free (on Linux and on CUDA). Nothing was loaded.
         InvalidInputError: The arguments do not go together.
     """
 
@@ -111,7 +112,7 @@ class TransformersLM(LanguageModel):
                 self.model = self.model.to(device=device, dtype=dtype)
         else:
             dtype = dtype or (None if wanted.type == "cpu" else torch.bfloat16)
-            self.model, self.name = load_model(model, quantization, dtype, device_map), str(model)
+            self.model, self.name = load_model(model, quantization, dtype, wanted, device_map), str(model)
             tokenizer = load_tokenizer(tokenizer or model)
             if device_map is None:
                 self.model = self.model.to(wanted)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from specrag._abandoned import stop_if_abandoned
 from specrag.engine import forward
 from specrag.engine.attention import attend, check_supported, packed_attention
-from specrag.engine.kv_cache import rollback_cache
-from specrag.engine.memory import out_of_memory
+from specrag.engine.kv_cache import rollback_cache, token_bytes
+from specrag.engine.memory import check_room, out_of_memory
 from specrag.engine.trees import TreeShape
 from specrag.errors import InvalidInputError, ModelError
 from specrag.models.transformers import TransformersLM
@@ -40,12 +40,14 @@ class CachedModel:
 
     Raises:
         InvalidInputError: The architecture is not supported.
+        ModelError: The keys and values of ``capacity`` tokens need more memory than is free.
     """
 
     def __init__(self, lm: TransformersLM, capacity: int, vocabulary: int) -> None:
         check_supported(lm.model.config)
         self.lm, self.vocabulary = lm, vocabulary
         self.native = lm.native
+        self._check_room(capacity)
         self.cache = rollback_cache(lm.model.config, capacity) if self.native is None else self.native.cache(capacity)
         self.light = forward.supports(lm.model)
         self.skipped = 0
@@ -122,8 +124,12 @@ class CachedModel:
 
         Returns:
             The logits after the last token; ``None`` without tokens.
+
+        Raises:
+            ModelError: Memory ran out, or is too small for their keys and values, which is said before any is read.
         """
         start, logits = self.length, None
+        self._check_room(start + len(tokens) - self.cache.capacity)
         try:
             for at in range(0, len(tokens), PREFILL_CHUNK):
                 stop_if_abandoned()
@@ -131,10 +137,12 @@ class CachedModel:
                 logits = self._forward(torch.tensor([list(chunk)], device=self.lm.device), 1)
                 if progress is not None:
                     progress(at + len(chunk), len(tokens))
-        except BaseException:
+        except BaseException as error:
             for layer in self.cache.layers:  # layers may differ: the failure came in the middle of a pass
                 layer.rollback(max(0, layer.length - start))
-            raise
+            if isinstance(error, ModelError) or not out_of_memory(error):
+                raise
+            raise ModelError(f"out of memory while reading {len(tokens)} tokens: give a shorter text") from error
         return None if logits is None else logits[-1, : self.vocabulary]
 
     def keep(self, other: CachedModel, positions: Sequence[int], end: int) -> None:
@@ -151,6 +159,16 @@ class CachedModel:
     def rollback_to(self, length: int) -> None:
         """Forget everything after the first ``length`` tokens."""
         self.cache.rollback_to(length)
+
+    def _check_room(self, tokens: int) -> None:
+        """Check that there is memory for the keys and values of ``tokens`` more tokens. 0 and less are always allowed.
+
+        A model on several devices has its cache there too, in parts that are not known here.
+        """
+        if tokens > 0 and len(set(getattr(self.lm.model, "hf_device_map", {}).values())) < 2:
+            needed = tokens * token_bytes(self.lm.model.config, self.dtype)
+            what = f"the keys and values of {tokens} tokens"
+            check_room(needed, self.lm.device, what, "give a shorter text, or a target of fewer layers")
 
     def _forward(self, ids: Tensor, keep: int, tree: TreeShape | None = None, *, exact: bool = False) -> Tensor:
         model: nn.Module = self.lm.model

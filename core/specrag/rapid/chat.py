@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypedDict
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, ModelError
 from specrag.models.base import Quantization, Sampling
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.conversation import Message, conversation, document_texts
@@ -79,7 +79,8 @@ class RapidChat:
     Args:
         rapid: Models and settings.
         max_sessions: How many sessions are kept. The one that was not used for longest goes first.
-        max_bytes: How much memory their caches may take together.
+        max_bytes: How much memory their caches may take together. Where the machine has too little for a new session,
+            those that nobody uses are dropped.
         sampling: In place of the generator's.
 
     Attributes:
@@ -306,13 +307,23 @@ class _Sessions:
             prefix = self._given_up_for(tokens)
             self._kept.append(kept)
         try:
-            kept.session = LongContext(tokens, self.rapid, prefix=prefix)
+            kept.session = self._read(tokens, prefix)
             kept.session.any_length = True
         except BaseException:
             with self._lock:
                 self._kept.remove(kept)
             raise
         return kept
+
+    def _read(self, prompt: PromptTokens, prefix: ReadPrefix | None) -> LongContext:
+        """A new session. Where memory is too small for it, the sessions that nobody uses are dropped."""
+        try:
+            return LongContext(prompt, self.rapid, prefix=prefix)
+        except ModelError:
+            if all(kept.busy for kept in list(self._kept)):
+                raise
+        self.clear()
+        return LongContext(prompt, self.rapid, prefix=prefix)
 
     def _given_up_for(self, prompt: PromptTokens) -> ReadPrefix | None:
         """What the session that begins most like ``prompt`` has read, where that is worth giving it up."""

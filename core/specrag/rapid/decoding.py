@@ -166,6 +166,8 @@ class _Verified(NamedTuple):
     accepted: int
     from_target: int  # how many of the emitted tokens were drawn from p itself
     candidates: list[int]  # see ``TracedRound``
+    width: int = 1  # this and the next: see ``Round``
+    sibling: int = 0
 
 
 class _Rounds:
@@ -204,6 +206,8 @@ class _Rounds:
         if self._proposer is not None:
             source = self._proposer.source(generated, bonus=self._needs_bonus)
         count = min(self._length.next(source), left - 1) if source is not None else 0
+        if self._proposer is not None and self._length.width is not None:
+            self._proposer.widen(self._length.width)
         if self._started(source, count, left):
             start = time.perf_counter()
         proposal = self._draft(generated, count)
@@ -215,7 +219,7 @@ class _Rounds:
         verified = time.perf_counter()
         late = 0.0 if proposal is None else proposal.catch_up_seconds
         seconds = (drafted - start - late, verified - drafted, late)
-        self._length.observe(Round(used, made.accepted, *seconds, source or MODEL))
+        self._length.observe(Round(used, made.accepted, *seconds, source or MODEL, made.width, made.sibling))
         self._count(used, made, drafted - start, verified - drafted)
         return made.emitted
 
@@ -293,7 +297,10 @@ class _Rounds:
         self._stats.tree_tokens += len(tree.tokens)
         taken = [tokens[row] for row in found.rows[1:]]
         rest = [tokens[row] for row in tree.longest_from(found.rows[-1])]
-        return _Verified([*taken, found.following], len(taken), int(found.from_target), [*taken, *rest])
+        made = _Verified([*taken, found.following], len(taken), int(found.from_target), [*taken, *rest])
+        if tree.probabilities is None:  # of copied trees a branch is as long as another
+            return made
+        return made._replace(width=tree.width, sibling=tree.sibling(found.rows[-1]))
 
     def _count(self, used: int, made: _Verified, draft_seconds: float, verify_seconds: float) -> None:
         stats = self._stats

@@ -1,6 +1,7 @@
 """How many candidates to draft per round: a fixed number, a replayed schedule, or what measurements make best.
 
-The decoding loop asks a ``DraftLength`` for γ before each round and reports each round to it. ``Estimates`` holds what
+The decoding loop asks a ``DraftLength`` for γ before each round, and for the width of the tree where a drafter makes
+trees. It reports each round to it. ``Estimates`` holds what
 was measured and predicts from it; ``AdaptiveLength`` decides. All times are in seconds.
 """
 
@@ -35,6 +36,8 @@ _REFRESH = 20
 _SPIKE = 1.5
 # The prior acceptance weighs as much as this many judged candidates, so that a few rejections do not end drafting.
 _PRIOR_CANDIDATES = 8
+# The chance that is assumed for a sibling before any was verified: that it is taken where the ones before it were not.
+_SIBLING = 0.2
 # The weight of the newest measurement in the running estimates, and the least weight of a candidate in the acceptance.
 _WEIGHT, _ACCEPTANCE_WEIGHT = 0.25, 0.04
 # Before they are measured, as shares of a plain step: the extra cost of several tokens at once, and of each candidate.
@@ -69,12 +72,15 @@ class Round:
     """A finished round.
 
     Args:
-        candidates: How many were verified; 0 is a plain step.
+        candidates: How many were verified; of a tree, those of its longest path. 0 is a plain step.
         accepted: How many of them, from the left, were accepted.
         draft_seconds: Time to draft them.
         verify_seconds: Time of the target's forward pass and of the acceptance.
         catch_up_seconds: Time in which the drafter read the tokens of plain steps before it drafted.
         source: Where the candidates came from.
+        width: Tokens at each step of the path: a candidate and its siblings. 1 is no tree.
+        sibling: Which sibling was taken after the last candidate that was accepted, counted from 1; 0: none. It is
+            part of ``accepted``.
     """
 
     candidates: int
@@ -83,11 +89,13 @@ class Round:
     verify_seconds: float
     catch_up_seconds: float = 0.0
     source: Source = MODEL
+    width: int = 1
+    sibling: int = 0
 
 
 @dataclass(frozen=True)
 class Line:
-    """Seconds of a round as a linear function of its candidates: least squares over the latest rounds.
+    """Seconds of a round as a linear function of its candidates and their siblings: least squares over the latest.
 
     A step of several tokens costs more than its candidates add up to (the step from one token to two costs most).
     A cost per candidate that was measured at one γ is therefore wrong at every other γ; a line is not.
@@ -119,6 +127,8 @@ class Experience:
 
     acceptance: float
     judged: int = 0  # candidates that were accepted or rejected
+    sibling: float = _SIBLING  # the chance of a sibling when it is its turn
+    siblings: int = 0  # that were taken or passed over
     draft: Line = Line()
     rounds: int = 0  # on this context
     debt: float = 0.0  # seconds that its latest round lost against plain steps, less what was written off
@@ -130,6 +140,14 @@ class Experience:
             weight = max(_ACCEPTANCE_WEIGHT, 1 / (_PRIOR_CANDIDATES + judged + 1))
             acceptance, judged = _blend(acceptance, float(i < accepted), weight), judged + 1
         return replace(self, acceptance=acceptance, judged=judged)
+
+    def judging_siblings(self, width: int, taken: int) -> Experience:
+        """With the verdicts on the siblings of a rejected candidate: one after the other, until one is taken."""
+        chance, judged = self.sibling, self.siblings
+        for i in range(1, (taken or width - 1) + 1):
+            weight = max(_ACCEPTANCE_WEIGHT, 1 / (_PRIOR_CANDIDATES + judged + 1))
+            chance, judged = _blend(chance, float(i == taken), weight), judged + 1
+        return replace(self, sibling=chance, siblings=judged)
 
 
 @dataclass
@@ -169,29 +187,39 @@ class Estimates:
         if its.rounds > 1:  # the first one is slow, because kernels are made for its shape
             its = replace(its, draft=its.draft.with_round(done.candidates, draft))
             self.sources[done.source] = its
-            self.verify = self.verify.with_round(done.candidates, verify)
-            usual = min(draft + verify, _SPIKE * self.seconds(done.candidates, done.source))
+            self.verify = self.verify.with_round(done.candidates * done.width, verify)
+            usual = min(draft + verify, _SPIKE * self.seconds(done.candidates, done.source, done.width))
             its = replace(its, debt=done.catch_up_seconds + usual - (done.accepted + 1) * (self.plain or 0.0))
-        self.sources[done.source] = its.judging(done.candidates, done.accepted)
+        path = done.accepted - (done.sibling > 0)
+        its = its.judging(done.candidates, path)
+        if path < done.candidates:
+            its = its.judging_siblings(done.width, done.sibling)
+        self.sources[done.source] = its
 
-    def seconds(self, count: int, source: Source) -> float:
-        """Expected seconds of a round of ``count`` candidates."""
+    def seconds(self, count: int, source: Source, width: int = 1) -> float:
+        """Expected seconds of a round of ``count`` candidates, each with ``width`` - 1 siblings."""
         plain = self.plain or 0.0
         if count == 0:
             return plain
-        several = self.verify.at(count, plain * (1 + _JUMP_GUESS))
+        several = self.verify.at(count * width, plain * (1 + _JUMP_GUESS))
         if not self.verify.rounds:
-            several += plain * _EXTRA_GUESS * count
+            several += plain * _EXTRA_GUESS * count * width
         return max(plain, several) + self.of(source).draft.at(count, 0.0)
 
-    def rate(self, count: int, source: Source) -> float:
-        """Expected tokens per second in rounds of ``count`` candidates."""
-        a = min(self.of(source).acceptance, 0.99)
-        return float((1 - a ** (count + 1)) / (1 - a)) / max(self.seconds(count, source), 1e-9)
+    def rate(self, count: int, source: Source, width: int = 1) -> float:
+        """Expected tokens per second in rounds of ``count`` candidates, each with ``width`` - 1 siblings.
 
-    def best(self, source: Source) -> int:
+        With a chance a per candidate and s per sibling, a round makes 1 + a + ... + a^count tokens, and one more when
+        a candidate is rejected and one of its siblings is taken: with (1 - a^count) (1 - (1 - s)^(width - 1)).
+        """
+        its = self.of(source)
+        a = min(its.acceptance, 0.99)
+        beside = (1 - a**count) * (1 - (1 - its.sibling) ** (width - 1))
+        return float((1 - a ** (count + 1)) / (1 - a) + beside) / max(self.seconds(count, source, width), 1e-9)
+
+    def best(self, source: Source, width: int = 1) -> int:
         """The fastest γ other than 0."""
-        return max(range(1, MAX_CANDIDATES + 1), key=lambda count: self.rate(count, source))
+        return max(range(1, MAX_CANDIDATES + 1), key=lambda count: self.rate(count, source, width))
 
 
 # --- what decides ---------------------------------------------------------------------------------------
@@ -199,6 +227,9 @@ class Estimates:
 
 class DraftLength(ABC):
     """Chooses γ round by round. One object serves one generation."""
+
+    #: How wide the drafter's tree of the coming round is, once ``next`` was asked; ``None``: as it was made.
+    width: int | None = None
 
     @abstractmethod
     def next(self, source: Source = MODEL) -> int:
@@ -256,22 +287,28 @@ class AdaptiveLength(DraftLength):
     own prompt first is started when it is expected to save more than that reading costs. While nothing is known of it,
     it is started when the reading costs at most 4 % of the decoding so far and of half of the tokens still allowed.
 
+    A wider tree must be expected to be 3 % faster than a narrower one. Its cost is that of so many more candidates.
+
     Args:
         known: Estimates of earlier generations. They are updated.
+        widths: Of the drafter's trees, ascending: what is chosen from. The first rounds have the first one.
     """
 
-    def __init__(self, known: Estimates | None = None) -> None:
+    def __init__(self, known: Estimates | None = None, widths: Sequence[int] = (1,)) -> None:
         self.known = known if known is not None else Estimates()
         self._drafted = 0  # rounds with candidates since the last plain step
+        self._widths = tuple(widths)
+        self.width: int = self._widths[0]
 
     def next(self, source: Source = MODEL) -> int:
+        self.width = self._widths[0] if source.drafts else 1
         if self.known.plain_rounds < _TRIALS or self._drafted >= _REFRESH:
             return 0  # everything is compared with the cost of a plain step
         its = self.known.of(source)
         if source.drafts and (not its.draft.rounds or 0 < its.rounds < _TRIALS):
             return _FIRST_GUESS
-        best = self.known.best(source)
-        if self.known.rate(best, source) > _MARGIN * self.known.rate(0, source):
+        best, self.width = self._best(source)
+        if self.known.rate(best, source, self.width) > _MARGIN * self.known.rate(0, source):
             return best
         return max(best, _FIRST_GUESS) if its.debt <= 0 else 0
 
@@ -286,9 +323,20 @@ class AdaptiveLength(DraftLength):
             return cost <= _START_SHARE * (known.undrafted + 0.5 * remaining * known.plain)
         if cost <= min(_PROBE_SHARE * known.undrafted, _START_SHARE * 0.5 * remaining * known.plain):
             return True  # the earlier measurements may have been disturbed
-        rate = known.rate(known.best(MODEL), MODEL)
+        best, width = self._best(MODEL)
+        rate = known.rate(best, MODEL, width)
         expected = remaining if known.tokens is None else min(remaining, known.tokens)
         return expected * (known.plain - 1 / rate) > cost
+
+    def _best(self, source: Source) -> tuple[int, int]:
+        """The fastest γ other than 0, and its width."""
+        known, width = self.known, self._widths[0] if source.drafts else 1
+        best = known.best(source, width)
+        for wider in self._widths[1:] if source.drafts else ():
+            count = known.best(source, wider)
+            if known.rate(count, source, wider) > _MARGIN * known.rate(best, source, width):
+                best, width = count, wider
+        return best, width
 
     def started(self, prompt_tokens: int, seconds: float) -> None:
         self.known.undrafted = 0.0
@@ -303,8 +351,10 @@ class AdaptiveLength(DraftLength):
         self.known.tokens = _blend(self.known.tokens, float(tokens))
 
 
-def draft_length(candidates: Candidates, known: Estimates | None = None) -> DraftLength:
+def draft_length(candidates: Candidates, known: Estimates | None = None, widths: Sequence[int] = (1,)) -> DraftLength:
     """The draft length for a setting: a number, a schedule, or ``"auto"``, which learns from and updates ``known``.
+
+    ``"auto"`` chooses among ``widths`` too.
 
     Raises:
         InvalidInputError: See ``checked_candidates``.
@@ -312,7 +362,7 @@ def draft_length(candidates: Candidates, known: Estimates | None = None) -> Draf
     candidates = checked_candidates(candidates)
     if isinstance(candidates, int):
         return FixedLength(candidates)
-    return AdaptiveLength(known) if isinstance(candidates, str) else ReplayedLength(candidates)
+    return AdaptiveLength(known, widths) if isinstance(candidates, str) else ReplayedLength(candidates)
 
 
 def checked_candidates(candidates: Candidates) -> int | tuple[int, ...] | Literal["auto"]:

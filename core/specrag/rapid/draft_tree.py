@@ -50,6 +50,15 @@ class DraftTree:
         """γ: the candidates of the longest path."""
         return max(self.shape.depths)
 
+    @property
+    def width(self) -> int:
+        """Candidates per step of the longest path, rounded up."""
+        return -(-len(self.tokens) // self.depth)
+
+    def sibling(self, row: int) -> int:
+        """How many branches of its parent were made before ``row``; 0 for the root."""
+        return self.branches(self.shape.parents[row]).index(row) if row else 0
+
     @cached_property
     def _branches(self) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in self.shape.parents]

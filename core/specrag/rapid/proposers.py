@@ -68,6 +68,9 @@ class Proposer(ABC):
     def prepare(self) -> None:  # noqa: B027
         """Read what ``startup_tokens`` counts. Before that the model proposes nothing."""
 
+    def widen(self, width: int) -> None:  # noqa: B027
+        """Draft trees of this width from now on, where a model drafts trees. 1 is no tree."""
+
     @abstractmethod
     def propose(
         self, generated: Sequence[int], count: int, drawing: Drawing, *, bonus: bool = False
@@ -109,6 +112,9 @@ class ModelProposer(Proposer):
     @property
     def startup_tokens(self) -> int:
         return max(0, self._base - self.model.length)
+
+    def widen(self, width: int) -> None:
+        self.width = width
 
     def prepare(self) -> None:
         if self.model.length < self._base:
@@ -294,6 +300,9 @@ class HybridProposer(Proposer):
 
     def prepare(self) -> None:
         self.model.prepare()
+
+    def widen(self, width: int) -> None:
+        self.model.widen(width)
 
     @property
     def forward_seconds(self) -> float:

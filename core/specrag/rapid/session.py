@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specrag._fields import check_whole_numbers
-from specrag.engine.memory import out_of_memory
-from specrag.errors import InvalidInputError, ModelError, kind_of
+from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import Sampling, stop_strings
 from specrag.models.transformers import TransformersLM
 from specrag.rapid.cached_model import CachedModel, Progress
@@ -70,16 +68,6 @@ def check_prompt(prompt: PromptTokens, target: TransformersLM) -> None:
         )
 
 
-@contextlib.contextmanager
-def _naming_lack_of_memory(tokens: int) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, ModelError) or not out_of_memory(error):
-            raise
-        raise ModelError(f"out of memory while reading {tokens} tokens: give a shorter text") from error
-
-
 class _OneAtATime:
     """Keeps the cache of a session from everybody else: it holds one answer at a time.
 
@@ -117,12 +105,12 @@ class LongContext:
         read_tokens: The tokens that the target's cache begins with: the prompt and the latest question.
         estimates: Costs and acceptance that were measured on this context.
         prefill_seconds: How long reading took.
-        drafters: ``DrafterCaches()`` keeps what drafters read for the next question; ``None`` (the default) does not.
+        drafters: ``DrafterCaches()`` keeps what drafters read for the next question; ``None``, the default, does not.
         any_length: Whether ``"triforce"`` may have a window that covers the context; then the target decodes alone.
 
     Raises:
         InvalidInputError: The context is empty, or has more tokens than the target has positions.
-        ModelError: Memory ran out. Nothing is kept.
+        ModelError: Memory ran out, or is too small, which is said before anything is read. Nothing is kept.
     """
 
     def __init__(
@@ -150,8 +138,7 @@ class LongContext:
         unread = self.prompt.ids[shared:]
         start = time.perf_counter()
         prefix.model.rollback_to(shared)
-        with _naming_lack_of_memory(self.tokens):
-            prefix.model.prefill(unread, progress)
+        prefix.model.prefill(unread, progress)
         self.read_tokens: Sequence[int] = self.prompt.ids
         self.prefill_seconds = time.perf_counter() - start if unread else 0.0
         self._seconds_per_token = self.prefill_seconds / len(unread) if unread else 0.0  # 0: nothing was measured
@@ -216,6 +203,7 @@ class LongContext:
 
         Raises:
             InvalidInputError: The question is empty or too long, or the window of ``"triforce"`` covers the context.
+            ModelError: Memory ran out. The session stays usable for shorter questions.
         """
         rapid, settings = self.rapid, self.rapid.settings
         limits = _limits(max_tokens, stop, sampling, rapid.target)
@@ -228,14 +216,11 @@ class LongContext:
             logits = self.model.prefill(tail)
             assert logits is not None
             stats.prefill_seconds = stats.first_token_seconds = time.perf_counter() - start
-            if not self._seconds_per_token:
-                self._seconds_per_token = stats.prefill_seconds / len(tail)
+            self._seconds_per_token = self._seconds_per_token or stats.prefill_seconds / len(tail)
             stats.prompt_tokens = self.tokens + len(tail)
             self.read_tokens = [*self.prompt.ids, *tail]
-            retrieve = partial(self._retrieved, question, stats)
-            proposer, confidence = proposer_for(
-                rapid, self.prompt, tail, self.model, retrieve, stats.notes, self.drafters
-            )
+            find = partial(self._retrieved, question, stats)
+            proposer, confidence = proposer_for(rapid, self.prompt, tail, self.model, find, stats.notes, self.drafters)
             rapid.estimates = self.estimates
             yield from decode(
                 self.model,
@@ -243,7 +228,7 @@ class LongContext:
                 proposer,
                 settings.knowledge_transfer(confidence),
                 settings.sampling if sampling is None else sampling,
-                draft_length(settings.candidates, self.estimates),
+                draft_length(settings.candidates, self.estimates, settings.widths),
                 limits,
                 cancelled=cancelled,
                 stats=stats,

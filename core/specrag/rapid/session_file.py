@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from specrag._files import path_of, replacing
+from specrag.engine.kv_cache import head_shape
 from specrag.engine.tensor_files import load_checked, save_checked
 from specrag.errors import InvalidInputError, NotFoundError
 from specrag.models.transformers import TransformersLM
@@ -112,10 +113,8 @@ def _session(
 
 def _shape(lm: TransformersLM, tokens: int) -> tuple[int, int, int, int]:
     """Of the keys and values of each layer: [batch, kv_heads, tokens, head_dim]."""
-    config = lm.model.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 1, int(heads), tokens, int(size)
+    heads, size = head_shape(lm.model.config)
+    return 1, heads, tokens, size
 
 
 def _check_origin(file: Path, facts: Mapping[str, str], lm: TransformersLM) -> None:

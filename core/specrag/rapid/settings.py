@@ -18,6 +18,8 @@ ProposerName = Literal["rag", "sparse", "naive", "window", "match", "hybrid", "h
 
 #: The width of REST's trees where none is given.
 REST_WIDTH = 4
+#: What ``tree_width="auto"`` chooses from.
+AUTO_WIDTHS = (1, 2, 3)
 #: η of ``transfer_strength="auto"`` at full retrieval confidence.
 AUTO_STRENGTH = 10.0
 
@@ -51,12 +53,12 @@ class RapidSettings:
             ``"triforce"``: the drafter sees what it sees with ``"window"``. It proposes to the target on its own keys
             and values of the retrieved chunks, whose tokens the whole target verifies (TriForce, arXiv 2404.11912).
         window: How many of the last tokens of the context the drafter of ``"window"`` and ``"triforce"`` sees.
-        datastore: The folder of a datastore, for ``"rest"``: ``specrag datastore build`` makes one. Other proposers
-            ignore it.
+        datastore: The folder of a datastore, for ``"rest"`` only: ``specrag datastore build`` makes one.
         tree_width: A round verifies a tree of at most ``candidates`` times ``tree_width`` tokens, and at most 63. Its
             paths have at most ``candidates`` tokens. A model drafts one path, and beside each of its candidates stand
             ``tree_width`` - 1 others; ``transfer`` must then be ``"none"``. ``None``: 4 for ``"rest"``; 1, which is no
-            tree, for others.
+            tree, for others. ``"auto"``, with ``candidates="auto"`` and a drafter: 1, 2 or 3 from round to round, as
+            measured costs and acceptance say.
         exact: At temperature 0 the text is that of decoding without candidates, also where the target rounds a pass
             over several tokens otherwise than single steps: in torch, in bfloat16 and int8. ``transfer`` must be
             ``"none"``.
@@ -74,7 +76,7 @@ class RapidSettings:
     proposer: ProposerName = "rag"
     window: int = 512
     datastore: str | None = None
-    tree_width: int | None = None
+    tree_width: int | Literal["auto"] | None = None
     exact: bool = False
     retrieval_budget: int | None = None
 
@@ -97,6 +99,10 @@ class RapidSettings:
             )
         if self.datastore is not None:
             object.__setattr__(self, "datastore", str(path_of(self.datastore)))  # paths are taken too
+            if self.proposer != "rest":
+                raise InvalidInputError(
+                    f"proposer={self.proposer!r} looks up no datastore: give proposer='rest', or leave datastore out"
+                )
         elif self.proposer == "rest":
             raise InvalidInputError(
                 "proposer='rest' looks up a datastore: give datastore=FOLDER, made by `specrag datastore build`"
@@ -107,24 +113,39 @@ class RapidSettings:
 
     @property
     def width(self) -> int:
-        """``tree_width``, or its default."""
-        return self.tree_width or (REST_WIDTH if self.proposer == "rest" else 1)
+        """``tree_width``, or its default; with ``"auto"`` that of the first round."""
+        return self.widths[0]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths that are chosen from, ascending."""
+        if self.tree_width == "auto":
+            return AUTO_WIDTHS
+        return (self.tree_width or (REST_WIDTH if self.proposer == "rest" else 1),)
 
     def _check_tree(self) -> None:
-        if self.tree_width is not None:
+        if self.tree_width == "auto":
+            if self.candidates != "auto":
+                raise InvalidInputError(
+                    f"tree_width='auto' is chosen together with candidates='auto', got {self.candidates}: give a number"
+                )
+            if self.proposer == "rest":
+                raise InvalidInputError("proposer='rest' has no tree_width='auto': give a number")
+        elif self.tree_width is not None:
             check_whole_numbers(least=1, tree_width=self.tree_width)
-        if self.width > 1 and self.proposer in ("match", "triforce"):
+        widest = self.widths[-1]
+        if widest > 1 and self.proposer in ("match", "triforce"):
             raise InvalidInputError(f"proposer={self.proposer!r} makes no trees: leave tree_width out")
-        if self.width > 1 and self.proposer != "rest" and self.transfer != "none":
+        if widest > 1 and self.proposer != "rest" and self.transfer != "none":
             raise InvalidInputError(
-                f"tree_width={self.tree_width} needs transfer='none', got {self.transfer!r}: knowledge is transferred "
-                "to single candidates only"
+                f"tree_width={self.tree_width!r} needs transfer='none', got {self.transfer!r}: knowledge is "
+                "transferred to single candidates only"
             )
         depth = MAX_CANDIDATES if self.candidates == "auto" else max(_schedule(self.candidates))
         auto = f" ('auto' takes up to {MAX_CANDIDATES})" if self.candidates == "auto" else ""
-        if (self.width > 1 or self.exact) and depth * self.width >= MAX_ROWS:
+        if (widest > 1 or self.exact) and depth * widest >= MAX_ROWS:
             raise InvalidInputError(
-                f"a tree of {depth} x {self.width} candidates is wider than the cache's room for a round, "
+                f"a tree of {depth} x {widest} candidates is wider than the cache's room for a round, "
                 f"{MAX_ROWS - 1} candidates{auto}: lower candidates or tree_width"
             )
 
