@@ -21,6 +21,7 @@ from specrag.cli.options import (
     ServerOption,
     TokenizerOption,
     VerifierOption,
+    VerifierServerOption,
     check_there,
 )
 from specrag.errors import InvalidInputError, MissingExtraError
@@ -55,6 +56,7 @@ def evaluate(
     drafter: DrafterOption = None,
     verifier: VerifierOption = None,
     server: ServerOption = None,
+    verifier_server: VerifierServerOption = None,
     tokenizer: TokenizerOption = None,
     embedder: EmbedderOption = None,
     embedder_server: EmbedderServerOption = None,
@@ -83,7 +85,7 @@ def evaluate(
         scores = _rescored_by(rescore or (), names)
         questions = _questions(data, data_format, skip, limit, retrieved=retrieve is not None)
         check_indexes(retrieve, second)
-        check_models(drafter, verifier, server, embedder, embedder_server)
+        check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             drafting, judge = load_models(
@@ -91,6 +93,7 @@ def evaluate(
                 verifier,
                 models=models,
                 server=server,
+                verifier_server=verifier_server,
                 tokenizer=tokenizer,
                 api_key=api_key,
             )
