@@ -17,6 +17,7 @@ from specrag.errors import InvalidInputError
 if TYPE_CHECKING:
     from specrag.models.base import LanguageModel, Reader
     from specrag.models.embedders import Embedder
+    from specrag.models.transformers import TransformersLM
     from specrag.speculative.pipeline import SpeculativeRAG
 
 
@@ -85,13 +86,33 @@ def load_model(
 
         return OpenAILM(name, list(server), api_key=api_key, tokenizer=tokenizer)
     from specrag.models import TransformersLM, bundled
-    from specrag.models.bundled import DRAFTING, READERS
+    from specrag.models.bundled import DRAFTING
 
-    _check_bundled(name, [one for one in DRAFTING if one not in READERS], "writes nothing")
+    check_generating([name])
     if name in DRAFTING:
         return bundled(name, folder=models)
     # The blocks of a GGUF file are read as they are on a CPU: in a quarter of the memory, and faster.
     return TransformersLM(name, quantization="gguf" if name.endswith(".gguf") and not _gpu_found() else None)
+
+
+def check_generating(names: Sequence[str]) -> None:
+    """Raise InvalidInputError where one of ``names`` is a bundled model that writes nothing, before any of them loads.
+
+    RAPID and other systems over long documents decode token by token, which a reader does not do.
+    """
+    from specrag.models.bundled import DRAFTING, READERS
+
+    for name in names:
+        _check_bundled(name, [one for one in DRAFTING if one not in READERS], "writes nothing")
+
+
+def load_generating(name: str, models: Path | None = None) -> TransformersLM:
+    """The language model ``name``, in this process."""
+    from specrag.models import TransformersLM
+
+    model = load_model(name, None, models=models)
+    assert isinstance(model, TransformersLM)  # without servers there is no other kind
+    return model
 
 
 def load_embedder(
