@@ -12,7 +12,7 @@ from specrag.evaluation.long_documents import LongDocuments
 from specrag.evaluation.long_names import LongSystem
 from specrag.evaluation.long_rows import drafter_alone, long_figures, long_table, pieces
 from specrag.evaluation.long_run import run_dialogues, run_long_systems
-from specrag.evaluation.long_systems import LongSystems
+from specrag.evaluation.long_systems import INSTRUCTION, LongSystems
 from specrag.evaluation.records import Question
 from specrag.evaluation.runs import AnswerRow, Run
 from specrag.models import Sampling
@@ -132,6 +132,13 @@ def test_a_question_with_choices_is_asked_with_them_and_judged_by_the_choice(tin
     (alone,), (chosen,) = (list(systems(["long-context"], tiny).answers(question)) for question in (plain, choice))
     assert set(chosen.metrics) == {"choice"} and set(alone.metrics) == {"contains", "exact_match", "f1"}
     assert chosen.usage["target"].prompt_tokens > alone.usage["target"].prompt_tokens
+
+
+def test_who_asks_for_a_whole_text_does_not_ask_for_a_sentence(tiny, asked):
+    summary = replace(asked[0], answers=("one of many words " * 10,))
+    (short,), (whole,) = (list(systems(["long-context"], tiny).answers(question)) for question in (asked[0], summary))
+    saved = short.usage["target"].prompt_tokens - whole.usage["target"].prompt_tokens
+    assert saved == pytest.approx(tiny.count_tokens(INSTRUCTION), abs=1) and "rouge_l" in whole.metrics
 
 
 def test_a_document_that_cannot_be_read_fails_every_system_and_turn(tiny):

@@ -28,7 +28,7 @@ from specrag.evaluation.long_names import LongSystem, long_systems
 from specrag.evaluation.long_rows import LongReading, answer_row, pieces
 from specrag.evaluation.records import Question
 from specrag.evaluation.runs import AnswerRow
-from specrag.evaluation.scoring import asked_text
+from specrag.evaluation.scoring import asked_text, has_reference
 from specrag.models.base import Sampling, Turn
 from specrag.models.embedders import Embedder
 from specrag.models.transformers import TransformersLM
@@ -54,7 +54,8 @@ class LongSystems:
         settings: What all systems share. ``proposer``, ``transfer`` and ``transfer_strength`` are the systems' own. By
             default γ = 5 and greedy decoding, so that every run gives the same texts.
         max_tokens: Of each answer.
-        instruction: Stands before each question. Retrieval does not see it.
+        instruction: Stands before each question, unless its answer is a whole text, such as a summary: then the
+            question itself says what is wanted. Retrieval does not see it.
         seed: Chooses the irrelevant chunks, together with the question's id.
         sessions: A folder where each document's reading is kept, for a run that continues or asks other systems: about
             12 kB per token for a model of 0.5B. ``None``: it is kept in memory alone, until the next document.
@@ -169,7 +170,11 @@ class LongSystems:
                     row = self._answer(system, document, question, shown)
                     text = row.text
                     yield row
-                history.append((self._instruction + asked_text(question), text))
+                history.append((self._asked(question), text))
+
+    def _asked(self, question: Question) -> str:
+        """What the models are asked."""
+        return ("" if has_reference(question) else self._instruction) + asked_text(question)
 
     def _document(self, question: Question) -> _Document | SpecRAGError:
         """The document of ``question``: the one that was read last, or another one, which is read now; or why not."""
@@ -202,7 +207,7 @@ class LongSystems:
         try:
             session = self._session(system, document, shown)
             read, start = session.prefill_seconds, time.perf_counter()
-            text = session.ask(self._instruction + asked_text(question), max_tokens=self._max_tokens, stats=stats).text
+            text = session.ask(self._asked(question), max_tokens=self._max_tokens, stats=stats).text
         except SpecRAGError as problem:
             error = str(problem)
         seconds = time.perf_counter() - start
