@@ -10,9 +10,10 @@ import torch
 from _long_context import CUDA, stretched_model
 
 from specrag.evaluation.data import Question, load
-from specrag.evaluation.long_documents import LongDocuments
+from specrag.evaluation.long_data import filler_of
 from specrag.evaluation.runs import AnswerRow
 from specrag.models import TransformersLM
+from specrag.schema import Passage
 
 DATA = Path(__file__).parent / "data"
 
@@ -32,12 +33,9 @@ def questions(count: int) -> list[Question]:
     return [*pairs, *nq[len(hotpot) :]][:count]
 
 
-def documents(lm: TransformersLM, tokens: int, seed: int = 0) -> LongDocuments:
-    """Documents of passages from both sets."""
-    passages = [
-        p for name in ("nq_dev_10_passages", "hotpotqa_dev") for q in load(DATA / f"{name}.jsonl") for p in q.passages
-    ]
-    return LongDocuments(passages, lm.count_tokens, tokens, seed=seed)
+def corpus() -> list[Passage]:
+    """Passages of both sets, to fill documents with."""
+    return filler_of([q for name in ("nq_dev_10_passages", "hotpotqa_dev") for q in load(DATA / f"{name}.jsonl")])
 
 
 class Told:

@@ -12,6 +12,8 @@ without a rejection are the target's own.
 template. With "-irrelevant", chunks of the same document that hold no answer stand in place of those that the question
 retrieves.
 
+`specrag eval DATA --documents 8192 --systems ... --target MODEL` does the same with your questions.
+
 FOLDER is a run (`specrag.evaluation.runs`): a killed run continues, and after each question every system has its row.
 `--report` prints the tables of what is there and asks nothing. Without models it runs on tiny random weights.
 """
@@ -22,9 +24,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from _systems import Told, documents, loaded, names_of, questions
+from _systems import Told, corpus, loaded, names_of, questions
 from _timing import machine
 
+from specrag.evaluation.long_data import DocumentPlan, made_documents
 from specrag.evaluation.long_rows import long_figures, long_table
 from specrag.evaluation.long_run import run_long_systems
 from specrag.evaluation.long_systems import LongSystems
@@ -98,11 +101,12 @@ def main() -> None:
     runner = LongSystems(
         args.systems, target, drafter, settings=settings, max_tokens=args.max_tokens, sessions=args.sessions
     )
-    picked, made = questions(args.questions), documents(target, args.tokens - args.max_tokens - 152)
-    asked = [q for at in range(0, len(picked), args.share) for q in made.share(picked[at : at + args.share])]
+    plan = DocumentPlan(tokens=(args.tokens,), share=args.share)
+    picked, count = questions(args.questions), target.count_tokens
+    asked = [q for group in made_documents(picked, corpus(), count, plan, max_tokens=args.max_tokens) for q in group]
     run_long_systems(
         runner, asked, args.out, source="NQ and HotpotQA dev", settings={"tokens": args.tokens, "share": args.share},
-        progress=Told(len(asked)),
+        retry=True, progress=Told(len(asked)),
     )  # fmt: skip
     return report(args.out)
 

@@ -289,12 +289,16 @@ def test_a_folder_in_the_place_of_a_result_is_said_before_models_load(docs, tmp_
         ["ask", "who?", "--docs", "docs", "--embedder-server", "http://127.0.0.1:9/v1", "--embedder", "m"],
         ["index", "docs", "--to", "index", "--embedder-server", "http://127.0.0.1:9/v1", "--embedder", "m"],
         ["questions", "docs", "--out", "made.jsonl", "--server", "http://127.0.0.1:9/v1", "--model", "m"],
+        ["eval", "data.jsonl", "--out", "run", "--verifier-server", "http://127.0.0.1:9/v1", "--verifier", "m"],
+        ["calibrate", "data.jsonl", "--out", "c.json", "--verifier-server", "http://127.0.0.1:9/v1", "--verifier", "m"],
     ],
 )
 def test_a_dead_server_is_named_before_any_model_loads(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.txt").write_text("The tower opened in 1889.")
+    row = {"question": "when?", "answers": ["1889"], "title": "Tower", "text": "The tower opened in 1889."}
+    (tmp_path / "data.jsonl").write_text("".join(f"{json.dumps(row | {'id': str(i)})}\n" for i in range(50)))
     monkeypatch.setattr(specrag.models, "bundled", lambda *args, **options: pytest.fail("a model was loaded"))
     result = run(app, command)
     assert result.exit_code == 1 and "no answer from http://127.0.0.1:9/v1" in result.output

@@ -16,7 +16,8 @@ from specrag.models.base import GenerationRequest, Turn
 from specrag.models.bundled import located
 from specrag.retrieval import PassageIndex
 from specrag.schema import Passage, Usage
-from tests.fakes import ScriptedLM
+from specrag.text import passage_text
+from tests.fakes import HashEmbedder, ScriptedLM
 
 LONG = "Ada won the race. It rained. Eve came second. The crowd went home. Ada got a cup. It was gold."
 
@@ -152,6 +153,36 @@ def test_an_index_can_be_the_second_retriever(minilm):
     rag = corrective({"Ada won the race": 0.9}, second=index)
     assert rag.answer("who won the race", []).text == "Ada"
     assert "Ada won the race in 1890." in rag.model.prompts[0] and "Bread" not in rag.model.prompts[0]
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "given", "message"),
+    [
+        ("model", {"lower": -0.99, "upper": 0.59}, r"lower=-0.99 is outside the grades of LMEvaluator, .* \[0, 1\]"),
+        ("embedder", {"upper": 1.2}, r"upper=1.2 is outside the grades of SimilarityEvaluator, .* \[-1, 1\]"),
+        ("embedder", {"strip_threshold": -2}, "strip_threshold=-2 is outside the grades of SimilarityEvaluator"),
+        ("embedder", {"lower": 0.7}, "lower must be at most upper, got lower=0.7 and upper=0.64"),
+    ],
+)
+def test_a_threshold_that_its_evaluator_never_reaches_is_refused(evaluator, given, message):
+    with pytest.raises(InvalidInputError, match=message):
+        CorrectiveRAG(model=Model(), evaluator={"model": None, "embedder": HashEmbedder()}[evaluator], **given)
+
+
+def test_a_users_own_evaluator_may_grade_on_any_scale():
+    rag = corrective({"Ada": 7.0}, lower=-3.0, upper=5.0)
+    assert "corrective RAG takes the passages as correct" in rag.answer("who won", ["Ada won."]).notes
+
+
+def test_by_default_similarity_tells_a_passage_that_answers_from_the_nearest_others(minilm, questions):
+    evaluator = SimilarityEvaluator(minilm)
+    lower, upper = CorrectiveRAG(model=Model(), evaluator=evaluator).thresholds
+    assert (lower, upper) == evaluator.thresholds
+    question = next(question for question in questions if question.gold)
+    (gold,) = question.gold
+    graded = minilm.embed([question.question, *map(passage_text, question.passages)])
+    grades = list(map(float, graded[1:] @ graded[0]))
+    assert action_for(grades, lower, upper) == "correct" and grades[gold] > upper
 
 
 # --- evaluators -------------------------------------------------------------------------------------------

@@ -113,6 +113,13 @@ def test_the_measure_fits_the_question():
     assert measured(choice, "B", abstained=False) == (True, {"choice": 1.0})
 
 
+def test_an_answer_that_is_a_whole_text_is_compared_by_rouge_too():
+    summary = replace(RACE, answers=(" ".join(f"word{i}" for i in range(30)),))
+    _, metrics = measured(summary, " ".join(f"word{i}" for i in range(0, 30, 2)), abstained=False)
+    assert metrics["rouge_l"] == pytest.approx(2 / 3) and metrics["contains"] == 0.0
+    assert "rouge_l" not in measured(RACE, "Ada", abstained=False)[1]
+
+
 @pytest.mark.parametrize(
     ("questions", "said"),
     [

@@ -9,9 +9,11 @@ import pytest
 from specrag.errors import InvalidInputError
 from specrag.evaluation.data import load_questions
 from specrag.evaluation.long_documents import LongDocuments
+from specrag.evaluation.long_names import LongSystem
 from specrag.evaluation.long_rows import drafter_alone, long_figures, long_table, pieces
 from specrag.evaluation.long_run import run_dialogues, run_long_systems
-from specrag.evaluation.long_systems import LongSystem, LongSystems
+from specrag.evaluation.long_systems import INSTRUCTION, LongSystems
+from specrag.evaluation.records import Question
 from specrag.evaluation.runs import AnswerRow, Run
 from specrag.models import Sampling
 from specrag.rapid import LongContext, RapidSettings, RapidStats
@@ -125,6 +127,29 @@ def test_a_system_that_fails_has_a_row_and_the_others_go_on(tiny, asked):
     rows = list(systems(["rapid-self-5", "magicdec-self"], tiny, settings=settings).answers(asked[0]))
     assert "retrieval budget" in rows[0].error and not rows[0].right and not rows[0].text
     assert rows[1].error is None and rows[1].text
+
+
+def test_a_question_with_choices_is_asked_with_them_and_judged_by_the_choice(tiny, asked):
+    plain = asked[0]
+    choice = replace(plain, choices=("one", "two"), correct=(1,), answers=("two",))
+    (alone,), (chosen,) = (list(systems(["long-context"], tiny).answers(question)) for question in (plain, choice))
+    assert set(chosen.metrics) == {"choice"} and set(alone.metrics) == {"contains", "exact_match", "f1"}
+    assert chosen.usage["target"].prompt_tokens > alone.usage["target"].prompt_tokens
+
+
+def test_who_asks_for_a_whole_text_does_not_ask_for_a_sentence(tiny, asked):
+    summary = replace(asked[0], answers=("one of many words " * 10,))
+    (short,), (whole,) = (list(systems(["long-context"], tiny).answers(question)) for question in (asked[0], summary))
+    saved = short.usage["target"].prompt_tokens - whole.usage["target"].prompt_tokens
+    assert saved == pytest.approx(tiny.count_tokens(INSTRUCTION), abs=1) and "rouge_l" in whole.metrics
+
+
+def test_a_document_that_cannot_be_read_fails_every_system_and_turn(tiny):
+    long = Question("q", "who?", ("Ada",), context="Ada won. " * 4000)
+    runner = systems(["long-context", "rag"], tiny)
+    rows = [*runner.answers(long), *runner.dialogue([long, replace(long, id="q2")], {("rag", "q"): "Ada"})]
+    assert [row.key for row in rows[2:]] == [("long-context", "q"), ("long-context", "q2"), ("rag", "q2")]
+    assert all("8192 positions" in row.error for row in rows)
 
 
 def test_a_question_without_a_document_is_refused(tiny, asked):

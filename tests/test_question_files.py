@@ -47,6 +47,38 @@ def test_own_rows_may_come_without_passages_or_answers(tmp_path):
         load_questions(file)
 
 
+def test_a_document_is_a_file_beside_the_data(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "race.html").write_text("<p>Ada won.</p><p>Eve lost.</p>")
+    row = {"question": "q", "answers": ["a"], "document": "texts/race.html"}
+    (question,) = load(written(tmp_path, [row]))
+    assert "Ada won." in question.context and "<p>" not in question.context
+    assert "document" not in question.metadata
+    (tmp_path / "texts" / "race.html").write_text("<p>Eve won the second race.</p>")
+    assert "second race" in load(tmp_path / "data.jsonl")[0].context
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"document": "nowhere.txt"},
+            "line 1: expected 'document' to be the path of a file that can .*nowhere",
+        ),
+        ({"document": "empty.txt"}, "line 1: expected .*holds none"),
+        ({"document": "image.png"}, "line 1: expected 'document' to be the path of a file that can be read"),
+        ({"document": "full.txt", "context": "text"}, "not both"),
+        ({"document": 3}, "'document' to be a text, got 3"),
+    ],
+)
+def test_a_document_that_cannot_be_read_is_named_with_its_line(tmp_path, changes, message):
+    (tmp_path / "empty.txt").write_text(" ")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    (tmp_path / "full.txt").write_text("text")
+    with pytest.raises(InvalidInputError, match=message):
+        load(written(tmp_path, [{"question": "q", "answers": ["a"]} | changes]))
+
+
 def test_gold_passages_may_be_marked_in_place(tmp_path):
     passages = [{"text": "a", "gold": False}, {"text": "b", "gold": True, "rank": 3}, {"text": "c"}]
     row = {"question": "q", "answers": ["a"], "passages": passages}

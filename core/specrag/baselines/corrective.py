@@ -41,14 +41,17 @@ class CorrectiveRAG(Streaming):
     second retriever finds ("incorrect"), or of both ("ambiguous").
 
     What differs from the paper: the evaluator is not a T5 that was fine-tuned for it, so the thresholds are on another
-    scale. The second retriever is any callable or index, not a web search with rewritten queries; rewrite the question
-    inside the callable. Without one, "incorrect" is an abstention. The prompt is standard RAG's.
+    scale (the authors' code has 0.592 and -0.995 for PopQA). The second retriever is any callable or index, not a web
+    search with rewritten queries; rewrite the question inside the callable. Without one, "incorrect" is an abstention.
+    The prompt is standard RAG's.
 
     Args:
         model: Reads what is kept and answers.
         evaluator: A ``PassageEvaluator``, a language model (P(yes) of a graded prompt), or an embedder (similarity). By
             default ``model``.
-        upper, lower: The two thresholds, on the evaluator's scale; by default the evaluator's own.
+        upper, lower: The two thresholds of the best passage's grade, on the evaluator's scale; by default the
+            evaluator's own (``PassageEvaluator.thresholds``). Above ``upper``, the action is "correct"; at ``lower`` or
+            below, "incorrect".
         second: A second retriever: a callable from the question to passages (also asynchronous), or an index with
             ``search(question, count)``.
         strip_sentences: Sentences of a strip. A passage with at most two is one strip.
@@ -80,14 +83,25 @@ class CorrectiveRAG(Streaming):
         check_count(strip_sentences=self.strip_sentences, strips=self.strips)
         check_numbers(upper=self.upper, lower=self.lower, strip_threshold=self.strip_threshold)
         object.__setattr__(self, "_evaluator", as_evaluator(self.evaluator, self.model))
-        lower, upper = self.thresholds
-        if not lower <= upper:
-            raise InvalidInputError(f"lower must be at most upper, got lower={lower} and upper={upper}")
+        self._check_thresholds()
         if self.second is not None and not (callable(self.second) or hasattr(self.second, "search")):
             raise InvalidInputError(
                 "second must be a callable from the question to passages, or an index with search(question, count); "
                 f"got {kind_of(self.second)}"
             )
+
+    def _check_thresholds(self) -> None:
+        lower, upper = self.thresholds
+        if not lower <= upper:
+            raise InvalidInputError(f"lower must be at most upper, got lower={lower} and upper={upper}")
+        least, most = self._evaluator.scale
+        given = {"lower": lower, "upper": upper, "strip_threshold": self.strip_threshold}
+        for name, value in given.items():
+            if value is not None and not least <= value <= most:
+                raise InvalidInputError(
+                    f"{name}={value} is outside the grades of {kind_of(self._evaluator)}, which are in "
+                    f"[{least:g}, {most:g}]"
+                )
 
     @property
     def texts(self) -> Prompts:

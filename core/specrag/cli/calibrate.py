@@ -19,6 +19,7 @@ from specrag.cli.options import (
     ServerOption,
     TokenizerOption,
     VerifierOption,
+    VerifierServerOption,
     check_there,
 )
 from specrag.errors import InvalidInputError
@@ -32,6 +33,7 @@ def calibrate(
     drafter: DrafterOption = None,
     verifier: VerifierOption = None,
     server: ServerOption = None,
+    verifier_server: VerifierServerOption = None,
     tokenizer: TokenizerOption = None,
     embedder: EmbedderOption = None,
     embedder_server: EmbedderServerOption = None,
@@ -53,11 +55,18 @@ def calibrate(
         records = load_questions(data)[:count]
         if len(records) < LEAST_QUESTIONS:
             raise InvalidInputError(f"a calibration needs at least {LEAST_QUESTIONS} questions, got {len(records)}")
-        check_models(drafter, verifier, server, embedder, embedder_server)
+        check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
         with working("loading models"):
             used = load_embedder(embedder, embedder_server, api_key, models=models)
             rag = load_pipeline(
-                drafter, verifier, models=models, server=server, tokenizer=tokenizer, api_key=api_key, embedder=used
+                drafter,
+                verifier,
+                models=models,
+                server=server,
+                verifier_server=verifier_server,
+                tokenizer=tokenizer,
+                api_key=api_key,
+                embedder=used,
             )
         with counting("asking") as progress:
             examples = calibration_examples(rag, records, progress=progress)

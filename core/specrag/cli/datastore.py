@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from specrag.cli.console import failures_reported, out, show_notes, working
-from specrag.cli.loading import check_writes
+from specrag.cli.loading import check_generating
 from specrag.cli.options import ModelsOption, check_there
 
 app = typer.Typer(no_args_is_help=True, help="Datastores: texts from which RAPID copies candidates (proposer rest).")
@@ -40,7 +40,7 @@ def build(
         for path in texts:
             check_there(path)
         Datastore.check_target(to)
-        check_writes(model)
+        check_generating([model])
         base = ADAPTERS.get(model, model)
         tokenizer = load_tokenizer(located(base, models) if base in BUNDLED else model)
         notes: list[str] = []

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from specrag.cli.console import counting, err, failures_reported, out, working
-from specrag.cli.loading import check_models, load_embedder, load_models
+from specrag.cli.console import err, failures_reported, out
+from specrag.cli.evaluate_long import MAX_TOKENS, LongRun, check_options, plan_of
+from specrag.cli.evaluate_passages import PassagesRun
 from specrag.cli.options import (
     ApiKeyOption,
     DrafterOption,
@@ -21,6 +21,7 @@ from specrag.cli.options import (
     ServerOption,
     TokenizerOption,
     VerifierOption,
+    VerifierServerOption,
     check_there,
 )
 from specrag.errors import InvalidInputError, MissingExtraError
@@ -28,15 +29,24 @@ from specrag.errors import InvalidInputError, MissingExtraError
 if TYPE_CHECKING:
     from specrag.evaluation.records import Question
     from specrag.evaluation.runs import Run
-    from specrag.models.embedders import Embedder
-    from specrag.retrieval import PassageIndex
     from specrag.schema import ScoreName
 
 # The names of `specrag.evaluation.systems.SYSTEMS`, which loads too much for `specrag --help`.
 NAMES = "standard, corrective, self-reflective, drafter, extractive-pair, speculative"
 SystemsOption = Annotated[
     str,
-    typer.Option(help=f"With commas: {NAMES}. Settings follow a name, as in speculative:subsets=random,drafts=10."),
+    typer.Option(
+        help=f"With commas: {NAMES}; or, over long documents, long-context, rag, naive-sd-self, magicdec-self, "
+        "rapid-self-10, ... Settings follow a name, as in speculative:subsets=random,drafts=10."
+    ),
+]
+DocumentsOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Over long documents: make documents of so many tokens, with question and answer, of the data's "
+        "passages. Repeat for several lengths. By default, each question has its own document.",
+    ),
 ]
 
 RescoreOption = Annotated[
@@ -55,6 +65,7 @@ def evaluate(
     drafter: DrafterOption = None,
     verifier: VerifierOption = None,
     server: ServerOption = None,
+    verifier_server: VerifierServerOption = None,
     tokenizer: TokenizerOption = None,
     embedder: EmbedderOption = None,
     embedder_server: EmbedderServerOption = None,
@@ -69,79 +80,104 @@ def evaluate(
     second: Annotated[Path | None, typer.Option(help="Another index: the second retriever of corrective RAG.")] = None,
     retry: Annotated[bool, typer.Option(help="Ask again what failed in an earlier run.")] = False,
     rescore: RescoreOption = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Over long documents: the model that reads them (folder, .gguf file, hub id or bundled)."),
+    ] = None,
+    documents: DocumentsOption = None,
+    depth: Annotated[
+        str | None, typer.Option(help="Where the evidence stands in a document that is made: 0 to 1, or random.")
+    ] = None,
+    share: Annotated[int | None, typer.Option(min=1, help="How many questions share a document that is made.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help=f"Of an answer over a long document; {MAX_TOKENS}.")
+    ] = None,
+    sessions: Annotated[
+        Path | None, typer.Option(help="Over long documents: keep what was read here, for a run that goes on.")
+    ] = None,
     seed: int = 0,
     models: ModelsOption = None,
 ) -> None:
     """Measure systems side by side, on your questions or on a benchmark's."""
     with failures_reported():
-        from specrag.evaluation.run import evaluate as run_all
-        from specrag.evaluation.systems import Parts, build, check_names, split_names
-        from specrag.models.bundled import DEFAULT_DRAFTER
+        from specrag.evaluation.long_names import over_documents
+        from specrag.evaluation.systems import split_names
 
         names = split_names(systems)
-        check_names(names)
+        long = over_documents(names)
+        check_options(
+            over_documents=long,
+            passages={
+                "--verifier": verifier,
+                "--server": server,
+                "--verifier-server": verifier_server,
+                "--tokenizer": tokenizer,
+                "--retrieve": retrieve,
+                "--second": second,
+                "--rescore": rescore,
+            },
+            documents={
+                "--target": target,
+                "--documents": documents,
+                "--depth": depth,
+                "--share": share,
+                "--max-tokens": max_tokens,
+                "--sessions": sessions,
+            },
+        )
         scores = _rescored_by(rescore or (), names)
-        questions = _questions(data, data_format, skip, limit, retrieved=retrieve is not None)
-        check_indexes(retrieve, second)
-        check_models(drafter, verifier, server, embedder, embedder_server)
-        with working("loading models"):
-            used = load_embedder(embedder, embedder_server, api_key, models=models)
-            drafting, judge = load_models(
-                drafter or (DEFAULT_DRAFTER,),
-                verifier,
-                models=models,
-                server=server,
-                tokenizer=tokenizer,
-                api_key=api_key,
+        plan = plan_of(documents, depth, share, seed)
+        questions, known = _questions(data, data_format, skip, limit, whole=plan is not None)
+        common: dict[str, Any] = {
+            "names": names,
+            "data": data,
+            "questions": questions,
+            "drafters": drafter or (),
+            "embedder": embedder,
+            "embedder_server": embedder_server,
+            "api_key": api_key,
+            "models": models,
+            "seed": seed,
+            "retry": retry,
+        }
+        made = (
+            LongRun(
+                **common,
+                corpus=known,
+                plan=plan,
+                target=str(target),
+                max_tokens=max_tokens or MAX_TOKENS,
+                sessions=sessions,
             )
-            other = _index(second, used) if second else None
-            parts = Parts(drafter=drafting, verifier=judge, embedder=used, second=other, settings={"seed": seed})
-            entries = build(names, parts)
-        if retrieve is not None:
-            questions = _retrieved(questions, retrieve, used, top)
-        with counting("asking") as progress:
-            run = run_all(entries, questions, output, source=str(data), retry=retry, progress=progress)
-        failed = report(run, scores)
+            if long
+            else PassagesRun(
+                **common,
+                verifier=verifier,
+                server=server,
+                verifier_server=verifier_server,
+                tokenizer=tokenizer,
+                retrieve=retrieve,
+                top=top,
+                second=second,
+            )
+        )
+        made.check()
+        failed = report(made.ask(output), scores)
     raise typer.Exit(1 if failed else 0)
 
 
-def _questions(data: Path, data_format: str, skip: int, limit: int | None, *, retrieved: bool) -> Sequence[Question]:
-    """The questions to ask, checked before any model is loaded."""
+def _questions(
+    data: Path, data_format: str, skip: int, limit: int | None, *, whole: bool = False
+) -> tuple[Sequence[Question], Sequence[Question]]:
+    """The questions to ask; and those that were read, with ``whole`` all of the data."""
     from specrag.evaluation.data import load
-    from specrag.evaluation.scoring import check_questions
 
     check_there(data)
-    loaded = load(data, data_format, limit=None if limit is None else skip + limit)
-    if skip >= len(loaded):
-        raise InvalidInputError(f"--skip {skip} leaves no question: {data} has {len(loaded)}")
-    questions = loaded[skip:]
-    check_questions(questions, passages=not retrieved)
-    return questions
-
-
-def check_indexes(*folders: Path | None) -> None:
-    """Raise InvalidInputError where one of ``folders`` holds no index."""
-    from specrag.retrieval import PassageIndex
-
-    for folder in folders:
-        if folder is not None and not PassageIndex.is_saved_at(folder):
-            raise InvalidInputError(f"no index at {folder}: make one with `specrag index`")
-
-
-def _index(folder: Path, embedder: Embedder) -> PassageIndex:
-    from specrag.retrieval import PassageIndex
-
-    return PassageIndex.load(folder, embedder)
-
-
-def _retrieved(questions: Sequence[Question], folder: Path, embedder: Embedder, top: int) -> Sequence[Question]:
-    from specrag.evaluation.data import with_retrieved
-
-    index = _index(folder, embedder)
-    with working("retrieving"):
-        found = with_retrieved(questions, lambda question: index.search(question, top))
-    # A passage's vector would not be written with the question: what is asked later shall be what is asked now.
-    return [replace(q, passages=tuple(replace(p, embedding=None) for p in q.passages)) for q in found]
+    end = None if limit is None else skip + limit
+    read = load(data, data_format, limit=None if whole else end)
+    if skip >= len(read):
+        raise InvalidInputError(f"--skip {skip} leaves no question: {data} has {len(read)}")
+    return read[skip:end], read
 
 
 def _rescored_by(given: Sequence[str], names: Sequence[str]) -> list[tuple[ScoreName, ...]]:
@@ -165,7 +201,7 @@ def report(run: Run, scores: Sequence[Sequence[ScoreName]] = ()) -> bool:
         scores: The drafts of each speculative system are chosen by each of these once more.
     """
     from specrag.evaluation.page import write_page
-    from specrag.evaluation.report import plot, summary_tables
+    from specrag.evaluation.report import decoding_table, plot, plot_lengths, summary_tables
     from specrag.evaluation.rescoring import with_rescored
     from specrag.evaluation.summary import summarize
 
@@ -179,11 +215,16 @@ def report(run: Run, scores: Sequence[Sequence[ScoreName]] = ()) -> bool:
     summary = summarize(more)
     for table in summary_tables(summary):
         out.print(table)
-    for pair in summary.comparisons:
-        out.print(escape(str(pair)), highlight=False, style="dim" if pair.noise else "")
+    if any(row.rapid is not None for row in run.answers):
+        from specrag.evaluation.long_rows import long_figures  # which loads torch
+
+        out.print(decoding_table(list(long_figures(run.answers, [one.system for one in summary.systems]))))
+    else:
+        for pair in summary.comparisons:
+            out.print(escape(str(pair)), highlight=False, style="dim" if pair.noise else "")
     written = [summary.save(run.folder), write_page(run.folder, summarize(run) if scores else summary)]
     try:
-        written += plot(summary, run.folder)
+        written += plot(summary, run.folder) + plot_lengths(run.answers, run.folder)
     except MissingExtraError as error:
         err.print(f"[yellow]note:[/] no plots: {escape(str(error))}", highlight=False)
     failed = [row for row in run.answers if row.error is not None]

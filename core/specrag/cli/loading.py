@@ -17,6 +17,7 @@ from specrag.errors import InvalidInputError
 if TYPE_CHECKING:
     from specrag.models.base import LanguageModel, Reader
     from specrag.models.embedders import Embedder
+    from specrag.models.transformers import TransformersLM
     from specrag.speculative.pipeline import SpeculativeRAG
 
 
@@ -87,18 +88,28 @@ def load_model(
     from specrag.models import TransformersLM, bundled
     from specrag.models.bundled import DRAFTING
 
-    check_writes(name)
+    check_generating([name])
     if name in DRAFTING:
         return bundled(name, folder=models)
     # The blocks of a GGUF file are read as they are on a CPU: in a quarter of the memory, and faster.
     return TransformersLM(name, quantization="gguf" if name.endswith(".gguf") and not _gpu_found() else None)
 
 
-def check_writes(name: str) -> None:
-    """Raise InvalidInputError where ``name`` is that of a bundled model that writes no text."""
+def check_generating(names: Sequence[str]) -> None:
+    """Raise InvalidInputError where one of ``names`` is that of a bundled model that writes no text."""
     from specrag.models.bundled import DRAFTING, READERS
 
-    _check_bundled(name, [one for one in DRAFTING if one not in READERS], "writes nothing")
+    for name in names:
+        _check_bundled(name, [one for one in DRAFTING if one not in READERS], "writes nothing")
+
+
+def load_generating(name: str, models: Path | None = None) -> TransformersLM:
+    """The language model ``name``, in this process."""
+    from specrag.models import TransformersLM
+
+    model = load_model(name, None, models=models)
+    assert isinstance(model, TransformersLM)  # without servers there is no other kind
+    return model
 
 
 def load_embedder(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,7 +71,8 @@ class LongDocuments:
         """The question with a document of its own.
 
         Args:
-            question: Its gold passages, in their order, are the evidence; they stand together.
+            question: Its gold passages, in their order, are the evidence; they stand together. A dialogue may have
+                none: then its document holds other texts alone.
             depth: Where they stand, from 0 to 1. None: a random depth.
 
         Returns:
@@ -124,7 +125,7 @@ class LongDocuments:
         left = self.tokens - sum(self._size(passage) for passage in itertools.chain.from_iterable(evidence))
         if left < 0:
             raise self._too_long(self.tokens - left)
-        answers = [answer for question in questions for answer in question.answers]
+        answers = [answer for question in questions for answer in _known(question)]
         own = {passage_text(passage) for passage in itertools.chain.from_iterable(evidence)}
         order = random.permutation(len(self._corpus)).tolist()
         rounds = itertools.repeat(order) if self._repeat else [order]
@@ -187,8 +188,15 @@ class _Part:
     owner: int | None
 
 
+def _known(question: Question) -> Iterator[str]:
+    """What gives the answer away: the answers; of a dialogue, those of its turns, and the replies."""
+    yield from question.answers
+    for turn in question.turns:
+        yield from (*turn.answers, turn.reply)
+
+
 def _evidence(question: Question) -> tuple[Passage, ...]:
-    if not question.gold:
+    if not question.gold and not question.turns:  # what is asked in a dialogue may need no document
         raise InvalidInputError(f"question {question.id!r} has no gold passage to put into a long document")
     return tuple(question.passages[at] for at in question.gold)
 

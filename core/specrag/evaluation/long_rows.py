@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from specrag.evaluation.metrics import contains_answer, exact_match, f1
 from specrag.evaluation.records import Question
 from specrag.evaluation.runs import AnswerRow
+from specrag.evaluation.scoring import measured
 from specrag.evaluation.statistics import mcnemar, wilson_interval
 from specrag.models.tokenization import IncrementalDecoder
 from specrag.rapid.decoding import RapidStats, TracedRound
@@ -65,6 +65,7 @@ class LongReading:
         drafter_seconds: The drafter's own reading; shared by the systems with the same drafter and context.
         drafter_tokens: Tokens of the context that the drafter saw.
         holds_answer: Whether the retrieved context holds an answer.
+        document_tokens: Tokens of the document.
     """
 
     prefill_seconds: float
@@ -72,6 +73,7 @@ class LongReading:
     drafter_seconds: float = 0.0
     drafter_tokens: int = 0
     holds_answer: bool = False
+    document_tokens: int = 0
 
 
 def answer_row(
@@ -91,7 +93,7 @@ def answer_row(
     ``first_token_seconds`` (the retrieval and the question's reading, which come before it), and the fields of
     ``LongReading``.
     """
-    contains = contains_answer(text, question.answers)
+    right, metrics = measured(question, text, abstained=False)
     usage = {"target": Usage(stats.prompt_tokens, stats.tokens)}
     if stats.candidates:
         usage["drafter"] = Usage(reading.drafter_tokens, stats.candidates)
@@ -99,12 +101,8 @@ def answer_row(
         system=system,
         id=question.id,
         text=text,
-        right=contains and error is None,
-        metrics={
-            "contains": float(contains),
-            "exact_match": float(exact_match(text, question.answers)),
-            "f1": f1(text, question.answers),
-        },
+        right=right and error is None,
+        metrics=metrics,
         seconds=seconds,
         timings={
             "question": stats.prefill_seconds,
@@ -136,6 +134,7 @@ def _details(question: Question, stats: RapidStats, reading: LongReading, made: 
         "first_token_seconds": reading.retrieval_seconds + stats.first_token_seconds,
         "decode_seconds": decoding,
         "drafter_tokens": reading.drafter_tokens,
+        "document_tokens": reading.document_tokens,
         "retrieved_holds_answer": reading.holds_answer,
         "depth": question.metadata.get("depth"),
         "finish": stats.finish,
@@ -232,6 +231,7 @@ def drafter_alone(name: str) -> str | None:
 
     A drafter with an irrelevant context is compared with the one that reads the same.
     """
+    name = name.partition(":")[0]
     plain = name.removesuffix("-irrelevant")
     if not plain.startswith(("rapid-", "hybrid-")):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,7 +11,9 @@ from typing import Any
 
 from specrag.evaluation.long_systems import LongSystems
 from specrag.evaluation.records import Question, require
-from specrag.evaluation.runs import AnswerLog, AnswerRow, RunInfo, writing_run
+from specrag.evaluation.run import versions
+from specrag.evaluation.runs import AnswerLog, AnswerRow, Key, RunInfo, writing_run
+from specrag.evaluation.scoring import check_questions
 
 #: Called after each row, with the row, the number of questions that are done, and the seconds that are left.
 Progress = Callable[[AnswerRow, int, float | None], None]
@@ -23,6 +26,7 @@ def run_long_systems(
     *,
     source: str = "",
     settings: dict[str, Any] | None = None,
+    retry: bool = False,
     progress: Progress | None = None,
 ) -> list[AnswerRow]:
     """Every system's answer to every question, in ``folder``; what is there already is not asked again.
@@ -36,6 +40,7 @@ def run_long_systems(
         folder: Of the run (``specrag.evaluation.runs``).
         source: Where the questions came from, for ``run.json``.
         settings: What else changes the answers, for ``run.json``.
+        retry: Ask again what failed in an earlier process.
         progress: Told of each row.
 
     Returns:
@@ -46,10 +51,11 @@ def run_long_systems(
     """
     names = [system.name for system in runner.systems]
     with _opened(runner, questions, folder, source, settings) as log:
-        waiting = [q for q in questions if any((name, q.id) not in log.done for name in names)]
+        known = _texts(log, retry)
+        waiting = [q for q in questions if any((name, q.id) not in known for name in names)]
         began = time.monotonic()
         for asked, question in enumerate(waiting):
-            done = [name for name in names if (name, question.id) in log.done and not log.done[name, question.id].error]
+            done = [name for name in names if (name, question.id) in known]
             left = None if not asked else (time.monotonic() - began) / asked * (len(waiting) - asked)
             for row in runner.answers(question, done):
                 log.append(row)
@@ -65,6 +71,7 @@ def run_dialogues(
     *,
     source: str = "",
     settings: dict[str, Any] | None = None,
+    retry: bool = False,
     progress: Progress | None = None,
 ) -> list[AnswerRow]:
     """As ``run_long_systems``, for questions that follow one another: each dialogue is over one document.
@@ -75,17 +82,22 @@ def run_dialogues(
     names = [system.name for system in runner.systems]
     questions = [question for dialogue in dialogues for question in dialogue]
     with _opened(runner, questions, folder, source, settings) as log:
+        known, place = _texts(log, retry), {question.id: at for at, question in enumerate(questions)}
         began, made, total = time.monotonic(), 0, len(questions) * len(names)
-        before = sum(row.system in names for row in log.done.values())
+        before = sum(key in known for key in itertools.product(names, place))
         for dialogue in dialogues:
-            known = {key: row.text for key, row in log.done.items() if row.error is None}
             for row in runner.dialogue(dialogue, known):
                 log.append(row)
                 made += 1
                 if progress is not None:
                     left = (time.monotonic() - began) / made * (total - before - made)
-                    progress(row, [question.id for question in questions].index(row.id), left)
+                    progress(row, place[row.id], left)
         return [row for row in log.done.values() if row.system in names]
+
+
+def _texts(log: AnswerLog, retry: bool) -> dict[Key, str]:
+    """The answers that are there; with ``retry``, without those that failed."""
+    return {key: row.text for key, row in log.done.items() if row.error is None or not retry}
 
 
 def _opened(
@@ -95,5 +107,7 @@ def _opened(
     source: str,
     settings: dict[str, Any] | None,
 ) -> AbstractContextManager[AnswerLog]:
-    require(questions, answers=True, context=True)
-    return writing_run(folder, RunInfo.about(questions, runner.describe(), source=source, settings=settings), questions)
+    require(questions, context=True)
+    check_questions(questions, passages=False)
+    info = RunInfo.about(questions, runner.describe(), source=source, settings=settings, versions=versions())
+    return writing_run(folder, info, questions)

@@ -1,20 +1,19 @@
 """Ways to answer from one long document, side by side: RAPID and what it is measured against.
 
-All of them share the target's reading of a document, and what a drafter has read of it. The names follow the main
-table of the paper (Chen et al., arXiv 2502.20330); ``LongSystem.named`` lists them.
+All of them share the target's reading of a document, and what a drafter has read of it. ``LongSystem.named`` lists
+them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +24,11 @@ require("torch", "local", "long-context systems")
 
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.evaluation.long_documents import holds_answer
+from specrag.evaluation.long_names import LongSystem, long_systems
 from specrag.evaluation.long_rows import LongReading, answer_row, pieces
 from specrag.evaluation.records import Question
 from specrag.evaluation.runs import AnswerRow
+from specrag.evaluation.scoring import asked_text, has_reference
 from specrag.models.base import Sampling, Turn
 from specrag.models.embedders import Embedder
 from specrag.models.transformers import TransformersLM
@@ -36,88 +37,10 @@ from specrag.rapid.chunks import CHUNK_TOKENS, Chunks, Retrieved
 from specrag.rapid.compatibility import fingerprint
 from specrag.rapid.prompt import PromptTokens, document_prompt
 from specrag.rapid.proposing import DrafterCaches
-from specrag.rapid.settings import ProposerName
 from specrag.schema import Passage
 
 #: The instruction before each question. The answer is a sentence, as RAPID's first token is the target's own.
 INSTRUCTION = "Answer the question from the text above in one short sentence.\n\n"
-_PROPOSERS = {"rapid": "rag", "naive-sd": "naive", "magicdec": "window"} | {p: p for p in get_args(ProposerName)}
-_FORMS = (
-    "long-context, long-context-upward, rag, rag-upward, PROPOSER-self and PROPOSER-upward (lossless), "
-    "PROPOSER-self-ETA and PROPOSER-upward-ETA (with transfer), and any but the first two with -irrelevant; "
-    f"PROPOSER is one of {', '.join(_PROPOSERS)}"
-)
-_SPECULATIVE = re.compile(
-    rf"({'|'.join(sorted(_PROPOSERS, key=len, reverse=True))})-(self|upward)(?:-(\d+(?:\.\d+)?))?"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LongSystem:
-    """One way to answer a question about a long document. ``named`` makes it.
-
-    Attributes:
-        name: As ``named`` takes it.
-        proposer: Where candidates come from; ``None``: a model decodes alone.
-        retrieved: Without a proposer: the model reads the retrieved chunks only ("RAG").
-        upward: The other model drafts, or answers where there is no proposer; otherwise the target does.
-        strength: η; ``None``: lossless.
-        irrelevant: In place of what the question retrieves stand chunks of the document that hold no answer.
-    """
-
-    name: str
-    proposer: ProposerName | None = None
-    retrieved: bool = False
-    upward: bool = False
-    strength: float | None = None
-    irrelevant: bool = False
-
-    @classmethod
-    def named(cls, name: str) -> LongSystem:
-        """The system of that name.
-
-        - ``long-context``: the target reads the document and decodes alone; ``long-context-upward``: the other model.
-        - ``rag``: the target reads the retrieved chunks only; ``rag-upward``: the other model does.
-        - ``naive-sd-self``, ``magicdec-self``, ``match-self``, ...: lossless speculative decoding. Any proposer of
-          ``RapidSettings`` is a name; ``naive-sd`` is ``naive``, ``magicdec`` is ``window``, ``rapid`` is ``rag``.
-        - ``rapid-self-10``, ``rapid-upward-40``, ``hybrid-self-5``, ...: with knowledge transfer, η at the end.
-        - ``-irrelevant`` at the end: the paper's robustness test.
-
-        Raises:
-            InvalidInputError: There is no such system; the message lists the forms.
-        """
-        plain = name.removesuffix("-irrelevant")
-        irrelevant = plain != name
-        if plain in ("long-context", "long-context-upward") and not irrelevant:
-            return cls(name=name, upward=plain.endswith("upward"))
-        if plain in ("rag", "rag-upward"):
-            return cls(name=name, retrieved=True, upward=plain.endswith("upward"), irrelevant=irrelevant)
-        found = _SPECULATIVE.fullmatch(plain)
-        if found is None:
-            raise InvalidInputError(f"unknown system {name!r}: expected {_FORMS}")
-        proposer, drafter, strength = found.groups()
-        return cls(
-            name=name,
-            proposer=_PROPOSERS[proposer],  # type: ignore[arg-type]
-            upward=drafter == "upward",
-            strength=None if strength is None else float(strength),
-            irrelevant=irrelevant,
-        )
-
-    @property
-    def reading(self) -> tuple[str, bool, bool]:
-        """What its drafter reads; systems with the same share the reading."""
-        return ("rag" if self.proposer == "hybrid" else self.proposer or ""), self.upward, self.irrelevant
-
-    def settings(self, common: RapidSettings) -> RapidSettings:
-        """The settings of its generator."""
-        if self.proposer != "rest":
-            common = replace(common, proposer=self.proposer or "rag", datastore=None)
-        if self.proposer is None:
-            return replace(common, candidates=0, transfer="none")
-        if self.strength is None:
-            return replace(common, proposer=self.proposer, transfer="none")
-        return replace(common, proposer=self.proposer, transfer="rapid", transfer_strength=self.strength)
 
 
 class LongSystems:
@@ -132,7 +55,8 @@ class LongSystems:
             datastore is used by ``rest`` alone. By default γ = 5 and greedy decoding, so that every run gives the same
             texts.
         max_tokens: Of each answer.
-        instruction: Stands before each question. Retrieval does not see it.
+        instruction: Stands before each question, unless its answer is a whole text, such as a summary: then the
+            question itself says what is wanted. Retrieval does not see it.
         seed: Chooses the irrelevant chunks, together with the question's id.
         sessions: A folder where each document's reading is kept, for a run that continues or asks other systems: about
             12 kB per token for a model of 0.5B. ``None``: it is kept in memory alone, until the next document.
@@ -155,11 +79,7 @@ class LongSystems:
         seed: int = 0,
         sessions: str | Path | None = None,
     ) -> None:
-        self.systems = tuple(LongSystem.named(name) for name in names)
-        if not names or len(set(names)) < len(names):
-            raise InvalidInputError(f"expected names of systems, each once; got {', '.join(names) or 'none'}")
-        if drafter is None and (lacking := [system.name for system in self.systems if system.upward]):
-            raise InvalidInputError(f"{', '.join(lacking)} need a drafter: give one, or leave them out")
+        self.systems = long_systems(names, drafter=drafter is not None)
         if max_tokens < 1:
             raise InvalidInputError(f"max_tokens must be at least 1, got {max_tokens}")
         common = settings or RapidSettings(candidates=5, sampling=Sampling())
@@ -184,7 +104,7 @@ class LongSystems:
         for system in self.systems:
             used = {"drafter": self.drafter.name} if system.upward and self.drafter is not None else {}
             described[system.name] = {
-                **{key: value for key, value in asdict(system).items() if key != "name"},
+                **{key: value for key, value in asdict(system).items() if key not in ("name", "changes")},
                 **shared,
                 **used,
                 "rapid": self._generators[system.name].settings.to_dict(),
@@ -192,7 +112,7 @@ class LongSystems:
         return described
 
     def answers(self, question: Question, done: Collection[str] = ()) -> Iterator[AnswerRow]:
-        """What each system answers, as soon as it has.
+        """What each system answers, as soon as it has. A document that cannot be read is an error of every system.
 
         Args:
             question: With ``context``. Successive questions with the same context share its reading.
@@ -205,6 +125,9 @@ class LongSystems:
         if not asked:
             return
         document = self._document(question)
+        if isinstance(document, SpecRAGError):
+            yield from (AnswerRow(system=system.name, id=question.id, error=str(document)) for system in asked)
+            return
         document.continue_after(())
         shown = {False: document.retrieved(question.question)}
         if any(system.irrelevant for system in asked):
@@ -229,9 +152,13 @@ class LongSystems:
         if len({question.context for question in questions}) != 1:
             raise InvalidInputError("a dialogue needs questions over one document: their contexts differ")
         known = done or {}
-        if all((system.name, question.id) in known for system in self.systems for question in questions):
+        waiting = [key for key in ((s.name, q.id) for s in self.systems for q in questions) if key not in known]
+        if not waiting:
             return
         document = self._document(questions[0])
+        if isinstance(document, SpecRAGError):
+            yield from (AnswerRow(system=name, id=key, error=str(document)) for name, key in waiting)
+            return
         for system in self.systems:
             history: list[tuple[str, str]] = []
             for question in questions:
@@ -244,15 +171,22 @@ class LongSystems:
                     row = self._answer(system, document, question, shown)
                     text = row.text
                     yield row
-                history.append((self._instruction + question.question, text))
+                history.append((self._asked(question), text))
 
-    def _document(self, question: Question) -> _Document:
-        """The document of ``question``: the one that was read last, or another one, which is read now."""
+    def _asked(self, question: Question) -> str:
+        """What the models are asked."""
+        return ("" if has_reference(question) else self._instruction) + asked_text(question)
+
+    def _document(self, question: Question) -> _Document | SpecRAGError:
+        """The document of ``question``: the one that was read last, or another one, which is read now; or why not."""
         if not question.context:
             raise InvalidInputError(f"question {question.id!r} has no document (`context`) to read")
         if self._open is None or self._open.text != question.context:
             self._open = None  # the old document's memory goes before the new one is read
-            self._open = _Document(question.context, self._base, self._sessions)
+            try:
+                self._open = _Document(question.context, self._base, self._sessions)
+            except SpecRAGError as error:  # it is longer than the model's window, say: the next one may be shorter
+                return error
         return self._open
 
     def _irrelevant(self, document: _Document, question: Question, retrieved: Retrieved) -> Retrieved:
@@ -274,13 +208,14 @@ class LongSystems:
         try:
             session = self._session(system, document, shown)
             read, start = session.prefill_seconds, time.perf_counter()
-            text = session.ask(self._instruction + question.question, max_tokens=self._max_tokens, stats=stats).text
+            text = session.ask(self._asked(question), max_tokens=self._max_tokens, stats=stats).text
         except SpecRAGError as problem:
             error = str(problem)
         seconds = time.perf_counter() - start
         drafts = system.proposer is not None
         retrieves = system.retrieved or system.proposer in ("rag", "hybrid", "sparse", "hybrid-sparse", "triforce")
         reading = LongReading(
+            document_tokens=len(document.session.prompt.context),
             retrieval_seconds=document.retrieval_seconds if retrieves else 0.0,
             prefill_seconds=read,
             drafter_seconds=document.drafter_seconds(system, shown, stats.startup_seconds) if drafts else 0.0,
@@ -308,8 +243,8 @@ class _Document:
         self.text = text
         self.session = _read(text, base, sessions)
         self._base, self._chunks = base, self.session.chunks
-        self._drafters: dict[tuple[str, bool, bool], DrafterCaches] = {}
-        self._seconds: dict[tuple[tuple[str, bool, bool], tuple[int, ...]], float] = {}
+        self._drafters: dict[tuple[str, bool, bool, Any], DrafterCaches] = {}
+        self._seconds: dict[tuple[tuple[str, bool, bool, Any], tuple[int, ...]], float] = {}
         self._others: dict[int, LongContext] = {}
         self.retrieval_seconds = 0.0
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from specrag._extras import require
 from specrag._files import replacing
+from specrag.evaluation.runs import AnswerRow
 from specrag.evaluation.summary import Summary, SystemSummary
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-PLOTS = {"accuracy.png": "accuracy against latency", "stages.png": "seconds of each stage"}
+    from specrag.evaluation.long_rows import LongFigures
+
+PLOTS = {
+    "accuracy.png": "accuracy against latency",
+    "stages.png": "seconds of each stage",
+    "length.png": "acceptance and speed against the length of the document",
+}
 # Colours that people who do not tell red from green tell apart (Okabe and Ito).
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
@@ -38,6 +47,19 @@ def summary_tables(summary: Summary) -> tuple[Table, Table]:
         tokens = (f"{sum(one.tokens[role].values()):,.0f}" if role in one.tokens else "–" for role in roles)
         cost.add_row(escape(one.system), f"{one.seconds['p50']:.2f}", f"{one.seconds['p95']:.2f}", *tokens)
     return quality, cost
+
+
+def decoding_table(figures: Sequence[LongFigures]) -> Table:
+    """One row per system over long documents: against the target alone, and how fast it decodes."""
+    from rich.markup import escape
+
+    table = _table("won, lost", "p", "accepted", "tokens/s", "drafter s", "rescued")
+    for one in figures:
+        both = "–" if one.both_fail is None else f"{one.rescued} of {one.both_fail}"
+        reads = f"{one.drafter_seconds:.1f}" if one.drafter_seconds else "–"
+        against = (f"+{one.won} -{one.lost}", f"{one.p:.2f}")
+        table.add_row(escape(one.system), *against, _share(one.acceptance), f"{one.tokens_per_second:.1f}", reads, both)
+    return table
 
 
 def _table(*columns: str) -> Table:
@@ -68,16 +90,64 @@ def plot(summary: Summary, folder: Path) -> list[Path]:
     ]
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure and its axes, drawn without a window and without pyplot's global state."""
+def plot_lengths(rows: Sequence[AnswerRow], folder: Path) -> list[Path]:
+    """Write ``length.png`` into ``folder``: acceptance and tokens per second of each system against the length.
+
+    Documents within a power of two are one length. Nothing is written where all documents have one length.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        SpecRAGError: The disk is full, or writing is not allowed.
+    """
+    require("matplotlib", "evaluation", "plots")
+    by_length: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        made = row.rapid or {}
+        if row.error is None and made.get("document_tokens"):
+            length = 2 ** round(math.log2(made["document_tokens"]))
+            by_length.setdefault(row.system, {}).setdefault(length, []).append(made)
+    ticks = sorted({length for found in by_length.values() for length in found})
+    if len(ticks) < 2:
+        return []
+    figure, (accepted, speed) = _figure(9, 4.2, columns=2)
+    for i, (name, found) in enumerate(by_length.items()):
+        lengths = sorted(found)
+        colour, style = _COLOURS[i % len(_COLOURS)], ("-", "--", ":")[i // len(_COLOURS) % 3]
+        for axes, of, label in ((accepted, _acceptance, None), (speed, _speed, name)):
+            points = [(length, value) for length in lengths if (value := of(found[length])) is not None]
+            axes.plot(*zip(*points, strict=True) if points else ([], []), style, marker="o", color=colour, label=label)
+    for axes, label in ((accepted, "accepted candidates, %"), (speed, "tokens per second (median)")):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, labels=[f"{length:,}" for length in ticks])
+        axes.set_xlabel("tokens of the document")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    return [_saved(figure, folder / "length.png")]
+
+
+def _acceptance(made: Sequence[Mapping[str, Any]]) -> float | None:
+    candidates = sum(one["candidates"] for one in made)
+    return 100 * sum(one["accepted"] for one in made) / candidates if candidates else None
+
+
+def _speed(made: Sequence[Mapping[str, Any]]) -> float | None:
+    speeds = [one["tokens_per_second"] for one in made if one["tokens_per_second"]]
+    return median(speeds) if speeds else None
+
+
+def _figure(width: float, height: float, *, columns: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes (several: a list), drawn without a window and without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    every = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, every if columns > 1 else every[0]
 
 
 def _accuracy_against_latency(systems: Sequence[SystemSummary]) -> Any:

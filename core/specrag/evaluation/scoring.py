@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 from specrag.errors import InvalidInputError
-from specrag.evaluation.metrics import contains_answer, exact_match, f1, right_choice
+from specrag.evaluation.metrics import contains_answer, exact_match, f1, right_choice, rouge_l
 from specrag.evaluation.records import Question, require
+
+#: An answer with more words than this is a reference, such as a summary: no system repeats it word by word.
+REFERENCE_WORDS = 20
 
 
 def check_questions(questions: Sequence[Question], *, passages: bool = True) -> None:
@@ -49,12 +53,22 @@ def right_by(question: Question) -> Callable[[str], bool]:
 def measured(question: Question, text: str, *, abstained: bool) -> tuple[bool, dict[str, float]]:
     """Whether the answer ``text`` is right, and further measures by name, each in [0, 1].
 
-    "contains", "exact_match" and "f1" for open questions, "choice" for multiple choice. To abstain is right on an
-    unanswerable question alone.
+    "contains", "exact_match" and "f1" for open questions, "choice" for multiple choice. "rouge_l" where the answers are
+    references and ``rouge-score`` (the extra ``evaluation``) is installed. To abstain is right on an unanswerable
+    question alone.
     """
     shown = "" if abstained else text
     right = abstained if question.unanswerable else not abstained and right_by(question)(text)
     if question.choices:
         return right, {"choice": float(right)}
     metrics = {"contains": float(right), "exact_match": float(exact_match(shown, question.answers))}
-    return right, metrics | {"f1": f1(shown, question.answers)}
+    metrics["f1"] = f1(shown, question.answers)
+    if has_reference(question) and find_spec("rouge_score") is not None:
+        metrics["rouge_l"] = rouge_l(shown, question.answers, variant="rougeLsum")
+    return right, metrics
+
+
+def has_reference(question: Question) -> bool:
+    """Whether its answers are references (a summary, a reply): then "rouge_l" tells more than whether it is "right"."""
+    lengths = [len(answer.split()) for answer in question.answers]
+    return not question.choices and bool(lengths) and min(lengths) > REFERENCE_WORDS

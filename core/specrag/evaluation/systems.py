@@ -229,15 +229,28 @@ def _parsed(name: str) -> tuple[Kind, dict[str, Any]]:
     base, _, rest = name.partition(":")
     if base not in SYSTEMS:
         raise InvalidInputError(f"unknown system {base!r}; known are: {', '.join(SYSTEMS)}")
-    kind, given = SYSTEMS[base], {}
-    for piece in filter(None, rest.split(",")):
+    kind = SYSTEMS[base]
+    return kind, settings_in(name, rest, kind.settings)
+
+
+def settings_in(name: str, text: str, allowed: Sequence[str]) -> dict[str, Any]:
+    """The settings in a system's name.
+
+    Args:
+        name: The whole name, for messages.
+        text: What stands after the colon: ``drafts=10,subsets=random``.
+        allowed: The settings that this system has.
+
+    Raises:
+        InvalidInputError: A piece is no setting of this system.
+    """
+    given = {}
+    for piece in filter(None, text.split(",")):
         key, equals, value = piece.partition("=")
-        if not equals or key not in kind.settings:
-            raise InvalidInputError(
-                f"{name}: expected settings as name=value of {', '.join(kind.settings)}; got {piece!r}"
-            )
+        if not equals or key not in allowed:
+            raise InvalidInputError(f"{name}: expected settings as name=value of {', '.join(allowed)}; got {piece!r}")
         given[key] = _value(value)
-    return kind, given
+    return given
 
 
 def _value(text: str) -> Any:

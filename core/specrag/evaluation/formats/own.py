@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from specrag.errors import SpecRAGError, said
 from specrag.evaluation.formats.base import Format
 from specrag.evaluation.formats.rows import Row
 from specrag.evaluation.records import Question, Turn
+from specrag.retrieval.documents import read_documents
 from specrag.schema import Passage
 
 _FIELDS = (
     *("id", "question", "answers", "passages", "title", "text", "gold", "supporting_titles", "weight"),
-    *("choices", "correct", "context", "turns", "unanswerable", "source", "metadata"),
+    *("choices", "correct", "context", "document", "turns", "unanswerable", "source", "metadata"),
 )
 
 
@@ -34,12 +38,37 @@ def _read(row: Row) -> Iterator[Question]:
         weight=row.real("weight", 1.0),
         choices=choices,
         correct=_correct(row, choices, answers),
-        context=row.text("context") if row.get("context") else "",
+        context=_context(row),
         turns=turns,
         unanswerable=unanswerable if unanswerable is not None else not answers and not turns,
         source=row.text("source") if row.get("source") else "",
         metadata={**(row.get("metadata") or {}), **row.rest(*_FIELDS)},
     )
+
+
+def _context(row: Row) -> str:
+    """The long document: the text under ``context``, or that of the file whose path is under ``document``.
+
+    A path that is not absolute starts at the folder of the data. A file is read as ``specrag index`` reads it.
+    """
+    if not row.get("document"):
+        return row.text("context") if row.get("context") else ""
+    if row.get("context"):
+        raise row.wrong("one document: its text under 'context', or the path of its file under 'document', not both")
+    path = row.path.absolute().parent / Path(row.text("document")).expanduser()
+    try:
+        text = _text_of(path, path.stat().st_mtime_ns)
+    except (SpecRAGError, OSError) as error:
+        raise row.wrong(f"'document' to be the path of a file that can be read: {said(error)}") from error
+    if not text.strip():
+        raise row.wrong(f"'document' to be the path of a file with text: {path} holds none")
+    return text
+
+
+@functools.lru_cache(maxsize=4)
+def _text_of(path: Path, changed: int) -> str:
+    """The text of a file, read once for questions that follow one another. ``changed``: when the file changed."""
+    return "\n\n".join(document.text for document in read_documents(path))
 
 
 def _passages(row: Row) -> tuple[tuple[Passage, ...], tuple[int, ...]]:

@@ -1,0 +1,181 @@
+"""``specrag eval`` over long documents: what is checked before a model loads, and the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specrag.cli.console import counting, working
+from specrag.cli.loading import check_generating, check_models, load_embedder, load_generating
+from specrag.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from specrag.evaluation.long_data import DocumentPlan
+    from specrag.evaluation.records import Question
+    from specrag.evaluation.runs import Run
+
+RANDOM = "random"
+MAX_TOKENS = 48  # of an answer, by default
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRun:
+    """What ``specrag eval`` is given for systems over long documents.
+
+    Attributes:
+        names: The systems.
+        data: Where the questions come from, for ``run.json``.
+        questions: What is asked.
+        corpus: All questions of the data, whose passages fill documents.
+        plan: How documents are made; ``None``: the questions have their own.
+        target: The name of the model that reads the documents.
+        drafters: The name of the other model, if any.
+        embedder, embedder_server, api_key, models: As in ``specrag ask``.
+        max_tokens: Of an answer.
+        sessions: Where readings are kept.
+        seed: Chooses the passages of documents and their depths, irrelevant chunks, and samples.
+        retry: Ask again what failed.
+    """
+
+    names: Sequence[str]
+    data: Path
+    questions: Sequence[Question]
+    corpus: Sequence[Question]
+    plan: DocumentPlan | None
+    target: str
+    drafters: Sequence[str]
+    embedder: str | None
+    embedder_server: Sequence[str] | None
+    api_key: str | None
+    models: Path | None
+    max_tokens: int
+    sessions: Path | None
+    seed: int
+    retry: bool
+
+    def check(self) -> None:
+        """Check everything that needs no model.
+
+        Raises:
+            SpecRAGError: Something is wrong with the systems, the questions or the models' names.
+        """
+        from specrag.evaluation.long_data import check_long_questions
+        from specrag.evaluation.long_names import long_systems
+
+        if len(self.drafters) > 1:
+            raise InvalidInputError(f"RAPID has one drafter: give --drafter once, not {len(self.drafters)} times")
+        systems = long_systems(self.names, drafter=bool(self.drafters))
+        check_long_questions(self.questions, self.plan)
+        writing = [self.target, *self.drafters]
+        check_models(writing, None, None, self.embedder, self.embedder_server)
+        check_generating(writing)
+        for system in systems:
+            system.settings(self._common())
+
+    def _common(self) -> Any:
+        """The settings that all systems share: those of the papers' tables, decoding greedily."""
+        from specrag.models.base import Sampling
+        from specrag.rapid import RapidSettings
+
+        return RapidSettings(candidates=5, sampling=Sampling(seed=self.seed))
+
+    def ask(self, output: Path) -> Run:
+        """Ask every system every question; a run that is in ``output`` goes on."""
+        from specrag.evaluation.long_data import turns_of
+        from specrag.evaluation.long_run import run_dialogues, run_long_systems
+        from specrag.evaluation.long_systems import LongSystems
+        from specrag.evaluation.runs import Run
+
+        with working("loading models"):
+            target = load_generating(self.target, self.models)
+            drafter = load_generating(self.drafters[0], self.models) if self.drafters else None
+            runner = LongSystems(
+                self.names,
+                target,
+                drafter,
+                embedder=load_embedder(self.embedder, self.embedder_server, self.api_key, models=self.models),
+                settings=self._common(),
+                max_tokens=self.max_tokens,
+                seed=self.seed,
+                sessions=self.sessions,
+            )
+        with working("making documents"):
+            questions = self._with_documents(target.count_tokens)
+        dialogues = [turns_of(question) for question in questions]
+        asked = [turn for dialogue in dialogues for turn in dialogue]
+        settings = self._settings()
+        with counting("asking") as bar:
+            done, total = 0, len(asked) * len(self.names)
+
+            def progress(*told: object) -> None:
+                nonlocal done
+                done += 1
+                bar(done, total)
+
+            told: Mapping[str, Any] = {"source": str(self.data), "settings": settings, "retry": self.retry}
+            if any(question.turns for question in questions):
+                run_dialogues(runner, dialogues, output, progress=progress, **told)
+            else:
+                run_long_systems(runner, asked, output, progress=progress, **told)
+        return Run.load(output)
+
+    def _with_documents(self, count_tokens: Any) -> Sequence[Question]:
+        from specrag.evaluation.long_data import filler_of, made_documents
+
+        if self.plan is None:
+            return self.questions
+        corpus = filler_of(self.corpus)
+        groups = made_documents(self.questions, corpus, count_tokens, self.plan, max_tokens=self.max_tokens)
+        return [question for group in groups for question in group]
+
+    def _settings(self) -> dict[str, Any]:
+        """For ``run.json``: what else changes the answers."""
+        if self.plan is None:
+            return {"seed": self.seed}
+        depth = RANDOM if self.plan.depth is None else self.plan.depth
+        return {"seed": self.seed, "documents": list(self.plan.tokens), "depth": depth, "share": self.plan.share}
+
+
+def plan_of(documents: Sequence[int] | None, depth: str | None, share: int | None, seed: int) -> DocumentPlan | None:
+    """How documents are made, as the options say it; ``None`` without ``--documents``.
+
+    Raises:
+        InvalidInputError: An option is out of range, or of no use.
+    """
+    from specrag.evaluation.long_data import DocumentPlan
+
+    if not documents:
+        if depth is not None or share is not None:
+            raise InvalidInputError("--depth and --share are those of documents that are made: give --documents TOKENS")
+        return None
+    return DocumentPlan(tokens=tuple(documents), depth=_depth(depth), share=share or 1, seed=seed)
+
+
+def _depth(given: str | None) -> float | None:
+    if given is None or given == RANDOM:
+        return None
+    try:
+        return float(given)
+    except ValueError as error:
+        raise InvalidInputError(f"--depth must be a number in [0, 1] or {RANDOM}, got {given!r}") from error
+
+
+def check_options(over_documents: bool, passages: Mapping[str, object], documents: Mapping[str, object]) -> None:
+    """Check that only options of the chosen kind of systems are given.
+
+    Args:
+        over_documents: Whether the systems read long documents; otherwise they read passages.
+        passages: The options of systems over passages alone, with what was given.
+        documents: The options of systems over long documents alone.
+
+    Raises:
+        InvalidInputError: An option of the other kind is given, or ``--target`` is missing.
+    """
+    other, kind = (passages, "passages") if over_documents else (documents, "long documents")
+    if given := [name for name, value in other.items() if value]:
+        named = "those of --systems read long documents" if over_documents else "those of --systems read passages"
+        raise InvalidInputError(f"{', '.join(given)}: for systems over {kind}; {named}")
+    if over_documents and not documents["--target"]:
+        raise InvalidInputError("systems over long documents need --target: the model that reads the document")

@@ -1,0 +1,119 @@
+"""``specrag eval`` over passages: what is checked before a model loads, and the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specrag.cli.console import counting, working
+from specrag.cli.loading import check_models, load_embedder, load_models
+from specrag.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from specrag.evaluation.records import Question
+    from specrag.evaluation.runs import Run
+    from specrag.models.embedders import Embedder
+    from specrag.retrieval import PassageIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassagesRun:
+    """What ``specrag eval`` is given for systems over passages.
+
+    Attributes:
+        names: The systems.
+        data: Where the questions come from, for ``run.json``.
+        questions: What is asked.
+        drafters, verifier, server, verifier_server, tokenizer, embedder, embedder_server, api_key, models: As in
+            ``specrag ask``.
+        retrieve: An index that the passages come from, ``top`` for each question; ``None``: the questions have theirs.
+        second: The index of corrective RAG's second retriever.
+        seed: Of the systems.
+        retry: Ask again what failed.
+    """
+
+    names: Sequence[str]
+    data: Path
+    questions: Sequence[Question]
+    drafters: Sequence[str]
+    verifier: str | None
+    server: Sequence[str] | None
+    verifier_server: Sequence[str] | None
+    tokenizer: str | None
+    embedder: str | None
+    embedder_server: Sequence[str] | None
+    api_key: str | None
+    models: Path | None
+    retrieve: Path | None
+    top: int
+    second: Path | None
+    seed: int
+    retry: bool
+
+    def check(self) -> None:
+        """Check everything that needs no model.
+
+        Raises:
+            SpecRAGError: Something is wrong with the systems, the questions, the indexes or the models' names.
+        """
+        from specrag.evaluation.scoring import check_questions
+        from specrag.evaluation.systems import check_names
+
+        check_names(self.names)
+        check_questions(self.questions, passages=self.retrieve is None)
+        check_indexes(self.retrieve, self.second)
+        check_models(
+            self.drafters, self.verifier, self.server, self.embedder, self.embedder_server, self.verifier_server
+        )
+
+    def ask(self, output: Path) -> Run:
+        """Ask every system every question; a run that is in ``output`` goes on."""
+        from specrag.evaluation.run import evaluate
+        from specrag.evaluation.systems import Parts, build
+        from specrag.models.bundled import DEFAULT_DRAFTER
+
+        with working("loading models"):
+            used = load_embedder(self.embedder, self.embedder_server, self.api_key, models=self.models)
+            drafting, judge = load_models(
+                self.drafters or (DEFAULT_DRAFTER,),
+                self.verifier,
+                models=self.models,
+                server=self.server,
+                verifier_server=self.verifier_server,
+                tokenizer=self.tokenizer,
+                api_key=self.api_key,
+            )
+            other = _index(self.second, used) if self.second else None
+            parts = Parts(drafter=drafting, verifier=judge, embedder=used, second=other, settings={"seed": self.seed})
+            entries = build(self.names, parts)
+        questions = self._retrieved(used)
+        with counting("asking") as progress:
+            return evaluate(entries, questions, output, source=str(self.data), retry=self.retry, progress=progress)
+
+    def _retrieved(self, embedder: Embedder) -> Sequence[Question]:
+        from specrag.evaluation.data import with_retrieved
+
+        if self.retrieve is None:
+            return self.questions
+        index = _index(self.retrieve, embedder)
+        with working("retrieving"):
+            found = with_retrieved(self.questions, lambda question: index.search(question, self.top))
+        # A passage's vector would not be written with the question: what is asked later shall be what is asked now.
+        return [replace(q, passages=tuple(replace(p, embedding=None) for p in q.passages)) for q in found]
+
+
+def check_indexes(*folders: Path | None) -> None:
+    """Raise InvalidInputError where one of ``folders`` holds no index."""
+    from specrag.retrieval import PassageIndex
+
+    for folder in folders:
+        if folder is not None and not PassageIndex.is_saved_at(folder):
+            raise InvalidInputError(f"no index at {folder}: make one with `specrag index`")
+
+
+def _index(folder: Path, embedder: Embedder) -> PassageIndex:
+    from specrag.retrieval import PassageIndex
+
+    return PassageIndex.load(folder, embedder)
