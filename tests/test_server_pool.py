@@ -17,6 +17,7 @@ from specrag import Passage, SpeculativeRAG
 from specrag.errors import ServerError
 from specrag.models import GenerationRequest, OpenAIEmbedder, OpenAILM, Stage, Turn, _circuit, _dispatch
 from specrag.models._http import server_at
+from specrag.models._servers import ServerPool
 from tests.servers import serving
 from tests.serving_parts import until
 
@@ -178,6 +179,34 @@ def test_a_server_whose_health_checks_were_not_answered_is_not_locked_out_by_ano
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_circuit, "time", later)
         assert server.usable
+
+
+@pytest.mark.parametrize("end", ["the reply cannot be read", "the event loop is closed"])
+def test_a_server_is_tried_again_after_a_trial_without_a_result(monkeypatch, end):
+    monkeypatch.setattr(_circuit, "PASSED_OVER", 0.0)
+    member = Member(status=500)
+
+    def broken(reply):
+        raise KeyError("choices")
+
+    with serving(member) as url:
+        pool = ServerPool(url, "m", retries=0)
+        with pytest.raises(ServerError):
+            asyncio.run(pool.post("chat/completions", {}))
+        member.status = 200
+        if end == "the reply cannot be read":
+            with pytest.raises(KeyError):
+                asyncio.run(pool.post("chat/completions", {}, broken))
+        else:
+            member.go.clear()
+            loop = asyncio.new_event_loop()
+            asked = loop.create_task(pool.post("chat/completions", {}))
+            loop.run_until_complete(asyncio.to_thread(until, lambda: member.asked == 2))
+            loop.close()
+            del asked
+            member.go.set()
+            asyncio.run(pool.discover())  # the next event loop
+    assert pool.servers[0].failures == 1 and pool.servers[0].usable
 
 
 def test_permits_are_per_server():

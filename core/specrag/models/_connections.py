@@ -103,6 +103,12 @@ class Connection:
         finally:
             self._waiting -= 1
 
+    def abandoned(self) -> None:
+        """The loop was closed: requests that were under way will never end."""
+        for server, running in self.busy.items():
+            if running:
+                server.released()
+
     async def aclose(self) -> None:
         for probe in self.probes.values():
             probe.cancel()
@@ -122,7 +128,9 @@ class Connections:
         loop = asyncio.get_running_loop()
         if loop not in self._of:
             for other in [other for other in list(self._of) if other.is_closed()]:
-                self._of.pop(other, None)  # the last reference to its sockets
+                left, _ = self._of.pop(other, (None, None))  # the last reference to its sockets
+                if left is not None:
+                    left.abandoned()
             connection = self._make()
             closer = self._closing(loop, connection)
             self._of[loop] = connection, closer

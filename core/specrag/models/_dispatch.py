@@ -228,14 +228,14 @@ class Dispatcher:
         except UnavailableError as error:
             server.failed(error.wait, silent=not error.reached, down=error.refused)
             raise
-        except RefusedError:
-            server.released()
-            raise
         except asyncio.CancelledError:
             if tried or time.monotonic() - began > self._late_after(ask):
                 server.failed(silent=True, late=True)  # another server was much faster, or nobody waits so long
             else:
                 server.released()
+            raise
+        except BaseException:  # it refused the request; or an error of another kind, or the end of the event loop
+            server.released()
             raise
         else:
             server.answered()
