@@ -218,7 +218,7 @@ def main() -> None:
             name: RapidGenerator(
                 lm, small if "int8" in name else None, embedder=embedder, sampling=Sampling(),
                 datastore=datastore if ROWS[name].get("proposer") == "rest" else None,
-                **{key: value for key, value in ROWS[name].items() if key != "int8"},
+                **{"proposer": "rag"} | {key: value for key, value in ROWS[name].items() if key != "int8"},
             )
             for name in args.rows if name in ROWS
         }  # fmt: skip

@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     args = parser.parse_args()
     lm, stock = stretched_model(8192), stock_model(8192)
-    rapid = RapidGenerator(lm, embedder=bundled("minilm"), transfer="none", sampling=Sampling(), candidates=5)
+    rapid = RapidGenerator(
+        lm, embedder=bundled("minilm"), transfer="none", proposer="rag", sampling=Sampling(), candidates=5
+    )
     equal = ties = accepted = 0
     for i in range(args.prompts):
         length = 1024 + (7168 - 1024) * i // max(1, args.prompts - 1)

@@ -32,7 +32,7 @@ def main() -> None:
     embedder = bundled("minilm")
     before = psutil.Process().memory_info().rss
     lm = stretched_model(max(args.first_token, args.memory))
-    rapid = RapidGenerator(lm, sampling=Sampling(), transfer="none", candidates=4, embedder=embedder)
+    rapid = RapidGenerator(lm, sampling=Sampling(), transfer="none", proposer="rag", candidates=4, embedder=embedder)
 
     if args.first_token:
         ((question, text),) = long_documents(lm, args.first_token, 1, reserve=192)

@@ -54,7 +54,9 @@ def main() -> None:
     print(machine())
     lm, embedder = stretched_model(8192, args.model), bundled("minilm")
     generators = {
-        name: RapidGenerator(lm, embedder=embedder, sampling=Sampling(), **{"candidates": 5, **options})
+        name: RapidGenerator(
+            lm, embedder=embedder, sampling=Sampling(), **{"candidates": 5, "proposer": "rag", **options}
+        )
         for name, options in ROWS.items()
     }
     data = load_questions(DATA)

@@ -82,7 +82,7 @@ def test_a_start_that_cannot_succeed_ends_with_one_line(saved, tmp_path, monkeyp
     assert "give --rapid-datastore FOLDER" in refused_at_once(*rest)
     assert "no file or folder at" in refused_at_once(*rest, "--rapid-datastore", str(tmp_path / "none"))
     no_rest = ("--rapid", "smollm2", "--rapid-datastore", str(tmp_path))
-    assert "--rapid-proposer rag looks up no datastore" in refused_at_once(*no_rest)
+    assert "--rapid-proposer hybrid looks up no datastore" in refused_at_once(*no_rest)
     assert "need --rapid MODEL" in refused_at_once("--index", str(saved), "--rapid-proposer", "match")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

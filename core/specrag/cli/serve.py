@@ -65,7 +65,7 @@ def serve(
         str | None, typer.Option(help="The model of RAPID: folder, .gguf file, hub id, or smollm2. It reads uploads.")
     ] = None,
     rapid_drafter: Annotated[str | None, typer.Option(help="Its drafter; by default the same model.")] = None,
-    rapid_proposer: Annotated[Proposer, typer.Option(help="Where its candidates come from.")] = Proposer.rag,
+    rapid_proposer: Annotated[Proposer, typer.Option(help="Where its candidates come from.")] = Proposer.hybrid,
     rapid_datastore: Annotated[
         Path | None, typer.Option(help="What the proposer rest looks up: a folder of `specrag datastore build`.")
     ] = None,
@@ -198,7 +198,7 @@ def _check_rapid(rapid: str | None, drafter: str | None, proposer: Proposer, dat
         InvalidInputError: One of them has no use without another, which is not given.
         NotFoundError: There is nothing at ``datastore``.
     """
-    if rapid is None and (drafter is not None or datastore is not None or proposer is not Proposer.rag):
+    if rapid is None and (drafter is not None or datastore is not None or proposer is not Proposer.hybrid):
         raise InvalidInputError("--rapid-drafter, --rapid-proposer and --rapid-datastore need --rapid MODEL")
     if proposer is Proposer.rest and datastore is None:
         raise InvalidInputError("--rapid-proposer rest looks up a datastore: give --rapid-datastore FOLDER")

@@ -73,7 +73,7 @@ class RapidSettings:
     transfer_strength: float | Literal["auto"] = AUTO_STRENGTH
     tail: Tail = "drafter"
     sampling: Sampling = Sampling(temperature=1.0)
-    proposer: ProposerName = "rag"
+    proposer: ProposerName = "hybrid"
     window: int = 512
     datastore: str | None = None
     tree_width: int | Literal["auto"] | None = None
