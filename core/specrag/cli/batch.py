@@ -32,7 +32,7 @@ from specrag.cli.options import (
     VerifierServerOption,
     check_there,
 )
-from specrag.errors import InvalidInputError, said
+from specrag.errors import InvalidInputError, NotFoundError, said
 
 if TYPE_CHECKING:
     from specrag.retrieval import PassageIndex
@@ -78,6 +78,7 @@ def batch(
     """Answer a file of questions. A killed run goes on when it is repeated: what is answered is not asked again."""
     with failures_reported():
         from specrag import _blocking
+        from specrag.retrieval import PassageIndex
 
         if ray:
             require("ray", "ray", "specrag batch --ray")
@@ -86,6 +87,8 @@ def batch(
         rows = read_questions(questions)
         if docs is None:
             check_passages(questions, rows)
+        elif not PassageIndex.is_saved_at(docs):
+            raise NotFoundError(f"no index at {docs}: make one with `specrag index`")
         check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
         load = partial(
             load_parts,
