@@ -50,6 +50,7 @@ FOREIGN = {
 MAX_LINES = {"module": 400, "class": 200, "function": 60}
 LONGER = {
     "specrag.cli.ask.ask": "half of it is the options of the command, one each line",
+    "specrag.cli.batch.batch": "half of it is the options of the command, one each line",
     "specrag.cli.evaluate.evaluate": "half of it is the options of the command, one each line",
     "specrag.cli.serve.serve": "half of it is the options of the command, one each line",
     "specrag.cli.train.train": "half of it is the options of the command, one each line",

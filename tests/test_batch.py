@@ -102,6 +102,13 @@ def test_a_file_that_is_no_questions_names_its_line(tmp_path, text, said):
     assert made.exit_code == 1 and said in made.output and not (tmp_path / "out.jsonl").exists()
 
 
+def test_without_ray_the_option_says_which_extra_to_install(index, questions, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    to = tmp_path / "answers.jsonl"
+    made = run(app, ["batch", str(questions), "--out", str(to), "--docs", str(index), "--ray"])
+    assert made.exit_code == 1 and "pip install 'specrag[ray]'" in made.output and not to.exists()
+
+
 def test_another_file_is_not_overwritten(loaded, index, questions):
     made = run(app, ["batch", str(questions), "--out", str(questions), "--docs", str(index)])
     assert made.exit_code == 1 and "line 1: not an answer" in made.output
@@ -115,7 +122,7 @@ def test_failing_models_stop_the_run_and_what_is_answered_stays(loaded, monkeypa
         calls.append(prompt)
         return ("It says so.", "1898") if len(calls) == 1 else ModelError("the server is away")
 
-    monkeypatch.setattr(loading, "_drafting_model", lambda *given: ScriptedLM(reply))
+    monkeypatch.setattr(loading, "load_drafting_model", lambda *given: ScriptedLM(reply))
     to = tmp_path / "answers.jsonl"
     options = ["batch", str(questions), "--out", str(to), "--docs", str(index), "--drafter", "smollm2"]
     made = run(app, [*options, "--top", "1"])

@@ -11,7 +11,7 @@ from typing import Literal
 
 from specrag.errors import MissingExtraError
 
-Extra = Literal["local", "documents", "train", "evaluation", "serve"]
+Extra = Literal["local", "documents", "train", "evaluation", "serve", "ray"]
 
 
 def require(package: str, extra: Extra, what: str, *, otherwise: str = "") -> None:

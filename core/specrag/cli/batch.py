@@ -7,11 +7,13 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specrag._extras import require
 from specrag._files import check_file_target, turn_of, whole, writing
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
 from specrag.cli.loading import check_models, load_embedder, load_pipeline, note_confidence
@@ -30,7 +32,7 @@ from specrag.cli.options import (
     VerifierServerOption,
     check_there,
 )
-from specrag.errors import InvalidInputError, said
+from specrag.errors import InvalidInputError, NotFoundError, said
 
 if TYPE_CHECKING:
     from specrag.retrieval import PassageIndex
@@ -68,6 +70,9 @@ def batch(
     escalate: EscalateOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many passages to retrieve.")] = 10,
     concurrency: Annotated[int, typer.Option(min=1, help="Questions that are worked on at once.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="In several processes of Ray Data (extra ray).")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="With --ray: how many processes load the models.")] = 2,
+    worker_gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each of them.")] = 0.0,
     models: ModelsOption = None,
 ) -> None:
     """Answer a file of questions. A killed run goes on when it is repeated: what is answered is not asked again."""
@@ -75,34 +80,62 @@ def batch(
         from specrag import _blocking
         from specrag.retrieval import PassageIndex
 
+        if ray:
+            require("ray", "ray", "specrag batch --ray")
         check_there(questions)
         check_file_target(output)
         rows = read_questions(questions)
         if docs is None:
             check_passages(questions, rows)
+        elif not PassageIndex.is_saved_at(docs):
+            raise NotFoundError(f"no index at {docs}: make one with `specrag index`")
         check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
-        with working("loading models"):
-            used = load_embedder(embedder, embedder_server, api_key, models=models)
-            index = PassageIndex.load(docs, used) if docs is not None else None
-            rag = load_pipeline(
-                drafter,
-                verifier,
-                models=models,
-                server=server,
-                verifier_server=verifier_server,
-                tokenizer=tokenizer,
-                api_key=api_key,
-                calibration=calibration,
-                min_confidence=min_confidence,
-                escalate=escalate.value if escalate is not None else None,
-            ).replace(embedder=used)
-        note_confidence(rag)
+        load = partial(
+            load_parts,
+            docs.absolute() if docs is not None else None,
+            embedder,
+            embedder_server,
+            drafters=drafter,
+            verifier=verifier,
+            models=models,
+            server=server,
+            verifier_server=verifier_server,
+            tokenizer=tokenizer,
+            api_key=api_key,
+            calibration=calibration,
+            min_confidence=min_confidence,
+            escalate=escalate.value if escalate is not None else None,
+        )
+        answer = partial(answer_all, top=top, concurrency=concurrency)
+        if not ray:
+            with working("loading models"):
+                rag, index = load()
+            note_confidence(rag)
         with appending(output) as (done, append), counting("answering") as progress:
             left = [row for row in rows if row.id not in done]
             before = len(rows) - len(left)
-            _blocking.run(answer_all(rag, index, left, top, concurrency, append, progress, before))
+            if ray:
+                from specrag.cli.batch_ray import answer_on_ray
+
+                block = max(8, 2 * concurrency)
+                answer_on_ray(
+                    load, answer, left, append, progress, before, block=block, workers=workers, gpus=worker_gpus
+                )
+            else:
+                _blocking.run(answer(rag, index, left, append=append, progress=progress, before=before))
             failed = sum(row.get("error") is not None for row in done.values())
         say_done(output, before, len(left), failed)
+
+
+def load_parts(
+    docs: Path | None, embedder: str | None, embedder_server: Sequence[str] | None, **models: Any
+) -> tuple[SpeculativeRAG, PassageIndex | None]:
+    """The pipeline and its index. ``models``: arguments of ``load_pipeline``."""
+    from specrag.retrieval import PassageIndex
+
+    used = load_embedder(embedder, embedder_server, models["api_key"], models=models["models"])
+    index = PassageIndex.load(docs, used) if docs is not None else None
+    return load_pipeline(**models).replace(embedder=used), index
 
 
 def say_done(output: Path, before: int, new: int, failed: int) -> None:

@@ -156,6 +156,7 @@ def load_pipeline(
     tokenizer: str | None = None,
     api_key: str | None = None,
     calibration: Path | None = None,
+    loaded: tuple[Sequence[LanguageModel | Reader], LanguageModel | Reader | None] | None = None,
     **settings: Any,
 ) -> SpeculativeRAG:
     """The pipeline of drafters and a verifier; without a drafter's name, the default one.
@@ -166,6 +167,7 @@ def load_pipeline(
     Args:
         server, verifier_server: URLs of the servers. Those of the verifier are by default the drafters'.
         calibration: A file of ``specrag calibrate``.
+        loaded: The drafters and the verifier of these names, where they need not be loaded.
         settings: Those of ``SpeculativeRAG``; ``None`` leaves the default.
     """
     from specrag.models.bundled import DEFAULT_DRAFTER, DEFAULT_MIN_CONFIDENCE, READERS
@@ -182,7 +184,7 @@ def load_pipeline(
     readers = [name for name in (*(drafters or (DEFAULT_DRAFTER,)), verifier) if name is not None]
     if tokenizer is not None and (not (server or verifier_server) or all(name in READERS for name in readers)):
         raise InvalidInputError("--tokenizer is that of a model on --server: leave it out, a model here has its own")
-    drafting, judge = load_models(
+    drafting, judge = loaded or load_models(
         drafters or (DEFAULT_DRAFTER,),
         verifier,
         models=models,
@@ -210,7 +212,7 @@ def load_models(
     def model(name: str, on: Sequence[str] | None) -> LanguageModel | Reader:
         key = name, tuple(on or ())
         if key not in loaded:
-            loaded[key] = _drafting_model(name, models, on, api_key, tokenizer)
+            loaded[key] = load_drafting_model(name, models, on, api_key, tokenizer)
         return loaded[key]
 
     return [model(name, server) for name in drafters], model(verifier, verifier_server or server) if verifier else None
@@ -224,7 +226,7 @@ def note_confidence(rag: SpeculativeRAG) -> None:
         show_notes([f"no confidence, and no abstention in doubt: no calibration for {pair} (see `specrag calibrate`)"])
 
 
-def _drafting_model(
+def load_drafting_model(
     name: str, models: Path | None, server: Sequence[str] | None, api_key: str | None, tokenizer: str | None
 ) -> LanguageModel | Reader:
     """A drafter or verifier: a reader, which is never on a server, or a language model."""

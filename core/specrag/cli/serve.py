@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specrag._extras import require
 from specrag.cli.console import err, failures_reported
-from specrag.cli.loading import check_models, load_embedder, load_pipeline
 from specrag.cli.options import (
     ApiKeyOption,
     CalibrationOption,
@@ -28,17 +24,14 @@ from specrag.cli.options import (
     TokenizerOption,
     VerifierOption,
     VerifierServerOption,
-    check_there,
 )
-from specrag.errors import InvalidInputError, NotFoundError
+from specrag.cli.served import KEYS, OnRay, Served
+from specrag.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from specrag.rapid import RapidGenerator
-    from specrag.serving import ApiKeys, Models
+    from specrag.serving import ServerSettings
 
 CANNOT_START = 2  # the exit code of a server that could not start
-KEYS = "SPECRAG_API_KEYS"
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -96,6 +89,12 @@ def serve(
     max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens that a request may ask for.")] = 1024,
     max_upload: Annotated[int, typer.Option(min=1, help="The largest upload, in MiB.")] = 32,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for running requests after SIGTERM.")] = 30.0,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="On Ray Serve (extra ray): each model in replicas of its own.")
+    ] = False,
+    deployments: Annotated[
+        Path | None, typer.Option(help="With --ray: a YAML file with the replicas of each deployment.")
+    ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="debug also shows questions.")] = LogLevel.info,
     models: ModelsOption = None,
 ) -> None:
@@ -103,134 +102,87 @@ def serve(
     with failures_reported(CANNOT_START):
         for package in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
             require(package, "serve", "specrag serve")
-        folders = _folders(index or ())
-        if not folders and rapid is None:
-            raise InvalidInputError("nothing to serve: give --index FOLDER, --rapid MODEL, or both")
-        _check_rapid(rapid, rapid_drafter, rapid_proposer, rapid_datastore)
-        check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
-        from specrag.serving import ServerSettings
-        from specrag.serving.logs import configure
-        from specrag.serving.server import listening, run
-
-        def pipeline() -> Any:
-            return load_pipeline(
-                drafter,
-                verifier,
-                models=models,
-                server=server,
-                verifier_server=verifier_server,
-                tokenizer=tokenizer,
-                api_key=api_key,
-                calibration=calibration,
-                min_confidence=min_confidence,
-                escalate=escalate.value if escalate is not None else None,
-                escalate_below=escalate_below,
-                deadline=deadline,
-                drafts=drafts,
-                passages_per_draft=passages_per_draft,
-            )
-
-        def load() -> Models:
-            used = load_embedder(embedder, embedder_server, api_key, models=models)
-            generator = None
-            if rapid is not None:
-                proposing = {"proposer": rapid_proposer.value, "datastore": rapid_datastore}
-                generator = _load_rapid(rapid, rapid_drafter, models, embedder=used, **proposing)
-            return _loaded(folders, pipeline, used, generator)
-
-        settings = ServerSettings(
-            load=load,
-            keys=_keys(keys),
+        if ray:
+            require("ray", "ray", "specrag serve --ray")
+        if deployments is not None and not ray:
+            raise InvalidInputError("--deployments says how many replicas there are on Ray: give --ray too")
+        served = Served(
+            index=index or (),
+            rapid=rapid,
+            rapid_drafter=rapid_drafter,
+            rapid_proposer=rapid_proposer.value,
+            rapid_datastore=rapid_datastore,
+            keys=keys,
+            drafter=drafter,
+            verifier=verifier,
+            server=server,
+            verifier_server=verifier_server,
+            tokenizer=tokenizer,
+            embedder=embedder,
+            embedder_server=embedder_server,
+            api_key=api_key,
+            calibration=calibration,
+            min_confidence=min_confidence,
+            escalate=escalate.value if escalate is not None else None,
+            escalate_below=escalate_below,
+            drafts=drafts,
+            passages_per_draft=passages_per_draft,
+            top=top,
+            deadline=deadline,
             concurrency=concurrency,
             queue=queue,
-            top=top,
             max_tokens=max_tokens,
-            max_upload=max_upload << 20,
+            max_upload=max_upload,
             drain=drain,
+            log_level=log_level.value,
+            models=models,
         )
-        socket = listening(host, port)
-        configure(log_level.value)
-        if settings.keys is None and host not in _LOCAL:
-            err.print(f"note: anybody who reaches {host} may use this server: set --keys or {KEYS}", soft_wrap=True)
-        address = socket.getsockname()
-        err.print(f"specrag serves http://{host}:{address[1]}", highlight=False, soft_wrap=True)
-        run(settings, [socket])
+        served.check()
+        if ray:
+            _serve_on_ray(served, deployments, host, port)
+        else:
+            _serve_here(served, host, port)
 
 
-def _folders(given: Sequence[str]) -> dict[str, Path]:
-    """The indexes by name: ``NAME=FOLDER``, or a folder under its own name.
+def _serve_here(served: Served, host: str, port: int) -> None:
+    from specrag.serving.logs import configure
+    from specrag.serving.server import listening, run
 
-    Raises:
-        InvalidInputError: A name is taken twice, or has characters that do not belong into one.
-        NotFoundError: There is no index.
-    """
-    from specrag.retrieval import PassageIndex
-
-    found: dict[str, Path] = {}
-    for item in given:
-        name, equals, folder = item.partition("=")
-        path = Path(folder if equals else item).expanduser()
-        name = name if equals else re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name)
-        if not _NAME.fullmatch(name):
-            raise InvalidInputError(f"--index {item}: give NAME=FOLDER; a name has letters, digits and . _ -")
-        if name in found:
-            raise InvalidInputError(f"two indexes are named {name}: give NAME=FOLDER")
-        if not PassageIndex.is_saved_at(path):
-            raise NotFoundError(f"no index at {path}: make one with `specrag index DOCUMENTS --to {path}`")
-        found[name] = path
-    return found
+    settings = served.settings()
+    socket = listening(host, port)
+    configure(served.log_level)
+    _note_open(host, settings)
+    _tell(host, socket.getsockname()[1])
+    run(settings, [socket])
 
 
-def _keys(file: Path | None) -> ApiKeys | None:
-    """The keys of the file or the environment, if any."""
-    from specrag.serving import ApiKeys
+def _serve_on_ray(served: Served, file: Path | None, host: str, port: int) -> None:
+    from specrag.serving.deployments import cpus_needed, read_deployments
+    from specrag.serving.server import listening
 
-    if file is not None:
-        return ApiKeys.read(file)
-    written = os.environ.get(KEYS)
-    return ApiKeys(written.replace(",", "\n").splitlines()) if written else None
+    wanted = OnRay(served)
+    given = read_deployments(file, wanted.names) if file is not None else {}
+    wanted.check(given)
+    with listening(host, port) as socket:  # it is free: Ray's proxy takes it
+        port = socket.getsockname()[1]
+    from specrag.serving import on_ray
 
-
-def _check_rapid(rapid: str | None, drafter: str | None, proposer: Proposer, datastore: Path | None) -> None:
-    """Check the options of RAPID against each other, before a model is loaded.
-
-    Raises:
-        InvalidInputError: One of them has no use without another, which is not given.
-        NotFoundError: There is nothing at ``datastore``.
-    """
-    if rapid is None and (drafter is not None or datastore is not None or proposer is not Proposer.hybrid):
-        raise InvalidInputError("--rapid-drafter, --rapid-proposer and --rapid-datastore need --rapid MODEL")
-    if proposer is Proposer.rest and datastore is None:
-        raise InvalidInputError("--rapid-proposer rest looks up a datastore: give --rapid-datastore FOLDER")
-    if datastore is not None:
-        if proposer is not Proposer.rest:
-            raise InvalidInputError(f"--rapid-proposer {proposer.value} looks up no datastore: give rest")
-        check_there(datastore)
-
-
-def _loaded(
-    folders: Mapping[str, Path],
-    pipeline: Callable[[], Any],
-    embedder: Any,
-    rapid: RapidGenerator | None,
-) -> Models:
-    from specrag.retrieval import PassageIndex
-    from specrag.serving import Models
-
-    indexes = {name: PassageIndex.load(folder, embedder) for name, folder in folders.items()}
-    return Models(
-        rag=pipeline().replace(embedder=embedder) if indexes else None,
-        indexes=indexes,
-        rapid=rapid,
-        embedder=embedder,
+    parts = wanted.parts()
+    _note_open(host, parts.settings)
+    on_ray.run(
+        on_ray.application(parts, given),
+        host,
+        port,
+        served.drain,
+        cpus=cpus_needed(given, wanted.names),
+        told=lambda: _tell(host, port),
     )
 
 
-def _load_rapid(target: str, drafter: str | None, models: Path | None, **options: Any) -> RapidGenerator:
-    from specrag.models import TransformersLM, bundled
-    from specrag.rapid import RapidGenerator
+def _note_open(host: str, settings: ServerSettings) -> None:
+    if settings.keys is None and host not in _LOCAL:
+        err.print(f"note: anybody who reaches {host} may use this server: set --keys or {KEYS}", soft_wrap=True)
 
-    def load(name: str) -> TransformersLM:
-        return bundled("smollm2", folder=models) if name == "smollm2" else TransformersLM(name)
 
-    return RapidGenerator(load(target), load(drafter) if drafter is not None else None, **options)
+def _tell(host: str, port: int) -> None:
+    err.print(f"specrag serves http://{host}:{port}", highlight=False, soft_wrap=True)

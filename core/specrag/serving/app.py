@@ -16,7 +16,7 @@ from specrag._abandoned import in_thread
 from specrag.serving.errors import ApiError, BodyError, of_validation
 from specrag.serving.logs import log
 from specrag.serving.middleware import BodyLimits, Door, Observed, noted
-from specrag.serving.rapid import RapidSessions
+from specrag.serving.rapid import RapidReplies, RapidSessions
 from specrag.serving.routes import completions, embeddings, files, operations
 from specrag.serving.settings import ServerSettings
 from specrag.serving.state import State
@@ -61,7 +61,9 @@ async def _load(state: State, on_failure: Callable[[], None]) -> None:
         state.failure = error
         on_failure()
         return
-    if models.rapid is not None:
+    if isinstance(models.rapid, RapidReplies):
+        state.rapid = models.rapid
+    elif models.rapid is not None:
         state.rapid = RapidSessions(models.rapid, state.settings.sessions, state.settings.session_bytes)
     state.models = models
     log.info("ready", extra={"fields": {"indexes": len(models.indexes), "rapid": models.rapid is not None}})

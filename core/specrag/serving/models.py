@@ -12,6 +12,7 @@ from specrag.rapid import RapidGenerator
 from specrag.retrieval import PassageIndex
 from specrag.serving.errors import ApiError, not_found
 from specrag.serving.keys import Owner
+from specrag.serving.rapid import RapidReplies
 from specrag.speculative.pipeline import SpeculativeRAG
 
 SPECULATIVE, RAPID, EMBEDDER = "speculative-rag", "rapid", "embedder"
@@ -24,7 +25,7 @@ class Models:
     Args:
         rag: Answers questions over the indexes.
         indexes: By the names that requests use. The first is asked where a request names none.
-        rapid: Answers questions about uploaded files and long conversations.
+        rapid: Answers questions about uploaded files and long conversations: models in this process, or workers.
         embedder: Serves ``/v1/embeddings``.
 
     Raises:
@@ -33,7 +34,7 @@ class Models:
 
     rag: SpeculativeRAG | None = None
     indexes: Mapping[str, PassageIndex] = field(default_factory=dict)
-    rapid: RapidGenerator | None = None
+    rapid: RapidGenerator | RapidReplies | None = None
     embedder: Embedder | None = None
 
     def __post_init__(self) -> None:

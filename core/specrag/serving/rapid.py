@@ -1,10 +1,15 @@
-"""RAPID over uploaded files: sessions per key, and replies piece by piece."""
+"""RAPID over uploaded files: sessions per key, and replies piece by piece.
+
+``RapidReplies`` is what the routes ask. ``RapidSessions`` replies in this process; on Ray, workers do (``remote``).
+"""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal
@@ -16,11 +21,31 @@ from specrag.rapid.decoding import RapidStats
 from specrag.serving.asked import Asked
 from specrag.serving.keys import Owner
 from specrag.serving.metrics import Metrics
-from specrag.serving.replies import Finished, Text, Told
+from specrag.serving.replies import Finished, Reply, Text, Told
+
+
+class RapidReplies(ABC):
+    """Who replies to the questions about long documents."""
+
+    @abstractmethod
+    def reply(self, asked: Asked, documents: Sequence[str], most: int) -> Reply:
+        """The reply, piece by piece.
+
+        Args:
+            documents: The texts of the files that the request names.
+            most: Tokens, where the request names no number.
+
+        Raises:
+            SpecRAGError: See ``RapidChat.stream``.
+        """
+
+    @abstractmethod
+    async def forget(self, owner: Owner) -> None:
+        """Forget what was read for ``owner``: a file of theirs is deleted."""
 
 
 @dataclass
-class RapidSessions:
+class RapidSessions(RapidReplies):
     """The sessions of all keys. No key uses what was read for another one, even where the documents are equal.
 
     Args:
@@ -54,46 +79,51 @@ class RapidSessions:
         """How many sessions are kept for each key, by its name."""
         return {owner.name: len(chat.sessions) for owner, chat in self._chats.items()}
 
-    def forget(self, owner: Owner) -> None:
-        """Forget what was read for ``owner``: a file of theirs is deleted."""
+    async def forget(self, owner: Owner) -> None:
         if owner in self._chats:
             self._chats[owner].clear()
 
-    async def reply(
-        self, asked: Asked, documents: Sequence[str], most: int, metrics: Metrics
-    ) -> AsyncIterator[Told | Text | Finished]:
-        """The reply, piece by piece.
+    async def reply(self, asked: Asked, documents: Sequence[str], most: int) -> AsyncIterator[Told | Text | Finished]:
+        async with aclosing(reply(self.of(asked.owner), asked, documents, most)) as items:  # type: ignore[type-var]
+            async for item in items:
+                yield item
 
-        Args:
-            documents: The texts of the files that the request names.
-            most: Tokens, where the request names no number.
 
-        Raises:
-            SpecRAGError: See ``RapidChat.stream``.
-        """
-        chat, stats, began = self.of(asked.owner), RapidStats(), perf_counter()
-        first: float | None = None
-        options = {
-            "documents": documents,
-            "max_tokens": asked.max_tokens or most,
-            "stop": asked.stop,
-            "sampling": asked.sampling(chat.settings.sampling),
-            "stats": stats,
-        }
-        async for piece in _pieces(chat, asked, options):
-            first = first or perf_counter() - began
-            if piece:
-                yield Text(piece)
-        seconds = {
-            "first_text": first or perf_counter() - began,
-            "question": stats.prefill_seconds,
-            "draft": stats.draft_seconds,
-            "verify": stats.verify_seconds,
-            "total": perf_counter() - began,
-        }
-        _measure(metrics, stats, seconds)
-        finish: Literal["stop", "length"] = "length" if stats.finish == "length" else "stop"
-        yield Finished(finish, stats.prompt_tokens, stats.tokens, _details(asked, stats, seconds))
+async def reply(
+    chat: RapidChat, asked: Asked, documents: Sequence[str], most: int
+) -> AsyncIterator[Told | Text | Finished]:
+    """The reply of ``chat``. Arguments and errors are those of ``RapidReplies.reply``."""
+    stats, began = RapidStats(), perf_counter()
+    first: float | None = None
+    options = {
+        "documents": documents,
+        "max_tokens": asked.max_tokens or most,
+        "stop": asked.stop,
+        "sampling": asked.sampling(chat.settings.sampling),
+        "stats": stats,
+    }
+    async for piece in _pieces(chat, asked, options):
+        first = first or perf_counter() - began
+        if piece:
+            yield Text(piece)
+    seconds = {
+        "first_text": first or perf_counter() - began,
+        "question": stats.prefill_seconds,
+        "draft": stats.draft_seconds,
+        "verify": stats.verify_seconds,
+        "total": perf_counter() - began,
+    }
+    finish: Literal["stop", "length"] = "length" if stats.finish == "length" else "stop"
+    yield Finished(finish, stats.prompt_tokens, stats.tokens, _details(asked, stats, seconds))
+
+
+async def measured(items: Reply, metrics: Metrics) -> AsyncIterator[Told | Text | Finished]:
+    """``items``; at their end ``metrics`` are told."""
+    async with aclosing(items) as given:  # type: ignore[type-var]
+        async for item in given:
+            if isinstance(item, Finished):
+                _measure(metrics, item.details)
+            yield item
 
 
 async def _pieces(chat: RapidChat, asked: Asked, options: dict[str, Any]) -> AsyncIterator[str]:
@@ -119,12 +149,12 @@ async def _pieces(chat: RapidChat, asked: Asked, options: dict[str, Any]) -> Asy
         task.cancel()
 
 
-def _measure(metrics: Metrics, stats: RapidStats, seconds: dict[str, float]) -> None:
-    metrics.stages("rapid", seconds)
-    metrics.candidates.labels("accepted").inc(stats.accepted)
-    metrics.candidates.labels("rejected").inc(stats.candidates - stats.accepted)
-    if stats.candidates:
-        metrics.acceptance.observe(stats.acceptance)
+def _measure(metrics: Metrics, details: Mapping[str, Any]) -> None:
+    metrics.stages("rapid", details["timings"])
+    metrics.candidates.labels("accepted").inc(details["accepted"])
+    metrics.candidates.labels("rejected").inc(details["candidates"] - details["accepted"])
+    if details["candidates"]:
+        metrics.acceptance.observe(details["acceptance"])
 
 
 def _details(asked: Asked, stats: RapidStats, seconds: dict[str, float]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from specrag.serving.errors import ApiError, busy
 from specrag.serving.files import FileStore
 from specrag.serving.metrics import Metrics
 from specrag.serving.models import Models
-from specrag.serving.rapid import RapidSessions
+from specrag.serving.rapid import RapidReplies
 from specrag.serving.settings import ServerSettings
 
 # How much of the mean time of a request the latest one makes.
@@ -78,7 +78,7 @@ class State:
 
     Attributes:
         models: ``None`` until they are loaded.
-        rapid: RAPID's sessions; ``None`` until the models are loaded, and where RAPID is not served.
+        rapid: Who replies by RAPID; ``None`` until the models are loaded, and where RAPID is not served.
         failure: Why they could not be loaded.
         draining: The server was told to stop: it finishes what runs, and takes nothing new.
         in_flight: Requests under way.
@@ -87,7 +87,7 @@ class State:
     settings: ServerSettings
     metrics: Metrics = field(default_factory=Metrics)
     models: Models | None = None
-    rapid: RapidSessions | None = None
+    rapid: RapidReplies | None = None
     failure: Exception | None = None
     draining: bool = False
     in_flight: int = 0
@@ -109,12 +109,11 @@ class State:
             raise busy(503, "the models are still loading", "not_ready", 2.0)
         return self.models
 
-    def rapid_sessions(self) -> RapidSessions:
-        """RAPID's sessions.
+    def check_rapid(self) -> None:
+        """Whether RAPID is served.
 
         Raises:
             ApiError: RAPID is not served, or the models are not loaded yet.
         """
         if self.loaded.rapid is None or self.rapid is None:
             raise ApiError(404, "this server serves no RAPID", param="model", code="model_not_found")
-        return self.rapid

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from specrag.serving import errors, speculative
+from specrag.serving import errors, rapid, speculative
 from specrag.serving.asked import Asked, asked
 from specrag.serving.errors import ApiError, ClientGoneError, not_found, refused
 from specrag.serving.logs import log
@@ -80,7 +80,7 @@ def _reply(question: Asked, state: State) -> Reply:
         raise not_found(f"the model {model[:80]!r}", "model", "model_not_found")
     files = [state.files.get(question.owner, file, "specrag.file_ids").text for file in question.file_ids]
     _ = question.question
-    return state.rapid.reply(question, files, state.settings.max_tokens, state.metrics)
+    return rapid.measured(state.rapid.reply(question, files, state.settings.max_tokens), state.metrics)
 
 
 class _Work:

@@ -19,7 +19,7 @@ router = APIRouter()
 @router.post("/v1/files")
 async def upload_file(request: Request, state: StateOf, owner: OwnerOf) -> dict[str, Any]:
     """Keep the text of a file: plain text in any encoding, Markdown, HTML or PDF."""
-    state.rapid_sessions()
+    state.check_rapid()
     state.files.check_room(owner)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise refused("send the file as multipart/form-data", "file", "invalid_type")
@@ -63,5 +63,5 @@ async def delete_file(file_id: str, state: StateOf, owner: OwnerOf) -> dict[str,
     """Forget a file, and what RAPID has read for this key."""
     state.files.delete(owner, file_id)
     if state.rapid is not None:
-        state.rapid.forget(owner)
+        await state.rapid.forget(owner)
     return {"id": file_id, "object": "file", "deleted": True}
