@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Format
+from safetensors.torch import load_file, save_file
 
 from specrag.engine import memory, native, onednn
 from specrag.engine.kv_cache import token_bytes
@@ -68,6 +69,18 @@ def test_all_shards_count_and_a_tied_output_layer_counts_once(tmp_path, tiny_pat
     with_free(0)
     expected = sum(p.numel() for p in model.parameters())  # tied ones once
     assert refused(lambda: load_model(tmp_path, None, torch.bfloat16)) == pytest.approx(2 * expected, abs=6e4)
+
+
+@needs_layout
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_causal_masks_that_older_files_hold_do_not_count(tmp_path, with_free, dtype):
+    with_free(0)
+    tiny_llama(2000).save_pretrained(tmp_path)
+    needed = refused(lambda: load_model(tmp_path, None, torch.bfloat16))
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.0.self_attn.bias"] = torch.ones(1, 1, 1024, 1024, dtype=dtype)
+    save_file(weights, tmp_path / "model.safetensors")
+    assert refused(lambda: load_model(tmp_path, None, torch.bfloat16)) == needed
 
 
 @needs_layout
