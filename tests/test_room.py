@@ -1,11 +1,13 @@
 """Models and texts that are too large for memory: both figures are said before anything is loaded or read."""
 
 import re
+import types
 
 import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Format
+from safetensors.torch import load_file, save_file
 
 from specrag.engine import memory, native, onednn
 from specrag.engine.kv_cache import token_bytes
@@ -67,6 +69,18 @@ def test_all_shards_count_and_a_tied_output_layer_counts_once(tmp_path, tiny_pat
     with_free(0)
     expected = sum(p.numel() for p in model.parameters())  # tied ones once
     assert refused(lambda: load_model(tmp_path, None, torch.bfloat16)) == pytest.approx(2 * expected, abs=6e4)
+
+
+@needs_layout
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_causal_masks_that_older_files_hold_do_not_count(tmp_path, with_free, dtype):
+    with_free(0)
+    tiny_llama(2000).save_pretrained(tmp_path)
+    needed = refused(lambda: load_model(tmp_path, None, torch.bfloat16))
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.0.self_attn.bias"] = torch.ones(1, 1, 1024, 1024, dtype=dtype)
+    save_file(weights, tmp_path / "model.safetensors")
+    assert refused(lambda: load_model(tmp_path, None, torch.bfloat16)) == needed
 
 
 @needs_layout
@@ -142,6 +156,7 @@ def system(tmp_path, monkeypatch):
         monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
         monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
         monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
+        monkeypatch.setattr(memory, "_ZFS", tmp_path / "arcstats")
         return free_memory(CPU)
 
     return with_groups
@@ -151,6 +166,23 @@ def test_free_memory_is_what_linux_can_free_and_free_swap(system):
     assert system() == 1000 * 1024
     assert system(meminfo="MemAvailable: 1000 kB\nSwapFree: 24 kB\n") == 1024 * 1024
     assert system(meminfo="MemTotal: 9000 kB\n") is None
+
+
+def test_the_cache_of_zfs_counts_as_free_beyond_its_least_size(system):
+    arcstats = "13 1 0x01 147 39984 1 2\nname type data\nhits 4 77\nsize 4 614400\nc_min 4 102400\n"
+    assert system(files={"arcstats": arcstats}) == 1500 * 1024
+    assert system(files={"arcstats": arcstats.replace("614400", "51200")}) == 1000 * 1024
+
+
+@pytest.mark.parametrize(("integrated", "free"), [(True, 1000 * 1024), (False, 5000)])
+def test_a_gpu_in_the_cpus_memory_has_what_linux_can_free(system, monkeypatch, integrated, free):
+    system()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4000, 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2000)
+    properties = types.SimpleNamespace(is_integrated=int(integrated))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert free_memory(torch.device("cuda")) == free
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ _WORDS = ("not enough memory", "can't allocate memory", "out of memory")
 _TOLERANCE = 0.05
 # Where Linux tells of memory, and of control groups, which limit the memory of containers.
 _MEMINFO, _OWN_GROUPS, _GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# Statistics of the cache of ZFS. The system drops it when memory is needed, but does not count it as available.
+_ZFS = Path("/proc/spl/kstat/zfs/arcstats")
 # What the system drops when memory is needed: pages of files, and what it knows of them. Version 1 of control groups
 # has other names for the pages, which begin with "total_".
 _DROPPED = ("inactive_file", "active_file", "slab_reclaimable")
@@ -30,17 +32,24 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated on ``device``; ``None`` where the system does not tell.
 
     On the CPU: what Linux can free without swapping, at most what the process's control groups leave, and free swap.
-    On CUDA: what the device has free, and what torch holds unused.
+    On CUDA: what the device has free, and what torch holds unused. A GPU that shares the CPU's memory has at least what
+    is free there.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    if device.type != "cpu" or not _MEMINFO.is_file():
-        return None
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        if getattr(torch.cuda.get_device_properties(device), "is_integrated", False):
+            free = max(free, _free_on_cpu() or 0)  # CUDA does not count what Linux can free
+        return free
+    return _free_on_cpu() if device.type == "cpu" else None
+
+
+def _free_on_cpu() -> int | None:
     known = _figures(_MEMINFO)
     if "MemAvailable" not in known:
         return None
-    return (min([known["MemAvailable"], *_left_by_groups()]) + known.get("SwapFree", 0)) * 1024
+    available = known["MemAvailable"] + _cached_by_zfs()
+    return (min([available, *_left_by_groups()]) + known.get("SwapFree", 0)) * 1024
 
 
 def check_room(needed: int, device: torch.device, what: str, advice: str) -> None:
@@ -62,19 +71,25 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _figures(file: Path) -> dict[str, int]:
+def _figures(file: Path, column: int = 1) -> dict[str, int]:
     """The numbers of a file with lines such as "MemAvailable:  16294204 kB" or "active_file 4096"; none without it."""
     try:
-        lines = (line.replace(":", " ").split() for line in file.read_text().splitlines())
-        return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
+        lines = [line.replace(":", " ").split() for line in file.read_text(errors="replace").splitlines()]
     except OSError:
         return {}
+    return {line[0]: int(line[column]) for line in lines if len(line) > column and line[column].isdigit()}
+
+
+def _cached_by_zfs() -> int:
+    """KiB that ZFS would give back. The lines have a name, a type and a number."""
+    known = _figures(_ZFS, 2)
+    return max(0, known.get("size", 0) - known.get("c_min", 0)) // 1024
 
 
 def _left_by_groups() -> Iterator[int]:
     """KiB that each control group of this process leaves."""
     try:
-        lines = _OWN_GROUPS.read_text().splitlines()
+        lines = _OWN_GROUPS.read_text(errors="replace").splitlines()
     except OSError:
         return
     for number, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):

@@ -28,7 +28,7 @@ _EMBEDDINGS = ("embed_tokens.weight", "token_embd.weight", _OUTPUT)
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor of a file. ``form``: ``None`` when it is in blocks, or of a type that is loaded as it is."""
+    """A tensor of a file. ``form``: its type; ``None`` for a tensor of a GGUF file."""
 
     name: str
     shape: tuple[int, ...]
@@ -122,7 +122,10 @@ def _in_folder(folder: Path) -> list[_Stored]:
         with safe_open(folder / file, "pt") as data:
             for name in data.keys():  # noqa: SIM118 - it is no mapping
                 part = data.get_slice(name)
-                stored.append(_Stored(name, tuple(part.get_shape()), _FORMS.get(part.get_dtype())))
+                shape, form = tuple(part.get_shape()), _FORMS.get(part.get_dtype())
+                # Older files hold causal masks too: booleans, or [1, 1, n, n]. They are not loaded.
+                if form is not None and not (len(shape) == 4 and shape[:2] == (1, 1)):
+                    stored.append(_Stored(name, shape, form))
     # A tied output layer that a file holds all the same is not loaded.
     untied = config.get("tie_word_embeddings") is False
     return [tensor for tensor in stored if untied or tensor.name != _OUTPUT]
