@@ -296,3 +296,14 @@ def test_what_a_model_did_not_draft_is_no_tree():
     assert length.width == 1
     length.next(MODEL)
     assert length.width >= 2
+
+
+@pytest.mark.parametrize(("sibling", "width"), [(0.04, 1), (0.1, 2)])
+def test_a_wider_tree_must_be_expected_to_be_three_per_cent_faster(sibling, width):
+    """Rows cost nothing here and half of the candidates are accepted: siblings of this chance gain 2 % and 5 %."""
+    drafted = Experience(0.5, sibling=sibling, draft=Line().with_round(2, 0.0), rounds=9)
+    known = Estimates({MODEL: drafted}, plain=0.1, plain_rounds=9)
+    for rows in (2, 8):
+        known.verify = known.verify.with_round(rows, 0.13)
+    length = AdaptiveLength(known, widths=(1, 2))
+    assert length.next(MODEL) > 0 and length.width == width

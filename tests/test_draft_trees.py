@@ -14,7 +14,7 @@ from specrag.rapid.acceptance import KnowledgeTransfer
 from specrag.rapid.cached_model import CachedModel
 from specrag.rapid.datastore import Datastore
 from specrag.rapid.decoding import decode
-from specrag.rapid.draft_length import MODEL, DraftLength, FixedLength, Source
+from specrag.rapid.draft_length import MODEL, DraftLength, FixedLength, Round, Source
 from specrag.rapid.draft_tree import DraftTree, draw_branches, merged, recursive_rejection, walk
 from specrag.rapid.drawing import Drawing
 from specrag.rapid.output import Limits
@@ -200,6 +200,30 @@ def test_rest_samples_from_the_target(tmp_path, transfer):
     counts, stats = sampled(target, prompt, proposer, transfer, depth=3, runs=400)
     assert stats.accepted > 150 and stats.tree_tokens > stats.candidates
     assert p_value(counts, law_of(target, prompt, 3)) > 0.001
+
+
+class Recorded(FixedLength):
+    """A fixed γ that keeps the rounds it is told of."""
+
+    def __init__(self, candidates: int) -> None:
+        super().__init__(candidates)
+        self.rounds: list[Round] = []
+
+    def observe(self, done: Round) -> None:
+        self.rounds.append(done)
+
+
+def test_a_round_reports_the_sibling_that_was_taken():
+    """Each candidate stands beside all other tokens, so a round ends with its path or with a sibling."""
+    target, prompt, length = CachedModel(small_model(), 64, 4), [1, 2, 3, 0], Recorded(2)
+    proposer = ModelProposer(CachedModel(small_model(seed=9), 64, 4), prompt, width=4)
+    proposer.prepare()
+    greedy, none = Sampling(temperature=0.0), KnowledgeTransfer("none")
+    logits = target.prefill(prompt)
+    list(decode(target, logits, proposer, none, greedy, length, Limits(24)))
+    rounds = [done for done in length.rounds if done.candidates == 2]
+    assert {done.width for done in rounds} == {4}
+    assert {(done.accepted, done.sibling > 0) for done in rounds} == {(1, True), (2, True), (2, False)}
 
 
 @pytest.mark.slow

@@ -168,13 +168,18 @@ def test_a_server_that_was_late_once_is_soon_used_again(monkeypatch):
         until(lambda: lm.generate([ASK]) and late.asked > 3)
 
 
-def test_a_server_whose_health_checks_were_not_answered_is_not_locked_out_by_another_failure():
-    """Where no other server is left, it is asked all the same, and may answer with an error."""
+@pytest.mark.parametrize("answer", ["an error", "a good one, and then it is late"])
+def test_a_server_whose_health_checks_were_not_answered_is_not_locked_out_after_an_answer(answer):
+    """Where no other server is left, it is asked all the same, and may answer."""
     server = server_at("http://127.0.0.1:9/v1")
     server.failed(silent=True)
     server.checked(answered=False, well=False)
-    server.failed()
-    assert not server.to_check
+    if answer == "an error":
+        server.failed()
+        assert not server.to_check
+    else:
+        server.answered()
+        server.failed(silent=True, late=True)
     later = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 3600)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_circuit, "time", later)
