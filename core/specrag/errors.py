@@ -22,7 +22,7 @@ class MissingExtraError(SpecRAGError, ImportError):
 
 
 class ModelError(SpecRAGError, RuntimeError):
-    """A model or its server failed while it generated, scored or embedded, or memory is too small for a model."""
+    """A model or its server failed while it generated, scored or embedded, or needs more memory than is free."""
 
 
 class ServerError(ModelError):

@@ -2,7 +2,7 @@
 
 The circuit is closed while the server answers. Every failure opens it for some seconds, twice as many after each
 further one. Then it is half open: one request is let through, and its outcome closes the circuit or opens it again.
-To be late is a failure too, with a shorter first pause: a server that works may be late once.
+A late answer is a failure too, with a shorter first pause: a server that works may be late once.
 
 A server that failed without an answer (nobody listened, it hung, it broke off) gets health checks. As long as they
 are not answered, its circuit stays open. When they are answered again, its circuit is half open at once.
@@ -17,7 +17,7 @@ from typing import Any
 
 # Seconds for which a server gets no requests after a failure, while others of the pool do.
 PASSED_OVER = 15.0
-# The same after it was late: another server, asked later, was first, or nobody waited any longer.
+# The same after it was late: another server, asked later, answered first, or nobody waited any longer.
 PASSED_OVER_LATE = 2.0
 # The same after several failures in a row: at most so long.
 LONGEST_PASSED_OVER = 120.0

@@ -38,8 +38,9 @@ class _Stored:
 def check_weights_fit(source: str | Path, quantization: str | None, dtype: torch.dtype, device: torch.device) -> None:
     """Check that the weights of a folder of safetensors, or of a ``.gguf`` file that is unpacked, fit into memory.
 
-    Weights in a file that has their type already are mapped: on the CPU they take memory only when they are laid out
-    anew, on another device only there. Of other files nothing is known before they are loaded, and nothing is checked.
+    Weights that have the type ``dtype`` in the file already are mapped, not copied. On the CPU they take memory only
+    when they are laid out anew. For another device they take memory only there. Other files (``.bin``, or a hub id that
+    is not on this machine yet) say nothing before they are loaded, and are not checked.
 
     Args:
         source: A folder, a ``.gguf`` file or a hub id.

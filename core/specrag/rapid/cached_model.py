@@ -126,7 +126,7 @@ class CachedModel:
             The logits after the last token; ``None`` without tokens.
 
         Raises:
-            ModelError: Memory ran out, or is too small for their keys and values, which is said before any is read.
+            ModelError: Memory ran out, or it is known before any token is read that it will.
         """
         start, logits = self.length, None
         self._check_room(start + len(tokens) - self.cache.capacity)
@@ -168,7 +168,7 @@ class CachedModel:
         if tokens > 0 and len(set(getattr(self.lm.model, "hf_device_map", {}).values())) < 2:
             needed = tokens * token_bytes(self.lm.model.config, self.dtype)
             what = f"the keys and values of {tokens} tokens"
-            check_room(needed, self.lm.device, what, "give a shorter text, or a target of fewer layers")
+            check_room(needed, self.lm.device, what, "give a shorter text, or a smaller model")
 
     def _forward(self, ids: Tensor, keep: int, tree: TreeShape | None = None, *, exact: bool = False) -> Tensor:
         model: nn.Module = self.lm.model

@@ -1,8 +1,8 @@
 """How many candidates to draft per round: a fixed number, a replayed schedule, or what measurements make best.
 
-The decoding loop asks a ``DraftLength`` for γ before each round, and for the width of the tree where a drafter makes
-trees. It reports each round to it. ``Estimates`` holds what
-was measured and predicts from it; ``AdaptiveLength`` decides. All times are in seconds.
+Before each round, the decoding loop asks a ``DraftLength`` for γ, and for the width of the tree where a drafter makes
+trees. After the round, it reports what happened. ``Estimates`` holds what was measured and predicts from it;
+``AdaptiveLength`` decides. All times are in seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _REFRESH = 20
 _SPIKE = 1.5
 # The prior acceptance weighs as much as this many judged candidates, so that a few rejections do not end drafting.
 _PRIOR_CANDIDATES = 8
-# The chance that is assumed for a sibling before any was verified: that it is taken where the ones before it were not.
+# The chance, before any sibling was verified, that one is taken when the ones before it were not.
 _SIBLING = 0.2
 # The weight of the newest measurement in the running estimates, and the least weight of a candidate in the acceptance.
 _WEIGHT, _ACCEPTANCE_WEIGHT = 0.25, 0.04
@@ -287,7 +287,8 @@ class AdaptiveLength(DraftLength):
     own prompt first is started when it is expected to save more than that reading costs. While nothing is known of it,
     it is started when the reading costs at most 4 % of the decoding so far and of half of the tokens still allowed.
 
-    A wider tree must be expected to be 3 % faster than a narrower one. Its cost is that of so many more candidates.
+    A wider tree must be expected to be 3 % faster than a narrower one. A sibling costs the target as much time as a
+    candidate of the path.
 
     Args:
         known: Estimates of earlier generations. They are updated.

@@ -110,7 +110,7 @@ class LongContext:
 
     Raises:
         InvalidInputError: The context is empty, or has more tokens than the target has positions.
-        ModelError: Memory ran out, or is too small, which is said before anything is read. Nothing is kept.
+        ModelError: Memory ran out, or it is known before anything is read that it will. Nothing is kept.
     """
 
     def __init__(
