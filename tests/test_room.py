@@ -128,9 +128,9 @@ def test_where_nothing_is_known_nothing_is_refused(tiny_path, with_free):
 
 def test_a_little_more_than_is_free_is_allowed(with_free):
     with_free(1000)
-    check_room(1040, CPU, "they", "take less")
+    check_room(1090, CPU, "they", "take less")
     with pytest.raises(ModelError, match=r"they need 0.0 MB of memory, 0.0 MB are free on cpu: take less"):
-        check_room(1060, CPU, "they", "take less")
+        check_room(1110, CPU, "they", "take less")
 
 
 def test_weights_for_a_gpu_must_fit_there_and_their_converted_copy_on_the_cpu(tiny_path, monkeypatch):

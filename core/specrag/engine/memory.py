@@ -12,7 +12,7 @@ from specrag.errors import ModelError
 # What torch's allocators say where they raise a plain RuntimeError.
 _WORDS = ("not enough memory", "can't allocate memory", "out of memory")
 # What is needed may exceed what is free by this share. Both figures are estimates, and a wrong refusal is worse.
-_TOLERANCE = 0.05
+_TOLERANCE = 0.1
 # Where Linux tells of memory, and of control groups, which limit the memory of containers.
 _MEMINFO, _OWN_GROUPS, _GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # Statistics of the cache of ZFS. The system drops it when memory is needed, but does not count it as available.
