@@ -161,9 +161,12 @@ def application(parts: Parts, given: Deployments) -> Any:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[bool]:
-    """The block has a cluster: that of the variable ``RAY_ADDRESS``, else one of its own. It is told which."""
-    own = "RAY_ADDRESS" not in os.environ
-    ray.init(logging_level=logging.WARNING, **({"include_dashboard": False} if own else {}))
+    """The block has a cluster: that of the variable ``RAY_ADDRESS``, else one of its own; it yields whether it is one.
+
+    Without an address, Ray would join a cluster that somebody else has started on this machine.
+    """
+    own = not os.environ.get("RAY_ADDRESS")
+    ray.init(logging_level=logging.WARNING, **({"address": "local", "include_dashboard": False} if own else {}))
     try:
         yield own
     finally:
