@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PROPOSERS: dict[str, Any] = {"rapid": "rag", "naive-sd": "naive", "magicdec": "window"} | {
     name: name for name in ("rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse", "rest", "triforce")
 }
-# Who asks what there is learns "rapid" for the proposer "rag": "rag-upward" is the system without a proposer.
+# An error lists the proposer "rag" as "rapid" only, because "rag-upward" is a system without a proposer.
 FORMS = (
     "long-context, long-context-upward, rag, rag-upward, PROPOSER-self and PROPOSER-upward (lossless), "
     "PROPOSER-self-ETA and PROPOSER-upward-ETA (with transfer), and any but the first two with -irrelevant; "
