@@ -124,7 +124,7 @@ class ChatRapid(_Rapid, BaseChatModel):
     Instantiate:
         >>> from langchain_specrag import ChatRapid
         >>> chat = ChatRapid(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0)  # doctest: +SKIP
-        >>> chat = ChatRapid(model="...", settings={"proposer": "hybrid", "candidates": 5})  # doctest: +SKIP
+        >>> chat = ChatRapid(model="...", settings={"proposer": "rag", "candidates": 5})  # doctest: +SKIP
 
     Invoke:
         >>> chat.invoke("who discovered radium?", documents=[report]).content  # doctest: +SKIP

@@ -47,7 +47,7 @@ class RapidLLM(KnownSettings, CustomLLM):
     Instantiate:
         >>> from llamaindex_specrag import RapidLLM
         >>> llm = RapidLLM(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0)  # doctest: +SKIP
-        >>> llm = RapidLLM(model="...", settings={"proposer": "hybrid", "candidates": 5})  # doctest: +SKIP
+        >>> llm = RapidLLM(model="...", settings={"proposer": "rag", "candidates": 5})  # doctest: +SKIP
 
     Invoke:
         >>> llm.complete("who discovered radium?", documents=[report]).text  # doctest: +SKIP

@@ -36,7 +36,7 @@ class Handle:
         return self
 
     def broadcast(self, name, *args):
-        return _Broadcast(getattr(self.worker, name)(*args))
+        return _Broadcast(_Response(self, getattr(self.worker, name)(*args)))
 
     def dead(self) -> bool:
         self.dies -= 1
@@ -44,11 +44,11 @@ class Handle:
 
 
 class _Broadcast:
-    def __init__(self, coroutine) -> None:
-        self._coroutine = coroutine
+    def __init__(self, response: _Response) -> None:
+        self._response = response
 
-    async def results_async(self):
-        return [await self._coroutine]
+    async def results_async(self, *, return_exceptions: bool):
+        return await asyncio.gather(self._response, return_exceptions=return_exceptions)
 
 
 class _Method:

@@ -109,6 +109,12 @@ def test_without_ray_the_option_says_which_extra_to_install(index, questions, tm
     assert made.exit_code == 1 and "pip install 'specrag[ray]'" in made.output and not to.exists()
 
 
+@pytest.mark.parametrize("option", ["--workers", "--worker-gpus"])
+def test_options_of_ray_alone_are_refused_without_it(questions, tmp_path, option):
+    made = run(app, ["batch", str(questions), "--out", str(tmp_path / "answers.jsonl"), option, "1"])
+    assert made.exit_code == 1 and "give --ray too" in made.stderr
+
+
 def test_another_file_is_not_overwritten(loaded, index, questions):
     made = run(app, ["batch", str(questions), "--out", str(questions), "--docs", str(index)])
     assert made.exit_code == 1 and "line 1: not an answer" in made.output

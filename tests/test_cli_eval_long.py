@@ -96,18 +96,23 @@ def test_a_document_that_is_too_long_for_the_model_fails_alone(loaded, tmp_path)
     ("arguments", "message"),
     [
         (["--systems", "rapid"], "unknown system 'rapid'; known are: standard"),
-        (["--systems", "rag,standard", *TARGET], "standard answer from passages, rag from a long document"),
+        (
+            ["--systems", "rag,standard", *TARGET],
+            "over passages (standard) and over long documents (rag) need two runs",
+        ),
         (["--systems", "rag"], "need --target: the model that reads the document"),
         (["--systems", "rag", *TARGET], "questions lack a document (`context`, or the path of a file"),
-        (["--systems", "rag-upward", *TARGET, "--documents", "900"], "rag-upward need a drafter"),
+        (["--systems", "rag-upward", *TARGET, "--documents", "900"], "these systems need a drafter: rag-upward"),
         (["--systems", "rapid-self-5:tail=x", *TARGET, "--documents", "900"], "rapid-self-5:tail=x: tail"),
-        (["--systems", "rag", *TARGET, "--verifier", "m"], "--verifier: for systems over passages"),
-        (["--systems", "speculative", "--documents", "900"], "--documents: for systems over long documents"),
+        (["--systems", "rag", *TARGET, "--verifier", "m"], "--verifier: only for systems over passages"),
+        (["--systems", "speculative", "--documents", "900"], "--documents: only for systems over long documents"),
         (["--systems", "rag", *TARGET, "--depth", "0.5"], "--depth and --share are those of documents that are made"),
         (["--systems", "rag", *TARGET, "--documents", "900", "--depth", "deep"], "--depth must be a number in [0, 1]"),
-        (["--systems", "rag", *TARGET, "--documents", "900", "--depth", "2"], "depth must be in [0, 1]"),
+        (["--systems", "rag", *TARGET, "--documents", "900", "--depth", "2"], "--depth must be a number in [0, 1]"),
+        (["--systems", "rag", *TARGET, "--documents", "10"], "10 tokens leave no room for a document"),
+        (["--systems", "rag", *TARGET, "--documents", "900", "--sessions", __file__], "is a file: give a folder"),
         (["--systems", "rag", "--target", "minilm-reader", "--documents", "900"], "'minilm-reader' writes nothing"),
-        (["--systems", "rag", "--target", "/nowhere", "--documents", "900"], "at /nowhere"),
+        (["--systems", "rag", "--target", "/nowhere", "--documents", "900"], "no target at /nowhere"),
         (["--systems", "rag", *TARGET, "--documents", "900", "--drafter", "a", "--drafter", "b"], "one drafter"),
     ],
 )
@@ -115,6 +120,11 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(unloaded, data, tmp_path
     result = run(app, ["eval", str(data), *arguments, "--out", str(tmp_path / "run")])
     assert result.exit_code == 1 and message in " ".join(result.stderr.split()), result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_where_the_run_should_be_is_refused_before_a_model_is_loaded(unloaded, data):
+    result = run(app, ["eval", str(data), "--systems", "rag", *TARGET, "--documents", "900", "--out", str(data)])
+    assert result.exit_code == 1 and f"{data} is a file: give a folder" in " ".join(result.stderr.split())
 
 
 def test_dialogues_of_mt_bench_101_need_a_document(unloaded, tmp_path):

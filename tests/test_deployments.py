@@ -58,6 +58,8 @@ def test_the_settings_are_read_by_the_names_of_the_deployments(written):
     assert given["Drafter"]["autoscaling_config"]["max_replicas"] == 4 and given["Verifier"]["num_replicas"] == 3
     assert cpus_needed(given, NAMES) == 1 + 2 + 3 * 0.5
     assert cpus_needed({}, NAMES) == 3
+    automatic = {"num_replicas": "auto", "autoscaling_config": {"min_replicas": 2, "initial_replicas": 4}}
+    assert cpus_needed({"Drafter": automatic}, NAMES) == 1 + 4 + 1
 
 
 def one(settings: str) -> str:
@@ -109,6 +111,7 @@ def test_the_server_has_one_replica_where_it_keeps_uploads(saved):
 
 def test_options_of_a_config_file_are_those_of_the_command():
     assert Served.of({"rapid": "smollm2", "models": "x"}).models.name == "x"
+    assert Served.of({"drafter": "smollm2"}) == Served.of({"drafter": ("smollm2",)})
     with pytest.raises(InvalidInputError, match="unknown options indexes: `specrag serve` has index, rapid"):
         Served.of({"indexes": ["x"]})
 

@@ -51,6 +51,8 @@ def test_questions_may_share_a_document_with_all_evidence_at_the_depth_asked_for
 def test_a_length_without_room_for_a_document_is_refused():
     with pytest.raises(InvalidInputError, match="100 tokens leave no room .* more than 192 tokens"):
         made_documents([QUESTION], CORPUS, words, DocumentPlan(tokens=(100,)), max_tokens=40)
+    with pytest.raises(InvalidInputError, match="100 tokens leave no room .* more than 192 tokens"):
+        check_long_questions([QUESTION], DocumentPlan(tokens=(600, 100)), max_tokens=40)
 
 
 @pytest.mark.parametrize(
@@ -145,5 +147,7 @@ def test_names_are_of_systems_over_passages_or_over_documents_and_not_mixed():
     assert not over_documents(["standard", "speculative:drafts=3"])
     with pytest.raises(InvalidInputError, match="unknown system 'oracle'; known are: standard.*rag-upward"):
         over_documents(["standard", "oracle"])
-    with pytest.raises(InvalidInputError, match="standard answer from passages, rag from a long document: .* two runs"):
+    with pytest.raises(
+        InvalidInputError, match=r"over passages \(standard\) and over long documents \(rag\) need two runs"
+    ):
         over_documents(["standard", "rag"])

@@ -77,7 +77,7 @@ def test_an_unknown_name_is_refused_with_the_forms(name):
 
 
 def test_what_does_not_go_together_is_refused_before_anything_is_read(tiny):
-    with pytest.raises(InvalidInputError, match="rapid-upward-5 need a drafter"):
+    with pytest.raises(InvalidInputError, match="need a drafter: rapid-upward-5"):
         systems(["rag", "rapid-upward-5"], tiny)
     with pytest.raises(InvalidInputError, match="each once"):
         systems(["rag", "rag"], tiny)
@@ -219,6 +219,7 @@ def test_figures_compare_with_the_target_alone_and_count_what_both_miss():
 
 def test_each_rapid_system_is_compared_with_its_own_drafter():
     assert drafter_alone("rapid-upward-10-irrelevant") == "rag-upward-irrelevant"
+    assert drafter_alone("rag-self-10") == "rag" and drafter_alone("rag-upward") is None
     assert drafter_alone("hybrid-self-5") == "rag" and drafter_alone("magicdec-self") is None
 
 

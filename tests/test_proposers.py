@@ -67,6 +67,17 @@ def test_a_source_is_what_the_match_is_long_or_the_model(tiny):
     assert hybrid.source([7, *text[:3]], bonus=True).drafts  # a match has no distribution behind it
 
 
+@pytest.mark.parametrize(
+    ("proposer", "instead"),
+    [("hybrid", "candidates are copied, and no model drafts"), ("rag", "the target decodes alone")],
+)
+def test_a_target_does_not_draft_for_itself_from_most_of_the_context(tiny, proposer, instead):
+    rapid = generator(tiny, proposer=proposer, retrieval_budget=10_000)
+    stats = LongContext(DOCUMENT, rapid).ask("who keeps the lamp", max_tokens=12).stats
+    assert f"the retrieved context is most of the context: {instead}" in stats.notes
+    assert stats.startup_seconds == 0 and (proposer == "hybrid" or stats.candidates == 0)
+
+
 # --- models ---------------------------------------------------------------------------------------------
 
 

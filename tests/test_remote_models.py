@@ -206,8 +206,20 @@ async def test_a_reply_is_begun_again_on_another_replica_unless_a_piece_is_out(t
 async def test_a_worker_forgets_what_one_key_has_uploaded_and_keeps_the_rest(tiny):
     worker = RapidWorker(lambda: generator(tiny, transfer="none"), 1 << 30)
     rapid = RemoteRapid(Calls(Handle(worker), LOST))
-    kept = [await worker.session(f"{owner}/x") for owner in ("1", "11")]
+    kept = [await worker.session(session_key(question(ASKED, owner=owner), [])) for owner in ("1", "11", "1/1")]
     for chat_of in kept:
         chat_of.complete([Message("user", ASKED)], documents=[DOCUMENT], max_tokens=2)
     await rapid.forget(Owner("1"))
-    assert [len(chat_of.sessions) for chat_of in kept] == [0, 1]
+    assert [len(chat_of.sessions) for chat_of in kept] == [0, 1, 1]
+
+
+async def test_a_lost_replica_has_forgotten_and_another_error_is_told(tiny, monkeypatch):
+    worker = RapidWorker(lambda: generator(tiny), 1 << 30)
+    await RemoteRapid(Calls(Handle(worker, dies=1), LOST)).forget(Owner("1"))
+
+    async def fails(owner: Owner) -> None:
+        raise ZeroDivisionError("half")
+
+    monkeypatch.setattr(worker, "forget", fails)
+    with pytest.raises(ModelError, match="ZeroDivisionError: half"):
+        await RemoteRapid(Calls(Handle(worker), LOST)).forget(Owner("1"))

@@ -70,6 +70,19 @@ def check_file_target(target: Path) -> None:
         raise InvalidInputError(f"{blocking} is a file: {target} cannot be in it")
 
 
+def check_folder_target(target: Path) -> None:
+    """Check that ``target`` is a folder or may become one, before hours of work go into what shall be in it.
+
+    Raises:
+        InvalidInputError: A file is there, or where a folder above it should be.
+    """
+    target = whole(target)
+    there = next((path for path in (target, *target.parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        cannot = "give a folder" if there == target else f"{target} cannot be in it"
+        raise InvalidInputError(f"{there} is a file: {cannot}")
+
+
 @contextlib.contextmanager
 def scratch(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` for what is not finished. Needs the right to write ``target``.

@@ -71,8 +71,12 @@ def batch(
     top: Annotated[int, typer.Option(min=1, help="How many passages to retrieve.")] = 10,
     concurrency: Annotated[int, typer.Option(min=1, help="Questions that are worked on at once.")] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="In several processes of Ray Data (extra ray).")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="With --ray: how many processes load the models.")] = 2,
-    worker_gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each of them.")] = 0.0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: how many processes load the models; by default 2.")
+    ] = None,
+    worker_gpus: Annotated[
+        float | None, typer.Option(min=0, help="With --ray: GPUs of each of them; by default 0.")
+    ] = None,
     models: ModelsOption = None,
 ) -> None:
     """Answer a file of questions. A killed run goes on when it is repeated: what is answered is not asked again."""
@@ -82,6 +86,8 @@ def batch(
 
         if ray:
             require("ray", "ray", "specrag batch --ray")
+        elif workers is not None or worker_gpus is not None:
+            raise InvalidInputError("--workers and --worker-gpus are those of --ray: give --ray too")
         check_there(questions)
         check_file_target(output)
         rows = read_questions(questions)
@@ -117,10 +123,8 @@ def batch(
             if ray:
                 from specrag.cli.batch_ray import answer_on_ray
 
-                block = max(8, 2 * concurrency)
-                answer_on_ray(
-                    load, answer, left, append, progress, before, block=block, workers=workers, gpus=worker_gpus
-                )
+                block, many, gpus = max(8, 2 * concurrency), workers or 2, worker_gpus or 0.0
+                answer_on_ray(load, answer, left, append, progress, before, block=block, workers=many, gpus=gpus)
             else:
                 _blocking.run(answer(rag, index, left, append=append, progress=progress, before=before))
             failed = sum(row.get("error") is not None for row in done.values())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from specrag._files import check_folder_target
 from specrag.cli.console import err, failures_reported, out
 from specrag.cli.evaluate_long import MAX_TOKENS, LongRun, check_options, plan_of
 from specrag.cli.evaluate_passages import PassagesRun
@@ -90,7 +91,7 @@ def evaluate(
     ] = None,
     share: Annotated[int | None, typer.Option(min=1, help="How many questions share a document that is made.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help=f"Of an answer over a long document; {MAX_TOKENS}.")
+        int | None, typer.Option(min=1, help=f"Over long documents: of an answer, at most; by default {MAX_TOKENS}.")
     ] = None,
     sessions: Annotated[
         Path | None, typer.Option(help="Over long documents: keep what was read here, for a run that goes on.")
@@ -125,6 +126,7 @@ def evaluate(
                 "--sessions": sessions,
             },
         )
+        check_folder_target(output)
         scores = _rescored_by(rescore or (), names)
         plan = plan_of(documents, depth, share, seed)
         questions, known = _questions(data, data_format, skip, limit, whole=plan is not None)

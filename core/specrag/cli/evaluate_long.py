@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specrag._files import check_folder_target
 from specrag.cli.console import counting, working
 from specrag.cli.loading import check_generating, check_models, load_embedder, load_generating
 from specrag.errors import InvalidInputError
@@ -63,14 +64,19 @@ class LongRun:
         """
         from specrag.evaluation.long_data import check_long_questions
         from specrag.evaluation.long_names import long_systems
+        from specrag.models._loading import source_of
+        from specrag.models.bundled import DRAFTING
 
         if len(self.drafters) > 1:
             raise InvalidInputError(f"RAPID has one drafter: give --drafter once, not {len(self.drafters)} times")
         systems = long_systems(self.names, drafter=bool(self.drafters))
-        check_long_questions(self.questions, self.plan)
-        writing = [self.target, *self.drafters]
-        check_models(writing, None, None, self.embedder, self.embedder_server)
-        check_generating(writing)
+        check_long_questions(self.questions, self.plan, max_tokens=self.max_tokens)
+        check_generating([self.target, *self.drafters])
+        check_models(self.drafters, None, None, self.embedder, self.embedder_server)
+        if self.target not in DRAFTING:
+            source_of(self.target, "target")
+        if self.sessions is not None:
+            check_folder_target(self.sessions)
         for system in systems:
             system.settings(self._common())
 
@@ -157,9 +163,12 @@ def _depth(given: str | None) -> float | None:
     if given is None or given == RANDOM:
         return None
     try:
-        return float(given)
-    except ValueError as error:
-        raise InvalidInputError(f"--depth must be a number in [0, 1] or {RANDOM}, got {given!r}") from error
+        depth = float(given)
+    except ValueError:
+        depth = -1.0
+    if not 0 <= depth <= 1:
+        raise InvalidInputError(f"--depth must be a number in [0, 1] or {RANDOM}, got {given!r}")
+    return depth
 
 
 def check_options(over_documents: bool, passages: Mapping[str, object], documents: Mapping[str, object]) -> None:
@@ -173,9 +182,10 @@ def check_options(over_documents: bool, passages: Mapping[str, object], document
     Raises:
         InvalidInputError: An option of the other kind is given, or ``--target`` is missing.
     """
-    other, kind = (passages, "passages") if over_documents else (documents, "long documents")
+    other, fitting, read = passages, "passages", "long documents"
+    if not over_documents:
+        other, fitting, read = documents, read, fitting
     if given := [name for name, value in other.items() if value]:
-        named = "those of --systems read long documents" if over_documents else "those of --systems read passages"
-        raise InvalidInputError(f"{', '.join(given)}: for systems over {kind}; {named}")
+        raise InvalidInputError(f"{', '.join(given)}: only for systems over {fitting}; those of --systems read {read}")
     if over_documents and not documents["--target"]:
         raise InvalidInputError("systems over long documents need --target: the model that reads the document")

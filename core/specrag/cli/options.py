@@ -46,7 +46,7 @@ ApiKeyOption = Annotated[
 ]
 EmbedderOption = Annotated[
     str | None,
-    typer.Option(help="Embedder: folder, hub id, or its name on --embedder-server; by default the embedded one."),
+    typer.Option(help="Embedder: folder, hub id, or its name on --embedder-server; by default the bundled one."),
 ]
 EmbedderServerOption = Annotated[
     list[str] | None,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KEYS = "SPECRAG_API_KEYS"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PATHS = ("rapid_datastore", "keys", "calibration", "models")
+_LISTS = ("index", "drafter", "server", "verifier_server", "embedder_server")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Served:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Served:
-        """The options as a config file has them.
+        """The options as a config file has them. One text may stand for a list of one.
 
         Raises:
             InvalidInputError: One is unknown.
@@ -71,9 +72,10 @@ class Served:
         known = [field.name for field in fields(cls)]
         if unknown := [str(name) for name in options if name not in known]:
             raise InvalidInputError(f"unknown options {', '.join(unknown)}: `specrag serve` has {', '.join(known)}")
-        given: dict[str, Any] = {
-            name: Path(value) if name in _PATHS and value else value for name, value in options.items()
-        }
+        given = dict(options)
+        for name, value in options.items():
+            if isinstance(value, str) and name in (*_PATHS, *_LISTS):
+                given[name] = Path(value) if name in _PATHS else (value,)
         return cls(**given)
 
     def check(self) -> None:

@@ -49,13 +49,17 @@ class DocumentPlan:
             raise InvalidInputError(f"depth must be in [0, 1], or None for a random one; got {self.depth}")
 
 
-def check_long_questions(questions: Sequence[Question], plan: DocumentPlan | None) -> None:
+def check_long_questions(questions: Sequence[Question], plan: DocumentPlan | None, *, max_tokens: int = 0) -> None:
     """Check, before a model is loaded, that every question has a document, or evidence to put into one, and answers.
 
     A dialogue needs no evidence: its document may hold other texts alone.
 
+    Args:
+        max_tokens: Of an answer. ``made_documents`` checks again, with the lengths of the questions.
+
     Raises:
-        InvalidInputError: Something is missing. The message says which question lacks it, and what to do.
+        InvalidInputError: Something is missing, and the message says which question lacks it; or the documents of
+            ``plan`` are too short in any case.
     """
     require(questions)
     check_questions([turn for question in questions for turn in turns_of(question)], passages=False)
@@ -71,6 +75,8 @@ def check_long_questions(questions: Sequence[Question], plan: DocumentPlan | Non
         raise InvalidInputError(
             f"{len(lacking)} of {len(questions)} questions lack {missing}; the first is {lacking[0]!r}: {remedy}"
         )
+    for tokens in () if plan is None else plan.tokens:
+        _room(tokens, questions, lambda text: 0, max_tokens, 1)
 
 
 def turns_of(question: Question) -> list[Question]:
@@ -115,12 +121,7 @@ def made_documents(
     """
     made = []
     for tokens in plan.tokens:
-        room = tokens - max(_around(question, count_tokens, max_tokens, turns) for question in questions)
-        if room < 1:
-            raise InvalidInputError(
-                f"{tokens} tokens leave no room for a document beside the longest question and answer: make documents "
-                f"of more than {tokens - room} tokens"
-            )
+        room = _room(tokens, questions, count_tokens, max_tokens, turns)
         documents = LongDocuments(corpus, count_tokens, room, seed=plan.seed)
         for at in range(0, len(questions), plan.share):
             group = list(questions[at : at + plan.share])
@@ -138,6 +139,21 @@ def filler_of(questions: Sequence[Question]) -> list[Passage]:
         said = [line for turn in question.turns for line in (f"User: {turn.question}", f"Assistant: {turn.reply}")]
         found += question.passages or ([Passage("\n".join(said))] if said else [])
     return found
+
+
+def _room(tokens: int, questions: Sequence[Question], count_tokens: CountTokens, max_tokens: int, turns: int) -> int:
+    """What a document may have of ``tokens``: the rest is for the longest question and its answer.
+
+    Raises:
+        InvalidInputError: Nothing is left.
+    """
+    around = max(_around(question, count_tokens, max_tokens, turns) for question in questions)
+    if tokens <= around:
+        raise InvalidInputError(
+            f"{tokens} tokens leave no room for a document beside the longest question and answer: make documents of "
+            f"more than {around} tokens"
+        )
+    return tokens - around
 
 
 def _around(question: Question, count_tokens: CountTokens, max_tokens: int, turns: int) -> int:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 _PROPOSERS: dict[str, Any] = {"rapid": "rag", "naive-sd": "naive", "magicdec": "window"} | {
     name: name for name in ("rag", "sparse", "naive", "window", "match", "hybrid", "hybrid-sparse", "rest", "triforce")
 }
+# An error lists the proposer "rag" as "rapid" only, because "rag-upward" is a system without a proposer.
 FORMS = (
     "long-context, long-context-upward, rag, rag-upward, PROPOSER-self and PROPOSER-upward (lossless), "
     "PROPOSER-self-ETA and PROPOSER-upward-ETA (with transfer), and any but the first two with -irrelevant; "
-    f"PROPOSER is one of {', '.join(_PROPOSERS)}"
+    f"PROPOSER is one of {', '.join(name for name in _PROPOSERS if name != 'rag')}"
 )
 _SPECULATIVE = re.compile(
     rf"({'|'.join(sorted(_PROPOSERS, key=len, reverse=True))})-(self|upward)(?:-(\d+(?:\.\d+)?))?"
@@ -141,7 +142,7 @@ def long_systems(names: Sequence[str], *, drafter: bool) -> tuple[LongSystem, ..
     if not names or len(set(names)) < len(names):
         raise InvalidInputError(f"expected names of systems, each once; got {', '.join(names) or 'none'}")
     if not drafter and (lacking := [system.name for system in systems if system.upward]):
-        raise InvalidInputError(f"{', '.join(lacking)} need a drafter: give one, or leave them out")
+        raise InvalidInputError(f"these systems need a drafter: {', '.join(lacking)}; give one, or leave them out")
     return systems
 
 
@@ -164,7 +165,6 @@ def over_documents(names: Sequence[str]) -> bool:
             ) from error
     if passages and others:
         raise InvalidInputError(
-            f"{', '.join(passages)} answer from passages, {', '.join(others)} from a long document: measure them in "
-            "two runs"
+            f"systems over passages ({', '.join(passages)}) and over long documents ({', '.join(others)}) need two runs"
         )
     return bool(others)

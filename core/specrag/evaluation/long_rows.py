@@ -233,7 +233,7 @@ def drafter_alone(name: str) -> str | None:
     """
     name = name.partition(":")[0]
     plain = name.removesuffix("-irrelevant")
-    if not plain.startswith(("rapid-", "hybrid-")):
+    if not plain.startswith(("rapid-", "hybrid-", "rag-self", "rag-upward-")):
         return None
     return ("rag-upward" if "-upward" in plain else "rag") + name[len(plain) :]
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from specrag._extras import require
+from specrag._files import write_text
 
 # ruff: noqa: E402 - the message that says what to install comes before that of `import torch`
 require("torch", "local", "long-context systems")
@@ -312,7 +313,7 @@ def _read(text: str, base: RapidGenerator, sessions: Path | None) -> LongContext
     sessions.mkdir(parents=True, exist_ok=True)
     session = LongContext(text, base)
     session.save(file)
-    note.write_text(json.dumps({"prefill_seconds": session.prefill_seconds, "tokens": session.tokens}))
+    write_text(note, json.dumps({"prefill_seconds": session.prefill_seconds, "tokens": session.tokens}))
     return session
 
 

@@ -24,7 +24,8 @@ class RapidGenerator:
     """Retrieval-augmented speculative decoding (Chen et al., arXiv 2502.20330).
 
     A target reads the long context. A drafter reads only the part of it that the question retrieves, and proposes
-    candidate tokens. The target verifies several of them in one forward pass.
+    candidate tokens. The target verifies several of them in one forward pass. By default, candidates are copied where
+    the text repeats itself or the context, and the drafter proposes the others (``proposer="hybrid"``).
 
     Args:
         target: A ``TransformersLM``, or (model, tokenizer). It answers.

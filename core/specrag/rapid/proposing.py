@@ -121,7 +121,8 @@ def proposer_for(
         shown, confidence = retrieved.positions, retrieved.confidence
         itself = rapid.drafter is rapid.target or settings.proposer == "triforce"
         if settings.candidates == "auto" and itself and len(shown) >= _MOST_OF_THE_CONTEXT * len(context):
-            notes.append("the retrieved context is most of the context: the target decodes alone")
+            instead = "candidates are copied, and no model drafts" if hybrid else "the target decodes alone"
+            notes.append(f"the retrieved context is most of the context: {instead}")
             return _match(rapid, prompt, tail) if hybrid else None, confidence
     drafting = _Drafting(rapid, prompt, tail, target, drafters)
     if settings.proposer == "triforce":

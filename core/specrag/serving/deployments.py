@@ -123,9 +123,11 @@ def cpus_needed(given: Deployments, names: Sequence[str]) -> float:
     for name in names:
         settings = given.get(name, {})
         scaling = settings.get("autoscaling_config") or {}
-        replicas = settings.get("num_replicas") or scaling.get("initial_replicas") or scaling.get("min_replicas") or 1
+        replicas = settings.get("num_replicas")
+        if replicas in (None, "auto"):
+            replicas = scaling.get("initial_replicas") or scaling.get("min_replicas") or 1
         each = (settings.get("ray_actor_options") or {}).get("num_cpus")
-        needed += (1 if each is None else each) * (1 if replicas == "auto" else replicas)
+        needed += (1 if each is None else each) * replicas
     return needed
 
 

@@ -21,6 +21,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
+from ray.serve.exceptions import RayServeException
 
 from specrag.errors import InvalidInputError, SpecRAGError
 from specrag.models.base import Completion, LanguageModel, Reader, Score, Turn
@@ -161,9 +162,12 @@ def application(parts: Parts, given: Deployments) -> Any:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[bool]:
-    """The block has a cluster: that of the variable ``RAY_ADDRESS``, else one of its own. It is told which."""
-    own = "RAY_ADDRESS" not in os.environ
-    ray.init(logging_level=logging.WARNING, **({"include_dashboard": False} if own else {}))
+    """The block has a cluster: that of the variable ``RAY_ADDRESS``, else one of its own; it yields whether it is one.
+
+    Without an address, Ray would join a cluster that somebody else has started on this machine.
+    """
+    own = not os.environ.get("RAY_ADDRESS")
+    ray.init(logging_level=logging.WARNING, **({"address": "local", "include_dashboard": False} if own else {}))
     try:
         yield own
     finally:
@@ -184,7 +188,7 @@ def run(made: Any, host: str, port: int, drain: float, *, cpus: float, told: Cal
         SpecRAGError: A deployment cannot start.
     """
     with cluster() as own, contextlib.suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # in place of Ray's
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's would not wait for requests
         there = ray.cluster_resources().get("CPU", 0)
         if own and cpus > there:
             raise InvalidInputError(
@@ -209,10 +213,10 @@ def run(made: Any, host: str, port: int, drain: float, *, cpus: float, told: Cal
 def _deploy(made: Any) -> None:
     try:
         serve.run(made, name=NAME, route_prefix="/")
-    except RuntimeError:
+    except (RuntimeError, RayServeException) as error:
         there = serve.status().applications.get(NAME)
-        told = [each.message for each in there.deployments.values()] if there is not None else []
-        raise SpecRAGError(f"a deployment could not start: {last_error(told)}") from None
+        told = [each.message for each in there.deployments.values()] if there is not None else [str(error)]
+        raise SpecRAGError(f"the deployments could not start: {last_error(told)}") from None
 
 
 def last_error(messages: Sequence[str]) -> str:

@@ -74,12 +74,21 @@ class Calls:
         Raises:
             SpecRAGError, ModelError: See ``ask``.
         """
-        cause = getattr(error, "cause", None) or error  # Ray wraps what a replica raises
-        if not isinstance(cause, self.lost) and not isinstance(error, self.lost):
+        cause = _cause(error)
+        if not self.is_loss(error):
             raise cause if isinstance(cause, SpecRAGError) else ModelError(described(cause)) from None
         if pause is None:
             raise ModelError(f"the replica was lost ({type(cause).__name__})") from None
         await asyncio.sleep(pause)
+
+    def is_loss(self, error: Exception) -> bool:
+        """Whether ``error`` says that a replica was lost."""
+        return isinstance(error, self.lost) or isinstance(_cause(error), self.lost)
+
+
+def _cause(error: Exception) -> BaseException:
+    """What a replica raised: Ray wraps it."""
+    return getattr(error, "cause", None) or error
 
 
 def remote_model(handle: Any, lost: tuple[type[BaseException], ...]) -> LanguageModel | Reader:
@@ -206,7 +215,16 @@ class RemoteRapid(RapidReplies):
                 items.cancel()
 
     async def forget(self, owner: Owner) -> None:
-        await self._calls.handle.broadcast("forget", owner).results_async()
+        """See ``RapidReplies.forget``. A replica that was lost keeps nothing.
+
+        Raises:
+            SpecRAGError: What a replica raised.
+            ModelError: A replica failed in another way.
+        """
+        replies = self._calls.handle.broadcast("forget", owner)
+        for told in await replies.results_async(return_exceptions=True):
+            if isinstance(told, Exception) and not self._calls.is_loss(told):
+                await self._calls.wait_or_raise(told, None)
 
 
 def session_key(asked: Asked, documents: Sequence[str]) -> str:

@@ -203,5 +203,5 @@ class RapidWorker:
     async def forget(self, owner: Owner) -> None:
         """Forget what was read for ``owner``."""
         for key, chat in list(self._held.items()):
-            if key.startswith(f"{owner.name}/"):
+            if key.rpartition("/")[0] == owner.name:  # what follows the last "/" is a digest
                 chat.clear()
