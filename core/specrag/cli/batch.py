@@ -30,9 +30,10 @@ from specrag.cli.options import (
     TokenizerOption,
     VerifierOption,
     VerifierServerOption,
+    check_index,
     check_there,
 )
-from specrag.errors import InvalidInputError, NotFoundError, said
+from specrag.errors import InvalidInputError, said
 
 if TYPE_CHECKING:
     from specrag.retrieval import PassageIndex
@@ -82,7 +83,6 @@ def batch(
     """Answer a file of questions. A killed run goes on when it is repeated: what is answered is not asked again."""
     with failures_reported():
         from specrag import _blocking
-        from specrag.retrieval import PassageIndex
 
         if ray:
             require("ray", "ray", "specrag batch --ray")
@@ -93,8 +93,8 @@ def batch(
         rows = read_questions(questions)
         if docs is None:
             check_passages(questions, rows)
-        elif not PassageIndex.is_saved_at(docs):
-            raise NotFoundError(f"no index at {docs}: make one with `specrag index`")
+        else:
+            check_index(docs)
         check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
         load = partial(
             load_parts,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from specrag.cli.console import counting, working
 from specrag.cli.loading import check_models, load_embedder, load_models
-from specrag.errors import InvalidInputError
+from specrag.cli.options import check_index
 
 if TYPE_CHECKING:
     from specrag.evaluation.records import Question
@@ -63,7 +63,9 @@ class PassagesRun:
 
         check_names(self.names)
         check_questions(self.questions, passages=self.retrieve is None)
-        check_indexes(self.retrieve, self.second)
+        for index in (self.retrieve, self.second):
+            if index is not None:
+                check_index(index)
         check_models(
             self.drafters, self.verifier, self.server, self.embedder, self.embedder_server, self.verifier_server
         )
@@ -102,15 +104,6 @@ class PassagesRun:
             found = with_retrieved(self.questions, lambda question: index.search(question, self.top))
         # A passage's vector would not be written with the question: what is asked later shall be what is asked now.
         return [replace(q, passages=tuple(replace(p, embedding=None) for p in q.passages)) for q in found]
-
-
-def check_indexes(*folders: Path | None) -> None:
-    """Raise InvalidInputError where one of ``folders`` holds no index."""
-    from specrag.retrieval import PassageIndex
-
-    for folder in folders:
-        if folder is not None and not PassageIndex.is_saved_at(folder):
-            raise InvalidInputError(f"no index at {folder}: make one with `specrag index`")
 
 
 def _index(folder: Path, embedder: Embedder) -> PassageIndex:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from specrag.errors import InvalidInputError
+from specrag.errors import InvalidInputError, NotFoundError
 
 ModelsOption = Annotated[
     Path | None, typer.Option("--models", help="Where the bundled models are (default: user cache).")
@@ -83,3 +83,11 @@ def check_there(path: Path) -> None:
     """Raise InvalidInputError when nothing is at ``path``, before models load: a typing error costs no minute."""
     if not path.exists():
         raise InvalidInputError(f"no file or folder at {path}")
+
+
+def check_index(folder: Path) -> None:
+    """Raise NotFoundError when no index is at ``folder``, before models load."""
+    from specrag.retrieval import PassageIndex
+
+    if not PassageIndex.is_saved_at(folder):
+        raise NotFoundError(f"no index at {folder}: make one with `specrag index`")

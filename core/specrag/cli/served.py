@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specrag.cli.loading import check_models, load_drafting_model, load_embedder, load_pipeline
-from specrag.cli.options import check_there
-from specrag.errors import InvalidInputError, NotFoundError
+from specrag.cli.options import check_index, check_there
+from specrag.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from specrag.models.base import LanguageModel, Reader
@@ -99,8 +99,6 @@ class Served:
             InvalidInputError: A name is taken twice, or has characters that do not belong into one.
             NotFoundError: There is no index.
         """
-        from specrag.retrieval import PassageIndex
-
         found: dict[str, Path] = {}
         for item in self.index:
             name, equals, folder = item.partition("=")
@@ -110,8 +108,7 @@ class Served:
                 raise InvalidInputError(f"--index {item}: give NAME=FOLDER; a name has letters, digits and . _ -")
             if name in found:
                 raise InvalidInputError(f"two indexes are named {name}: give NAME=FOLDER")
-            if not PassageIndex.is_saved_at(path):
-                raise NotFoundError(f"no index at {path}: make one with `specrag index DOCUMENTS --to {path}`")
+            check_index(path)
             found[name] = path
         return found
 
