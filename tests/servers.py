@@ -30,6 +30,7 @@ def serving(answer: Callable[[str, str, bytes, dict], tuple[int, bytes, dict]], 
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a body follows its head at once
 
         def respond(self):
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -52,7 +53,7 @@ def serving(answer: Callable[[str, str, bytes, dict], tuple[int, bytes, dict]], 
 
     server = Server(("127.0.0.1", port), Handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # seconds until it sees its end
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1"
     finally:
