@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The pinned versions need Python 3.11; on 3.10 the ranges of pyproject.toml hold.
 PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
+# Python compiles what is imported, when it is imported: most of what is installed never is.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile $(PINS)
 # Two processes of one thread each: most tests wait for one thread. Files stay whole, for what they load once.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadfile
 # A live vLLM for `make test-servers`, serving the bundled SmolLM2.
@@ -35,7 +36,7 @@ fix: $(VENV)/.dev ## Format the code and fix what ruff can fix
 lint: $(VENV)/.dev ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 
 docs: $(VENV)/.docs ## Build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -60,9 +61,11 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(PIP) -e '.[local,documents]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
+# It holds what .runtime holds.
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[dev]'
-	touch $@
+	touch $(VENV)/.runtime $@
 
 # Without torch: the reference is made from the source, not from imports.
 $(VENV)/.docs: pyproject.toml constraints.txt

@@ -138,21 +138,21 @@ def test_failing_models_stop_the_run_and_what_is_answered_stays(loaded, monkeypa
 
 @pytest.mark.slow
 def test_a_killed_run_loses_nothing_and_repeats_nothing(index, tmp_path):
-    many = [{"id": f"q{at}", "question": f"{QUESTIONS[at % 3]} {at}"} for at in range(30)]
+    many = [{"id": f"q{at}", "question": f"{QUESTIONS[at % 3]} {at}"} for at in range(12)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     to = tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "specrag.cli", "batch", str(tmp_path / "in.jsonl"), "--out", str(to)]
     command += ["--docs", str(index), "--concurrency", "2"]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
-    while not (to.exists() and to.read_bytes().count(b"\n") >= 5):
+    while not (to.exists() and to.read_bytes().count(b"\n") >= 3):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     written = to.read_bytes()
     kept = written[: written.rfind(b"\n") + 1]
-    assert 5 <= kept.count(b"\n") < 30
+    assert 3 <= kept.count(b"\n") < 12
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=300)
     assert to.read_bytes().startswith(kept)
     assert sorted(row["id"] for row in rows(to)) == sorted(row["id"] for row in many)

@@ -150,9 +150,8 @@ def test_one_command_makes_a_reader_out_of_a_users_own_file(data, base, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_killed_training_goes_on_to_the_same_end(data, base, tmp_path, method):
-    more = ("--rounds", "3", "--method", method, "--checkpoint-every", "2")
+def test_a_killed_training_goes_on_to_the_same_end(data, base, tmp_path):
+    more = ("--rounds", "3", "--method", "lora", "--checkpoint-every", "2")
     whole = run(app, training(data, base, tmp_path / "whole", *more))
     assert whole.exit_code == 0, whole.output
     killed = training(data, base, tmp_path / "killed", *more)
@@ -162,7 +161,7 @@ def test_a_killed_training_goes_on_to_the_same_end(data, base, tmp_path, method)
     assert not (tmp_path / "killed" / ADAPTER_FILE).exists()
     again = run(app, killed)
     assert again.exit_code == 0, again.output
-    for file in [ADAPTER_FILE] + (["adapter_model.safetensors"] if method == "lora" else []):
+    for file in (ADAPTER_FILE, "adapter_model.safetensors"):
         a, b = load_file(tmp_path / "whole" / file), load_file(tmp_path / "killed" / file)
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert load_reader(tmp_path / "killed").read("who built tower 3", ["The people of rome."]).spans
