@@ -61,14 +61,13 @@ def test_widths_that_are_chosen_leave_greedy_output_the_targets_own(tiny, other,
 
 @pytest.mark.slow
 def test_without_transfer_greedy_output_is_the_targets_own_on_real_weights(smollm2, questions, minilm):
-    text = "\n\n".join(p.text for q in questions[:2] for p in q.passages[:2])
+    text = "\n\n".join(p.text for p in questions[0].passages[:3])
     settings = {"transfer": "none", "sampling": Sampling(), "candidates": 4, "retrieval_budget": 300}
     rapid = RapidGenerator(smollm2, settings=settings, embedder=minilm)
     session = LongContext(text, rapid)
-    for question in questions[:2]:
-        out = session.ask(question.question, max_tokens=12)
-        expected = plain_greedy(session, question.question, 12)
-        assert out.text == smollm2.tokenizer.decode(expected, skip_special_tokens=True)
+    out = session.ask(questions[0].question, max_tokens=16)
+    expected = plain_greedy(session, questions[0].question, 16)
+    assert out.text == smollm2.tokenizer.decode(expected, skip_special_tokens=True)
     assert out.stats.accepted > 0
 
 

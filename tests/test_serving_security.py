@@ -344,6 +344,12 @@ INJECTION = (
 )
 
 
+def check_stream(lines: list[str]) -> None:
+    assert lines[-2:] == ["data: [DONE]", ""] and lines.count("data: [DONE]") == 1
+    for line in lines[:-2]:
+        assert json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk"
+
+
 @pytest.mark.slow
 def test_a_poisoned_passage_changes_neither_the_format_nor_the_scores_of_other_drafts(minilm):
     drafter = bundled("smollm2-rag-drafter")  # with float weights, whose scores do not depend on the batch
@@ -355,14 +361,12 @@ def test_a_poisoned_passage_changes_neither_the_format_nor_the_scores_of_other_d
         models = Models(rag=rag, indexes={"radium": index_of(texts, minilm)}, embedder=minilm)
         with served(models) as running, running.client() as http:
             whole = http.post("/v1/chat/completions", json=chat())
-            body = chat(stream=True, specrag={"events": True})
-            lines = http.post("/v1/chat/completions", json=body).text.split("\n\n")
+            if third == INJECTION:
+                body = chat(stream=True, specrag={"events": True})
+                check_stream(http.post("/v1/chat/completions", json=body).text.split("\n\n"))
         assert whole.status_code == 200 and set(whole.json()) == {
             "id", "object", "created", "model", "choices", "usage", "specrag",
         }  # fmt: skip
-        assert lines[-2:] == ["data: [DONE]", ""] and lines.count("data: [DONE]") == 1
-        for line in lines[:-2]:
-            assert json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk"
         told = whole.json()["specrag"]
         assert len(told["drafts"]) == 3
         return {told["passages"][row["subset"][0]]["text"]: row for row in told["drafts"]}
