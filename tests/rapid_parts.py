@@ -20,6 +20,7 @@ DOCUMENT = " ".join(
     for i, word in enumerate(["key", "lamp", "bell"] * 7)
 )
 GREEDY = Sampling(seed=0)
+DATASTORES = tempfile.TemporaryDirectory(prefix="specrag-datastores-")  # goes when Python ends
 # Qwen2.5's chat template, shortened: tools stand in the system turn, calls in <tool_call>.
 TOOL_TEMPLATE = (
     "{% if tools %}<|im_start|>system\nTools:\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
@@ -42,7 +43,7 @@ def generator(target, drafter=None, **settings) -> RapidGenerator:
 
 @cache
 def _datastore(tokenizer) -> Datastore:
-    return Datastore.build([DOCUMENT], tokenizer, tempfile.mkdtemp(prefix="specrag-datastore-"))
+    return Datastore.build([DOCUMENT], tokenizer, tempfile.mkdtemp(dir=DATASTORES.name))
 
 
 def plain_greedy(session: LongContext, question: str, count: int) -> list[int]:
