@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -306,13 +307,14 @@ def test_a_dead_server_is_named_before_any_model_loads(command, tmp_path, monkey
 
 
 def test_the_verifier_may_be_on_servers_of_its_own(tmp_path):
-    from specrag.cli.loading import load_pipeline
+    from specrag.cli.loading import ModelOptions
 
     drafters, verifiers = ["http://127.0.0.1:8001/v1", "http://127.0.0.1:8002/v1"], ["http://127.0.0.1:8003/v1"]
-    rag = load_pipeline(["m"], "m", models=tmp_path, server=drafters, verifier_server=verifiers)
+    chosen = ModelOptions(drafter=["m"], verifier="m", models=tmp_path, server=drafters)
+    rag = replace(chosen, verifier_server=verifiers).load_pipeline()
     assert all(url in repr(rag.drafter) for url in drafters) and verifiers[0] not in repr(rag.drafter)
     assert verifiers[0] in repr(rag.verifier) and drafters[0] not in repr(rag.verifier)
-    one = load_pipeline(["m"], "m", models=tmp_path, server=drafters)
+    one = chosen.load_pipeline()
     assert one.verifier is one.drafter
     result = run(app, ["ask", "who?", "--docs", str(tmp_path), "--verifier-server", verifiers[0]])
     assert result.exit_code == 1 and "--verifier-server needs --verifier" in " ".join(result.output.split())

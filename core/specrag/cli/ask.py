@@ -10,7 +10,7 @@ import typer
 from specrag._files import check_file_target, write_text
 from specrag.cli.answers import follow, show, show_json
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
-from specrag.cli.loading import check_models, load_embedder, load_pipeline, note_confidence, with_statement
+from specrag.cli.loading import ModelOptions, note_confidence, with_statement
 from specrag.cli.options import (
     ApiKeyOption,
     CalibrationOption,
@@ -80,24 +80,27 @@ def ask(
 
         question_of(question)
         check_there(docs)
-        check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
+        chosen = ModelOptions(
+            drafter=drafter,
+            verifier=verifier,
+            server=server,
+            verifier_server=verifier_server,
+            tokenizer=tokenizer,
+            embedder=embedder,
+            embedder_server=embedder_server,
+            api_key=api_key,
+            calibration=calibration,
+            min_confidence=min_confidence,
+            escalate=escalate and escalate.value,
+            escalate_below=escalate_below,
+            models=models,
+        )
+        chosen.check_models()
         if html is not None:
             check_file_target(html)
         with working("loading models"):
-            used = load_embedder(embedder, embedder_server, api_key, models=models)
-            rag = load_pipeline(
-                drafter,
-                verifier,
-                models=models,
-                server=server,
-                verifier_server=verifier_server,
-                tokenizer=tokenizer,
-                api_key=api_key,
-                calibration=calibration,
-                min_confidence=min_confidence,
-                escalate=escalate.value if escalate is not None else None,
-                escalate_below=escalate_below,
-            ).replace(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
+            used = chosen.load_embedder()
+            rag = chosen.load_pipeline(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
             rag = with_statement(rag, statement)
         note_confidence(rag)
         answer = follow(rag, question, _index_of(docs, used).search(question, top))
@@ -136,22 +139,20 @@ def demo(
     with failures_reported():
         from specrag.evaluation.data import load_questions
         from specrag.evaluation.metrics import contains_answer
-        from specrag.models import bundled
         from specrag.models.bundled import DEFAULT_DRAFTER
 
-        check_models(drafter, verifier, None)
+        chosen = ModelOptions(
+            drafter=drafter,
+            verifier=verifier,
+            calibration=calibration,
+            min_confidence=min_confidence,
+            escalate=escalate and escalate.value,
+            models=models,
+        )
+        chosen.check_models()
         questions = load_questions(DEMO)[:count]
         with working("loading models"):
-            embedder = bundled("minilm", folder=models)
-            rag = load_pipeline(
-                drafter,
-                verifier,
-                models=models,
-                calibration=calibration,
-                min_confidence=min_confidence,
-                escalate=escalate.value if escalate is not None else None,
-                embedder=embedder,
-            )
+            rag = chosen.load_pipeline(embedder=chosen.load_embedder())
         note_confidence(rag)
         out.print(
             "Questions of Natural Questions with ten Wikipedia passages each (CC BY-SA 3.0). "

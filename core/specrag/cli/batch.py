@@ -16,7 +16,7 @@ import typer
 from specrag._extras import require
 from specrag._files import check_file_target, turn_of, whole, writing
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
-from specrag.cli.loading import check_models, load_embedder, load_pipeline, note_confidence
+from specrag.cli.loading import ModelOptions, note_confidence
 from specrag.cli.options import (
     ApiKeyOption,
     CalibrationOption,
@@ -95,23 +95,22 @@ def batch(
             check_passages(questions, rows)
         else:
             check_index(docs)
-        check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
-        load = partial(
-            load_parts,
-            docs.absolute() if docs is not None else None,
-            embedder,
-            embedder_server,
-            drafters=drafter,
+        chosen = ModelOptions(
+            drafter=drafter,
             verifier=verifier,
-            models=models,
             server=server,
             verifier_server=verifier_server,
             tokenizer=tokenizer,
+            embedder=embedder,
+            embedder_server=embedder_server,
             api_key=api_key,
             calibration=calibration,
             min_confidence=min_confidence,
-            escalate=escalate.value if escalate is not None else None,
+            escalate=escalate and escalate.value,
+            models=models,
         )
+        chosen.check_models()
+        load = partial(load_parts, chosen, docs.absolute() if docs is not None else None)
         answer = partial(answer_all, top=top, concurrency=concurrency)
         if not ray:
             with working("loading models"):
@@ -131,15 +130,12 @@ def batch(
         say_done(output, before, len(left), failed)
 
 
-def load_parts(
-    docs: Path | None, embedder: str | None, embedder_server: Sequence[str] | None, **models: Any
-) -> tuple[SpeculativeRAG, PassageIndex | None]:
-    """The pipeline and its index. ``models``: arguments of ``load_pipeline``."""
+def load_parts(chosen: ModelOptions, docs: Path | None) -> tuple[SpeculativeRAG, PassageIndex | None]:
+    """The pipeline, and the index at ``docs``."""
     from specrag.retrieval import PassageIndex
 
-    used = load_embedder(embedder, embedder_server, models["api_key"], models=models["models"])
-    index = PassageIndex.load(docs, used) if docs is not None else None
-    return load_pipeline(**models).replace(embedder=used), index
+    used = chosen.load_embedder()
+    return chosen.load_pipeline(embedder=used), PassageIndex.load(docs, used) if docs is not None else None
 
 
 def say_done(output: Path, before: int, new: int, failed: int) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specrag._files import check_file_target
 from specrag.cli.console import counting, failures_reported, out, working
-from specrag.cli.loading import check_models, load_embedder, load_pipeline
+from specrag.cli.loading import ModelOptions
 from specrag.cli.options import (
     ApiKeyOption,
     DrafterOption,
@@ -23,6 +23,10 @@ from specrag.cli.options import (
     check_there,
 )
 from specrag.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from specrag.evaluation.calibration import HeldOut
+    from specrag.speculative.confidence import Calibration
 
 
 def calibrate(
@@ -55,33 +59,37 @@ def calibrate(
         records = load_questions(data)[:count]
         if len(records) < LEAST_QUESTIONS:
             raise InvalidInputError(f"a calibration needs at least {LEAST_QUESTIONS} questions, got {len(records)}")
-        check_models(drafter, verifier, server, embedder, embedder_server, verifier_server)
+        chosen = ModelOptions(
+            drafter=drafter,
+            verifier=verifier,
+            server=server,
+            verifier_server=verifier_server,
+            tokenizer=tokenizer,
+            embedder=embedder,
+            embedder_server=embedder_server,
+            api_key=api_key,
+            models=models,
+        )
+        chosen.check_models()
         with working("loading models"):
-            used = load_embedder(embedder, embedder_server, api_key, models=models)
-            rag = load_pipeline(
-                drafter,
-                verifier,
-                models=models,
-                server=server,
-                verifier_server=verifier_server,
-                tokenizer=tokenizer,
-                api_key=api_key,
-                embedder=used,
-            )
+            rag = chosen.load_pipeline(embedder=chosen.load_embedder())
         with counting("asking") as progress:
             examples = calibration_examples(rag, records, progress=progress)
         made = fit(rag, examples)
         made.save(output)
-        held = held_out_error(examples)
-        names = f"{', '.join(made.drafters)}, verified by {made.verifier or 'nobody'}, {made.mode}"
-        out.print(f"{output}: {made.questions} answers of {names}; {made.right:.1%} are right", highlight=False)
-        if held is None:
-            out.print("not checked: one half of the answers is all right or all wrong")
-        else:
-            out.print(
-                f"held-out half: {held.questions} answers, {held.right:.1%} right, "
-                f"mean confidence {held.confidence:.1%}, expected calibration error "
-                f"{held.error:.3f} ({held.bins} bins)",
-                highlight=False,
-            )
-        out.print(f"use it: specrag ask ... --calibration {output} --min-confidence 0.5", highlight=False)
+        _report(made, held_out_error(examples), output)
+
+
+def _report(made: Calibration, held: HeldOut | None, output: Path) -> None:
+    names = f"{', '.join(made.drafters)}, verified by {made.verifier or 'nobody'}, {made.mode}"
+    out.print(f"{output}: {made.questions} answers of {names}; {made.right:.1%} are right", highlight=False)
+    if held is None:
+        out.print("not checked: one half of the answers is all right or all wrong")
+    else:
+        out.print(
+            f"held-out half: {held.questions} answers, {held.right:.1%} right, "
+            f"mean confidence {held.confidence:.1%}, expected calibration error "
+            f"{held.error:.3f} ({held.bins} bins)",
+            highlight=False,
+        )
+    out.print(f"use it: specrag ask ... --calibration {output} --min-confidence 0.5", highlight=False)

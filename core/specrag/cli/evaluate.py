@@ -13,6 +13,7 @@ from specrag._files import check_folder_target
 from specrag.cli.console import err, failures_reported, out
 from specrag.cli.evaluate_long import MAX_TOKENS, LongRun, check_options, plan_of
 from specrag.cli.evaluate_passages import PassagesRun
+from specrag.cli.loading import ModelOptions
 from specrag.cli.options import (
     ApiKeyOption,
     DrafterOption,
@@ -134,34 +135,25 @@ def evaluate(
             "names": names,
             "data": data,
             "questions": questions,
-            "drafters": drafter or (),
-            "embedder": embedder,
-            "embedder_server": embedder_server,
-            "api_key": api_key,
-            "models": models,
-            "seed": seed,
-            "retry": retry,
-        }
-        made = (
-            LongRun(
-                **common,
-                corpus=known,
-                plan=plan,
-                target=str(target),
-                max_tokens=max_tokens or MAX_TOKENS,
-                sessions=sessions,
-            )
-            if long
-            else PassagesRun(
-                **common,
+            "models": ModelOptions(
+                drafter=drafter,
                 verifier=verifier,
                 server=server,
                 verifier_server=verifier_server,
                 tokenizer=tokenizer,
-                retrieve=retrieve,
-                top=top,
-                second=second,
-            )
+                embedder=embedder,
+                embedder_server=embedder_server,
+                api_key=api_key,
+                models=models,
+            ),
+            "seed": seed,
+            "retry": retry,
+        }
+        most = max_tokens or MAX_TOKENS
+        made = (
+            LongRun(**common, corpus=known, plan=plan, target=str(target), max_tokens=most, sessions=sessions)
+            if long
+            else PassagesRun(**common, retrieve=retrieve, top=top, second=second)
         )
         made.check()
         failed = report(made.ask(output), scores)

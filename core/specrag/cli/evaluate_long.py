@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from specrag._files import check_folder_target
 from specrag.cli.console import counting, working
-from specrag.cli.loading import check_generating, check_models, load_embedder, load_generating
+from specrag.cli.loading import ModelOptions, check_generating, load_generating
 from specrag.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ class LongRun:
         corpus: All questions of the data, whose passages fill documents.
         plan: How documents are made; ``None``: the questions have their own.
         target: The name of the model that reads the documents.
-        drafters: The name of the other model, if any.
-        embedder, embedder_server, api_key, models: As in ``specrag ask``.
+        models: As in ``specrag ask``; the drafter is the other model, if any.
         max_tokens: Of an answer.
         sessions: Where readings are kept.
         seed: Chooses the passages of documents and their depths, irrelevant chunks, and samples.
@@ -46,11 +45,7 @@ class LongRun:
     corpus: Sequence[Question]
     plan: DocumentPlan | None
     target: str
-    drafters: Sequence[str]
-    embedder: str | None
-    embedder_server: Sequence[str] | None
-    api_key: str | None
-    models: Path | None
+    models: ModelOptions
     max_tokens: int
     sessions: Path | None
     seed: int
@@ -67,12 +62,13 @@ class LongRun:
         from specrag.models._loading import source_of
         from specrag.models.bundled import DRAFTING
 
-        if len(self.drafters) > 1:
-            raise InvalidInputError(f"RAPID has one drafter: give --drafter once, not {len(self.drafters)} times")
-        systems = long_systems(self.names, drafter=bool(self.drafters))
+        drafters = self.models.drafter or ()
+        if len(drafters) > 1:
+            raise InvalidInputError(f"RAPID has one drafter: give --drafter once, not {len(drafters)} times")
+        systems = long_systems(self.names, drafter=bool(drafters))
         check_long_questions(self.questions, self.plan, max_tokens=self.max_tokens)
-        check_generating([self.target, *self.drafters])
-        check_models(self.drafters, None, None, self.embedder, self.embedder_server)
+        check_generating([self.target, *drafters])
+        self.models.check_models()
         if self.target not in DRAFTING:
             source_of(self.target, "target")
         if self.sessions is not None:
@@ -95,13 +91,13 @@ class LongRun:
         from specrag.evaluation.runs import Run
 
         with working("loading models"):
-            target = load_generating(self.target, self.models)
-            drafter = load_generating(self.drafters[0], self.models) if self.drafters else None
+            folder = self.models.models
+            target, *others = [load_generating(name, folder) for name in (self.target, *(self.models.drafter or ()))]
             runner = LongSystems(
                 self.names,
                 target,
-                drafter,
-                embedder=load_embedder(self.embedder, self.embedder_server, self.api_key, models=self.models),
+                others[0] if others else None,
+                embedder=self.models.load_embedder(),
                 settings=self._common(),
                 max_tokens=self.max_tokens,
                 seed=self.seed,

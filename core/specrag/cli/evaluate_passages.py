@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specrag.cli.console import counting, working
-from specrag.cli.loading import check_models, load_embedder, load_models
+from specrag.cli.loading import ModelOptions
 from specrag.cli.options import check_index
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ class PassagesRun:
         names: The systems.
         data: Where the questions come from, for ``run.json``.
         questions: What is asked.
-        drafters, verifier, server, verifier_server, tokenizer, embedder, embedder_server, api_key, models: As in
-            ``specrag ask``.
+        models: As in ``specrag ask``.
         retrieve: An index that the passages come from, ``top`` for each question; ``None``: the questions have theirs.
         second: The index of corrective RAG's second retriever.
         seed: Of the systems.
@@ -37,15 +36,7 @@ class PassagesRun:
     names: Sequence[str]
     data: Path
     questions: Sequence[Question]
-    drafters: Sequence[str]
-    verifier: str | None
-    server: Sequence[str] | None
-    verifier_server: Sequence[str] | None
-    tokenizer: str | None
-    embedder: str | None
-    embedder_server: Sequence[str] | None
-    api_key: str | None
-    models: Path | None
+    models: ModelOptions
     retrieve: Path | None
     top: int
     second: Path | None
@@ -66,27 +57,16 @@ class PassagesRun:
         for index in (self.retrieve, self.second):
             if index is not None:
                 check_index(index)
-        check_models(
-            self.drafters, self.verifier, self.server, self.embedder, self.embedder_server, self.verifier_server
-        )
+        self.models.check_models()
 
     def ask(self, output: Path) -> Run:
         """Ask every system every question; a run that is in ``output`` goes on."""
         from specrag.evaluation.run import evaluate
         from specrag.evaluation.systems import Parts, build
-        from specrag.models.bundled import DEFAULT_DRAFTER
 
         with working("loading models"):
-            used = load_embedder(self.embedder, self.embedder_server, self.api_key, models=self.models)
-            drafting, judge = load_models(
-                self.drafters or (DEFAULT_DRAFTER,),
-                self.verifier,
-                models=self.models,
-                server=self.server,
-                verifier_server=self.verifier_server,
-                tokenizer=self.tokenizer,
-                api_key=self.api_key,
-            )
+            used = self.models.load_embedder()
+            drafting, judge = self.models.load_models()
             other = _index(self.second, used) if self.second else None
             parts = Parts(drafter=drafting, verifier=judge, embedder=used, second=other, settings={"seed": self.seed})
             entries = build(self.names, parts)

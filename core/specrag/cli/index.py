@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from specrag.cli.console import counting, failures_reported, out, show_notes, working
-from specrag.cli.loading import check_models, load_embedder
+from specrag.cli.loading import ModelOptions
 from specrag.cli.options import (
     ApiKeyOption,
     EmbedderOption,
@@ -37,9 +37,10 @@ def index(
 
         check_there(docs)
         PassageIndex.check_target(to)
-        check_models(None, None, None, embedder, embedder_server)
+        chosen = ModelOptions(embedder=embedder, embedder_server=embedder_server, api_key=api_key, models=models)
+        chosen.check_models()
         with working("loading the embedder"):
-            used = load_embedder(embedder, embedder_server, api_key, models=models)
+            used = chosen.load_embedder()
         notes: list[str] = []
         with counting("indexing") as progress:
             made = index_documents(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,44 +29,138 @@ def check_servers(*servers: Sequence[str] | None) -> None:
         _blocking.run(ServerPool(list(urls), "").check())
 
 
-def check_models(
-    drafters: Sequence[str] | None,
-    verifier: str | None,
-    server: Sequence[str] | None,
-    embedder: str | None = None,
-    embedder_server: Sequence[str] | None = None,
-    verifier_server: Sequence[str] | None = None,
-) -> None:
-    """Whether there can be models of these names, on servers or here, before any of them loads.
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The options of a command that name its models, and what they describe.
 
-    Raises:
-        MissingExtraError: The embedder runs in this process, and the extra ``local`` is not installed.
-        ServerError: Nobody listens at any URL of ``server``, of ``verifier_server`` or of ``embedder_server``.
-        InvalidInputError: One is empty, or that of a bundled model of another kind.
-        ModelNotFoundError: One is mistyped, or there is no such model here and no network.
+    Attributes:
+        drafter: Names of the drafters; without any, the default one drafts.
+        verifier: Its name; without it, the first drafter that is a language model verifies.
+        server, verifier_server: URLs of the servers. Those of the verifier are by default the drafters'.
+        tokenizer: Of the models on the servers.
+        embedder: Its name; without it, the bundled one.
+        embedder_server: URLs of the servers that embed.
+        api_key: For all servers.
+        calibration: A file of ``specrag calibrate``.
+        min_confidence, escalate, escalate_below: Settings of ``SpeculativeRAG``; ``None`` leaves the default.
+        models: Where the bundled models are.
     """
-    from specrag.models._loading import source_of
-    from specrag.models.bundled import DRAFTING, EMBEDDERS
 
-    _check_named(drafters, server, "--drafter")
-    _check_named(verifier, verifier_server, "--verifier")
-    _check_named(embedder, embedder_server, "--embedder")
-    if not embedder_server:
-        kind = "TransformersEmbedder" if embedder and embedder not in EMBEDDERS else "the bundled embedder"
-        require("torch", "local", kind, otherwise="name one with --embedder and --embedder-server")
-    check_servers(server, verifier_server, embedder_server)
-    judge, scoring = () if verifier is None else (verifier,), "is an embedder and scores no drafts"
-    for role, names, on, fitting, wrong in (
-        ("drafter", drafters or (), server, DRAFTING, "is an embedder and makes no drafts"),
-        ("verifier", judge, verifier_server or server, DRAFTING, scoring),
-        ("embedder", () if embedder is None else (embedder,), embedder_server, list(EMBEDDERS), "is no embedder"),
-    ):
-        if on:
-            continue
-        for name in names:
-            _check_bundled(name, fitting, wrong)
-            if name not in fitting:
-                source_of(name, role)
+    drafter: Sequence[str] | None = None
+    verifier: str | None = None
+    server: Sequence[str] | None = None
+    verifier_server: Sequence[str] | None = None
+    tokenizer: str | None = None
+    embedder: str | None = None
+    embedder_server: Sequence[str] | None = None
+    api_key: str | None = None
+    calibration: Path | None = None
+    min_confidence: float | None = None
+    escalate: str | None = None
+    escalate_below: float | None = None
+    models: Path | None = None
+
+    def check_models(self) -> None:
+        """Whether there can be models of these names, on servers or here, before any of them loads.
+
+        Raises:
+            MissingExtraError: The embedder runs in this process, and the extra ``local`` is not installed.
+            ServerError: Nobody listens at any URL of one of the options with servers.
+            InvalidInputError: A name is empty, or that of a bundled model of another kind.
+            ModelNotFoundError: A name is mistyped, or there is no such model here and no network.
+        """
+        from specrag.models._loading import source_of
+        from specrag.models.bundled import DRAFTING, EMBEDDERS
+
+        _check_named(self.drafter, self.server, "--drafter")
+        _check_named(self.verifier, self.verifier_server, "--verifier")
+        _check_named(self.embedder, self.embedder_server, "--embedder")
+        if not self.embedder_server:
+            known = self.embedder and self.embedder not in EMBEDDERS
+            _require_torch("TransformersEmbedder" if known else "the bundled embedder")
+        check_servers(self.server, self.verifier_server, self.embedder_server)
+        no_drafter, no_verifier = "is an embedder and makes no drafts", "is an embedder and scores no drafts"
+        for role, names, on, fitting, wrong in (
+            ("drafter", self.drafter or (), self.server, DRAFTING, no_drafter),
+            ("verifier", _one(self.verifier), self._judging, DRAFTING, no_verifier),
+            ("embedder", _one(self.embedder), self.embedder_server, list(EMBEDDERS), "is no embedder"),
+        ):
+            if on:
+                continue
+            for name in names:
+                _check_bundled(name, fitting, wrong)
+                if name not in fitting:
+                    source_of(name, role)
+
+    def load_embedder(self) -> Embedder:
+        """The embedder: on its servers when there are any, else a local one."""
+        if self.embedder_server:
+            _check_named(self.embedder, self.embedder_server, "--embedder")
+            from specrag.models import OpenAIEmbedder
+
+            return OpenAIEmbedder(list(self.embedder_server), self.embedder or "", self.api_key)
+        from specrag.models import TransformersEmbedder, bundled
+        from specrag.models.bundled import EMBEDDERS
+
+        if self.embedder is None or self.embedder in EMBEDDERS:
+            _require_torch("the bundled embedder")
+            return bundled(self.embedder or "minilm", folder=self.models)
+        _check_bundled(self.embedder, list(EMBEDDERS), "is no embedder")
+        return TransformersEmbedder(self.embedder)
+
+    def load_models(self) -> tuple[list[LanguageModel | Reader], LanguageModel | Reader | None]:
+        """The drafters and the verifier. A name that both have on the same servers is loaded once."""
+        from specrag.models.bundled import DEFAULT_DRAFTER
+
+        loaded: dict[tuple[str, tuple[str, ...]], LanguageModel | Reader] = {}
+
+        def model(name: str, on: Sequence[str] | None) -> LanguageModel | Reader:
+            key = name, tuple(on or ())
+            if key not in loaded:
+                loaded[key] = load_drafting_model(name, self.models, on, self.api_key, self.tokenizer)
+            return loaded[key]
+
+        drafting = [model(name, self.server) for name in self.drafter or (DEFAULT_DRAFTER,)]
+        return drafting, model(self.verifier, self._judging) if self.verifier else None
+
+    def load_pipeline(
+        self,
+        *,
+        loaded: tuple[Sequence[LanguageModel | Reader], LanguageModel | Reader | None] | None = None,
+        **settings: Any,
+    ) -> SpeculativeRAG:
+        """The pipeline of the drafters and the verifier.
+
+        The default drafter alone abstains below ``DEFAULT_MIN_CONFIDENCE``, where no other confidence is asked for.
+
+        Args:
+            loaded: The drafters and the verifier, where they need not be loaded.
+            settings: Further ones of ``SpeculativeRAG``.
+        """
+        from specrag.models.bundled import DEFAULT_DRAFTER, DEFAULT_MIN_CONFIDENCE, READERS
+        from specrag.speculative.confidence import Calibration
+        from specrag.speculative.pipeline import SpeculativeRAG
+
+        _check_named(self.drafter, self.server, "--drafter")
+        for name in ("min_confidence", "escalate", "escalate_below"):
+            if (value := getattr(self, name)) is not None:
+                settings[name] = value
+        if self.calibration is not None:
+            settings["calibration"] = Calibration.load(self.calibration)
+        elif not self.drafter and self.verifier is None:
+            settings.setdefault("min_confidence", DEFAULT_MIN_CONFIDENCE)
+
+        names = (*(self.drafter or (DEFAULT_DRAFTER,)), *_one(self.verifier))
+        if self.tokenizer is not None and (not self._judging or all(name in READERS for name in names)):
+            message = "--tokenizer is that of a model on --server: leave it out, a model here has its own"
+            raise InvalidInputError(message)
+        drafting, judge = loaded or self.load_models()
+        return SpeculativeRAG(drafter=drafting[0] if len(drafting) == 1 else drafting, verifier=judge, **settings)
+
+    @property
+    def _judging(self) -> Sequence[str] | None:
+        """The servers of the verifier."""
+        return self.verifier_server or self.server
 
 
 def load_model(
@@ -112,23 +206,12 @@ def load_generating(name: str, models: Path | None = None) -> TransformersLM:
     return model
 
 
-def load_embedder(
-    name: str | None, server: Sequence[str] | None, api_key: str | None = None, *, models: Path | None = None
-) -> Embedder:
-    """The embedder ``name``: on the servers when there are any, else a local one; without a name, the bundled one."""
-    if server:
-        _check_named(name, server, "--embedder")
-        from specrag.models import OpenAIEmbedder
+def _one(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)
 
-        return OpenAIEmbedder(list(server), name or "", api_key)
-    from specrag.models import TransformersEmbedder, bundled
-    from specrag.models.bundled import EMBEDDERS
 
-    if name is None or name in EMBEDDERS:
-        require("torch", "local", "the bundled embedder", otherwise="name one with --embedder and --embedder-server")
-        return bundled(name or "minilm", folder=models)
-    _check_bundled(name, list(EMBEDDERS), "is no embedder")
-    return TransformersEmbedder(name)
+def _require_torch(kind: str) -> None:
+    require("torch", "local", kind, otherwise="name one with --embedder and --embedder-server")
 
 
 def _check_named(name: object, server: Sequence[str] | None, option: str) -> None:
@@ -144,78 +227,6 @@ def _check_bundled(name: str, fitting: Sequence[str], wrong: str) -> None:
 
     if name in BUNDLED_NAMES and name not in fitting:
         raise InvalidInputError(f"the bundled model {name!r} {wrong}: give {' or '.join(map(repr, fitting))}")
-
-
-def load_pipeline(
-    drafters: Sequence[str] | None,
-    verifier: str | None,
-    *,
-    models: Path | None,
-    server: Sequence[str] | None = None,
-    verifier_server: Sequence[str] | None = None,
-    tokenizer: str | None = None,
-    api_key: str | None = None,
-    calibration: Path | None = None,
-    loaded: tuple[Sequence[LanguageModel | Reader], LanguageModel | Reader | None] | None = None,
-    **settings: Any,
-) -> SpeculativeRAG:
-    """The pipeline of drafters and a verifier; without a drafter's name, the default one.
-
-    The default drafter alone abstains below ``DEFAULT_MIN_CONFIDENCE``, where no other confidence is asked for.
-    Without a verifier's name, the first drafter that is a language model verifies.
-
-    Args:
-        server, verifier_server: URLs of the servers. Those of the verifier are by default the drafters'.
-        calibration: A file of ``specrag calibrate``.
-        loaded: The drafters and the verifier of these names, where they need not be loaded.
-        settings: Those of ``SpeculativeRAG``; ``None`` leaves the default.
-    """
-    from specrag.models.bundled import DEFAULT_DRAFTER, DEFAULT_MIN_CONFIDENCE, READERS
-    from specrag.speculative.confidence import Calibration
-    from specrag.speculative.pipeline import SpeculativeRAG
-
-    _check_named(drafters, server, "--drafter")
-    given = {name: value for name, value in settings.items() if value is not None}
-    if calibration is not None:
-        given["calibration"] = Calibration.load(calibration)
-    elif not drafters and verifier is None:
-        given.setdefault("min_confidence", DEFAULT_MIN_CONFIDENCE)
-
-    readers = [name for name in (*(drafters or (DEFAULT_DRAFTER,)), verifier) if name is not None]
-    if tokenizer is not None and (not (server or verifier_server) or all(name in READERS for name in readers)):
-        raise InvalidInputError("--tokenizer is that of a model on --server: leave it out, a model here has its own")
-    drafting, judge = loaded or load_models(
-        drafters or (DEFAULT_DRAFTER,),
-        verifier,
-        models=models,
-        server=server,
-        verifier_server=verifier_server,
-        tokenizer=tokenizer,
-        api_key=api_key,
-    )
-    return SpeculativeRAG(drafter=drafting[0] if len(drafting) == 1 else drafting, verifier=judge, **given)
-
-
-def load_models(
-    drafters: Sequence[str],
-    verifier: str | None,
-    *,
-    models: Path | None,
-    server: Sequence[str] | None = None,
-    verifier_server: Sequence[str] | None = None,
-    tokenizer: str | None = None,
-    api_key: str | None = None,
-) -> tuple[list[LanguageModel | Reader], LanguageModel | Reader | None]:
-    """The drafters and the verifier by their names; a name that both have on the same servers is loaded once."""
-    loaded: dict[tuple[str, tuple[str, ...]], LanguageModel | Reader] = {}
-
-    def model(name: str, on: Sequence[str] | None) -> LanguageModel | Reader:
-        key = name, tuple(on or ())
-        if key not in loaded:
-            loaded[key] = load_drafting_model(name, models, on, api_key, tokenizer)
-        return loaded[key]
-
-    return [model(name, server) for name in drafters], model(verifier, verifier_server or server) if verifier else None
 
 
 def note_confidence(rag: SpeculativeRAG) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specrag.cli.loading import check_models, load_drafting_model, load_embedder, load_pipeline
+from specrag.cli.loading import ModelOptions, load_drafting_model
 from specrag.cli.options import check_index, check_there
 from specrag.errors import InvalidInputError
 
@@ -29,7 +29,7 @@ _LISTS = ("index", "drafter", "server", "verifier_server", "embedder_server")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class Served(ModelOptions):
     """The options of `specrag serve` under their names, without those that say where it listens."""
 
     index: Sequence[str] = ()
@@ -38,18 +38,6 @@ class Served:
     rapid_proposer: str = "hybrid"
     rapid_datastore: Path | None = None
     keys: Path | None = None
-    drafter: Sequence[str] | None = None
-    verifier: str | None = None
-    server: Sequence[str] | None = None
-    verifier_server: Sequence[str] | None = None
-    tokenizer: str | None = None
-    embedder: str | None = None
-    embedder_server: Sequence[str] | None = None
-    api_key: str | None = None
-    calibration: Path | None = None
-    min_confidence: float | None = None
-    escalate: str | None = None
-    escalate_below: float = 0.5
     drafts: int = 5
     passages_per_draft: int = 2
     top: int = 10
@@ -60,7 +48,6 @@ class Served:
     max_upload: int = 32
     drain: float = 30.0
     log_level: str = "info"
-    models: Path | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Served:
@@ -69,7 +56,7 @@ class Served:
         Raises:
             InvalidInputError: One is unknown.
         """
-        known = [field.name for field in fields(cls)]
+        known = sorted(field.name for field in fields(cls))
         if unknown := [str(name) for name in options if name not in known]:
             raise InvalidInputError(f"unknown options {', '.join(unknown)}: `specrag serve` has {', '.join(known)}")
         given = dict(options)
@@ -87,9 +74,7 @@ class Served:
         if not self.folders and self.rapid is None:
             raise InvalidInputError("nothing to serve: give --index FOLDER, --rapid MODEL, or both")
         self._check_rapid()
-        check_models(
-            self.drafter, self.verifier, self.server, self.embedder, self.embedder_server, self.verifier_server
-        )
+        self.check_models()
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -134,7 +119,7 @@ class Served:
 
     def load(self) -> Models:
         """All models in this process."""
-        embedder = self._embedder()
+        embedder = self.load_embedder()
         return self._models(embedder, None, self.load_rapid(embedder) if self.rapid is not None else None)
 
     def load_rapid(self, embedder: Embedder | None = None) -> RapidGenerator:
@@ -150,13 +135,10 @@ class Served:
         return RapidGenerator(
             load(self.rapid),
             drafter,
-            embedder=embedder or self._embedder(),
+            embedder=embedder or self.load_embedder(),
             proposer=self.rapid_proposer,
             datastore=self.rapid_datastore,
         )
-
-    def _embedder(self) -> Embedder:
-        return load_embedder(self.embedder, self.embedder_server, self.api_key, models=self.models)
 
     def _models(
         self,
@@ -170,24 +152,14 @@ class Served:
         indexes = {name: PassageIndex.load(folder, embedder) for name, folder in self.folders.items()}
         if not indexes:
             return Models(rapid=rapid, embedder=embedder)
-        rag = load_pipeline(
-            self.drafter,
-            self.verifier,
-            models=self.models,
-            server=self.server,
-            verifier_server=self.verifier_server,
-            tokenizer=self.tokenizer,
-            api_key=self.api_key,
-            calibration=self.calibration,
+        rag = self.load_pipeline(
             loaded=loaded,
-            min_confidence=self.min_confidence,
-            escalate=self.escalate,
-            escalate_below=self.escalate_below,
+            embedder=embedder,
             deadline=self.deadline,
             drafts=self.drafts,
             passages_per_draft=self.passages_per_draft,
         )
-        return Models(rag=rag.replace(embedder=embedder), indexes=indexes, rapid=rapid, embedder=embedder)
+        return Models(rag=rag, indexes=indexes, rapid=rapid, embedder=embedder)
 
     def _api_keys(self) -> ApiKeys | None:
         """The keys of the file or the environment, if any."""
@@ -254,7 +226,7 @@ class OnRay:
         """The server's models: those of the deployments, and those on other servers."""
         *drafting, judge = [remote.get(role.deployment) or role.load() for role in self._roles()]
         made = [model for model in drafting if model is not None]
-        return self.served._models(self.served._embedder(), (made, judge), rapid)
+        return self.served._models(self.served.load_embedder(), (made, judge), rapid)
 
     def _loaders(self) -> dict[str, Callable[[], Any]]:
         """What loads the model of each deployment. Models on other servers need none."""
