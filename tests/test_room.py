@@ -133,6 +133,18 @@ def test_a_little_more_than_is_free_is_allowed(with_free):
         check_room(1110, CPU, "they", "take less")
 
 
+def test_whoever_knows_better_switches_the_check_off(tiny, tiny_path, with_free, monkeypatch):
+    with_free(0)
+    with pytest.raises(ModelError, match="SPECRAG_MEMORY_CHECK=0 tries all the same"):
+        check_room(10**6, CPU, "they", "take less")
+    monkeypatch.setenv("SPECRAG_MEMORY_CHECK", "1")
+    with pytest.raises(ModelError, match="take less"):
+        check_room(10**6, CPU, "they", "take less")
+    monkeypatch.setenv("SPECRAG_MEMORY_CHECK", "0")
+    check_room(10**6, CPU, "they", "take less")
+    assert TransformersLM(tiny_path, tiny.tokenizer).model.num_parameters() > 0
+
+
 def test_weights_for_a_gpu_must_fit_there_and_their_converted_copy_on_the_cpu(tiny_path, monkeypatch):
     free = {"cuda": 10**9, "cpu": 0}
     monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
