@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -41,13 +42,40 @@ def test_default_subsets_are_full_distinct_diverse_and_leave_nothing_out(case):
 
 
 @settings(max_examples=60, deadline=None)
-@given(cases(), st.sampled_from(["paper", "random", "single_cluster"]))
+@given(cases(), st.sampled_from(["paper", "random", "single_cluster", "pairs"]))
 def test_other_modes_give_full_subsets_and_repeat_under_a_seed(case, mode):
     vectors, drafts, k, seed = case
     made = sample_perspectives(vectors, len(vectors), drafts, k, subsets=mode, seed=seed)
     assert len(made.subsets) == drafts
     assert all(len(set(subset)) == min(k, len(vectors)) for subset in made.subsets)
     assert made == sample_perspectives(vectors, len(vectors), drafts, k, subsets=mode, seed=seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 12), st.integers(1, 6), st.integers(0, 1000))
+def test_paired_subsets_are_distinct_and_read_every_passage_about_equally_often(count, drafts, k, seed):
+    size = min(k, count)
+    made = sample_perspectives(None, count, drafts, k, subsets="pairs", seed=seed).subsets
+    assert len(set(made)) == min(drafts, math.comb(count, size))
+    read = {i for subset in made for i in subset}
+    assert len(read) == (count if drafts * k >= count else drafts * k)
+
+
+@pytest.mark.parametrize("count, k, drafts", [(10, 4, 10), (6, 2, 15), (9, 3, 16), (5, 5, 1)])
+def test_each_pair_of_passages_is_read_together_where_the_drafts_suffice(count, k, drafts):
+    made = sample_perspectives(None, count, drafts, k, subsets="pairs").subsets
+    assert pairs_in(made) == math.comb(count, 2)
+
+
+def test_more_pairs_are_read_together_than_by_chance_where_the_drafts_do_not_suffice():
+    def pairs(mode):
+        return [pairs_in(sample_perspectives(None, 10, 5, 4, subsets=mode, seed=seed).subsets) for seed in range(10)]
+
+    assert min(pairs("pairs")) > max(pairs("random"))
+
+
+def pairs_in(subsets):
+    return len({pair for subset in subsets for pair in itertools.combinations(subset, 2)})
 
 
 def test_the_seed_matters():

@@ -12,6 +12,7 @@ from specrag.models.embedders import Embedder
 from specrag.schema import EmbeddingSource, Passage, SpeculativeAnswer, SubsetsChosen, passages_of
 from specrag.speculative._clock import Clock
 from specrag.speculative.perspectives import (
+    WITHOUT_GROUPS,
     SubsetMode,
     distinct_passages,
     embed_passages,
@@ -98,7 +99,7 @@ class Perspectives:
         return SubsetsChosen(subsets, source)
 
     async def _embeddings(self, asked: Asked, passages: Sequence[Passage]) -> tuple[np.ndarray | None, EmbeddingSource]:
-        if len(passages) <= self.passages_per_draft or self.subsets == "random":
+        if len(passages) <= self.passages_per_draft or self.subsets in WITHOUT_GROUPS:
             return None, "none"  # no choice depends on them
         if self.reuse_embeddings and (own := own_embeddings(passages)) is not None:
             return own, "passages"

@@ -17,10 +17,13 @@ from specrag import _blocking
 from specrag.errors import InvalidInputError
 from specrag.models.embedders import Embedder
 from specrag.schema import Passage, passages_of
+from specrag.speculative._pairs import paired_subsets
 from specrag.text import passage_text
 
-SubsetMode = Literal["coverage", "paper", "random", "single_cluster"]
+SubsetMode = Literal["coverage", "paper", "random", "single_cluster", "pairs"]
 SUBSET_MODES: tuple[SubsetMode, ...] = get_args(SubsetMode)
+#: Those that group no passages, and so need no embeddings.
+WITHOUT_GROUPS: tuple[SubsetMode, ...] = ("random", "pairs")
 
 
 # --- on passages ----------------------------------------------------------------------------------------
@@ -133,7 +136,7 @@ def sample_perspectives(
     """Cluster ``count`` passages and choose ``drafts`` subsets of ``passages_per_draft`` (Algorithm 1).
 
     Args:
-        embeddings: One vector per passage; not needed (and may be ``None``) for ``subsets="random"``.
+        embeddings: One vector per passage; not needed (and may be ``None``) for ``"random"`` and ``"pairs"``.
         count: How many passages there are.
         drafts: m, the number of subsets.
         passages_per_draft: k, the size of a subset and the number of clusters.
@@ -141,12 +144,13 @@ def sample_perspectives(
             until it is exhausted; clusters are first evened out, so that the subsets together hold min(count, m · k)
             passages. ``"paper"``: one passage of every cluster, each subset drawn independently. ``"random"``: no
             clusters. ``"single_cluster"``: all of a subset from one cluster, as far as it has enough (the paper's
-            ablation).
+            ablation). ``"pairs"``: no clusters; as many pairs of passages as found stand together in some subset. For
+            questions that need two passages: similar ones are often in one cluster, and then never read together.
         seed: Of K-means and of every draw.
 
     Returns:
-        Subsets of min(count, k) passages each. Under ``"coverage"`` and ``"random"`` they are distinct as long as
-        distinct ones exist; after that they repeat.
+        Subsets of min(count, k) passages each. Under ``"coverage"``, ``"random"`` and ``"pairs"`` they are distinct
+        as long as distinct ones exist; after that they repeat.
 
     Raises:
         InvalidInputError: A number below 1, an unknown ``subsets``, or embeddings that do not fit.
@@ -157,11 +161,12 @@ def sample_perspectives(
     check_mode(subsets)
     size = min(passages_per_draft, count)
     rng = np.random.default_rng(seed)
-    if subsets == "random" or size == count:
-        clusters = (0,) * count
-        return Perspectives(clusters, _distinct(count, size, drafts, rng, []))
+    if subsets in WITHOUT_GROUPS or size == count:
+        first = paired_subsets(count, size, drafts, rng) if subsets == "pairs" else []
+        return Perspectives((0,) * count, _distinct(count, size, drafts, rng, first))
     if embeddings is None:
-        raise InvalidInputError(f"subsets={subsets!r} needs embeddings; only 'random' does without")
+        others = " and ".join(map(repr, WITHOUT_GROUPS))
+        raise InvalidInputError(f"subsets={subsets!r} needs embeddings; only {others} do without")
     vectors = check_embeddings(embeddings, count)
     labels = kmeans(vectors, size, seed)
     if subsets == "coverage":
