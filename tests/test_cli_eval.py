@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 import specrag.models
 from specrag.cli import app
-from specrag.cli.evaluate import NAMES
+from specrag.cli.evaluate import NAMES, show_comparisons
 from specrag.evaluation.data import save_questions
 from specrag.evaluation.runs import Run
+from specrag.evaluation.statistics import Comparison
 from specrag.evaluation.systems import SYSTEMS
 from specrag.retrieval import PassageIndex
 from tests.fakes import shortened
@@ -55,6 +56,20 @@ def test_systems_are_measured_side_by_side_and_the_run_goes_on(loaded, data, tmp
     shown = [system["system"] for system in json.loads((tmp_path / "run" / "summary.json").read_text())["systems"]]
     assert shown[2:] == ["speculative:drafts=2 by draft"]
     assert "listwise left out" in again.stderr and "have no score listwise" in again.stderr
+
+
+def test_of_many_pairs_of_systems_those_that_differ_are_shown(capsys):
+    def pair(number, p):
+        return Comparison(("first", f"other-{number}"), 0.1, 0.0, 0.2, p, "McNemar", 9, 1, 50)
+
+    few, many = [pair(i, 0.5) for i in range(6)], [pair(i, 0.01 if i == 3 else 0.5) for i in range(10)]
+    show_comparisons(few)
+    shown = capsys.readouterr().out
+    assert all(f"other-{i}" in shown for i in range(6))
+    show_comparisons(many)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "first is better" in shown and "other-3" in shown and "other-4" not in shown
+    assert "9 of 10 pairs of systems differ by noise: see summary.json" in shown
 
 
 def test_passages_come_from_an_index(loaded, data, minilm, questions, tmp_path):

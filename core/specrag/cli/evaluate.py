@@ -31,8 +31,11 @@ from specrag.errors import InvalidInputError, MissingExtraError
 if TYPE_CHECKING:
     from specrag.evaluation.records import Question
     from specrag.evaluation.runs import Run
+    from specrag.evaluation.statistics import Comparison
     from specrag.schema import ScoreName
 
+# Of so many pairs of systems, each has its line.
+_FEW_PAIRS = 6
 # The names of `specrag.evaluation.systems.SYSTEMS`, which loads too much for `specrag --help`.
 NAMES = "standard, corrective, self-reflective, drafter, extractive-pair, speculative"
 SystemsOption = Annotated[
@@ -188,6 +191,15 @@ def _speculative(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.split(":")[0] == "speculative"]
 
 
+def show_comparisons(pairs: Sequence[Comparison]) -> None:
+    """Print each pair of systems; of many pairs, those that differ, and how many do not."""
+    shown = pairs if len(pairs) <= _FEW_PAIRS else [pair for pair in pairs if not pair.noise]
+    for pair in shown:
+        out.print(escape(str(pair)), highlight=False, style="dim" if pair.noise else "")
+    if left := len(pairs) - len(shown):
+        out.print(f"{left} of {len(pairs)} pairs of systems differ by noise: see summary.json", style="dim")
+
+
 def report(run: Run, scores: Sequence[Sequence[ScoreName]] = ()) -> bool:
     """Show the figures of ``run`` and write them into its folder; whether every answer failed.
 
@@ -214,8 +226,7 @@ def report(run: Run, scores: Sequence[Sequence[ScoreName]] = ()) -> bool:
 
         out.print(decoding_table(list(long_figures(run.answers, [one.system for one in summary.systems]))))
     else:
-        for pair in summary.comparisons:
-            out.print(escape(str(pair)), highlight=False, style="dim" if pair.noise else "")
+        show_comparisons(summary.comparisons)
     written = [summary.save(run.folder), write_page(run.folder, summarize(run) if scores else summary)]
     try:
         written += plot(summary, run.folder) + plot_lengths(run.answers, run.folder)
