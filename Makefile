@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The pinned versions need Python 3.11; on 3.10 the ranges of pyproject.toml hold.
 PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
-# Python compiles what is imported, when it is imported: most of what is installed never is.
+# Python compiles a module when it is first imported. Most of what is installed is never imported.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile $(PINS)
+# Where the environment sets it to 1, each process would compile all that it imports, for 9 seconds. Empty: not set.
+export PYTHONDONTWRITEBYTECODE :=
 # Two processes of one thread each: most tests wait for one thread. Files stay whole, for what they load once.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadfile
 # A live vLLM for `make test-servers`, serving the bundled SmolLM2.
