@@ -131,11 +131,12 @@ def batch(
 
 
 def load_parts(chosen: ModelOptions, docs: Path | None) -> tuple[SpeculativeRAG, PassageIndex | None]:
-    """The pipeline, and the index at ``docs``."""
+    """The pipeline, and the index at ``docs``, which is read first: another embedder's is refused at once."""
     from specrag.retrieval import PassageIndex
 
     used = chosen.load_embedder()
-    return chosen.load_pipeline(embedder=used), PassageIndex.load(docs, used) if docs is not None else None
+    index = PassageIndex.load(docs, used) if docs is not None else None
+    return chosen.load_pipeline(embedder=used), index
 
 
 def say_done(output: Path, before: int, new: int, failed: int) -> None:

@@ -90,4 +90,4 @@ def check_index(folder: Path) -> None:
     from specrag.retrieval import PassageIndex
 
     if not PassageIndex.is_saved_at(folder):
-        raise NotFoundError(f"no index at {folder}: make one with `specrag index`")
+        raise NotFoundError(f"no index at {folder}: make one with `specrag index DOCUMENTS --to {folder}`")
