@@ -93,6 +93,7 @@ def test_passages_come_from_an_index(loaded, data, minilm, questions, tmp_path):
         (["DATA", "--format", "excel"], "unknown format 'excel'"),
         (["DATA", "--skip", "9"], "--skip 9 leaves no question"),
         (["DATA", "--retrieve", "/tmp"], "no index at /tmp"),
+        (["DATA", "--tokenizer", "smollm2"], "--tokenizer is that of a model on --server: leave it out"),
         (["DATA", "--rescore", "beauty"], "unknown scores ['beauty']: choose among draft"),
         (["DATA", "--systems", "drafter", "--rescore", "draft"], "--rescore chooses among the drafts of a speculative"),
         (["DATA", "--systems", "standard"], "standard: this system needs a language model"),

@@ -114,6 +114,9 @@ def test_options_of_a_config_file_are_those_of_the_command():
     assert Served.of({"drafter": "smollm2"}) == Served.of({"drafter": ("smollm2",)})
     with pytest.raises(InvalidInputError, match="unknown options indexes: `specrag serve` has api_key, .*, index, "):
         Served.of({"indexes": ["x"]})
+    empty = Served.of({"drafter": "m", "server": "http://127.0.0.1:9/v1", "drafts": None, "escalate_below": None})
+    made = empty.load_pipeline(drafts=empty.drafts)  # a name without a value, in YAML
+    assert (made.drafts, made.escalate_below) == (5, 0.5)
 
 
 def test_without_ray_the_commands_say_which_extra_to_install(saved, monkeypatch):

@@ -78,6 +78,7 @@ def test_a_start_that_cannot_succeed_ends_with_one_line(saved, tmp_path, monkeyp
     assert "no file with API keys" in refused_at_once("--index", str(saved), "--keys", str(tmp_path / "none"))
     assert "two indexes are named" in refused_at_once("--index", str(saved), "--index", f"radium={saved}")
     assert "NAME=FOLDER" in refused_at_once("--index", f"../x={saved}")
+    assert "no calibration at" in refused_at_once("--index", str(saved), "--calibration", str(tmp_path / "none"))
     rest = ("--rapid", "smollm2", "--rapid-proposer", "rest")
     assert "give --rapid-datastore FOLDER" in refused_at_once(*rest)
     assert "no file or folder at" in refused_at_once(*rest, "--rapid-datastore", str(tmp_path / "none"))

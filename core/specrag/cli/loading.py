@@ -61,13 +61,15 @@ class ModelOptions:
     models: Path | None = None
 
     def check_models(self) -> None:
-        """Whether there can be models of these names, on servers or here, before any of them loads.
+        """Check that there can be models of these names, on servers or here, before any of them loads.
 
         Raises:
             MissingExtraError: The embedder runs in this process, and the extra ``local`` is not installed.
             ServerError: Nobody listens at any URL of one of the options with servers.
-            InvalidInputError: A name is empty, or that of a bundled model of another kind.
+            InvalidInputError: A name is empty, or that of a bundled model of another kind; no model has a use for the
+                tokenizer; or the file of the calibration is damaged.
             ModelNotFoundError: A name is mistyped, or there is no such model here and no network.
+            NotFoundError: There is no file of the calibration.
         """
         from specrag.models._loading import source_of
         from specrag.models.bundled import DRAFTING, EMBEDDERS
@@ -75,6 +77,11 @@ class ModelOptions:
         _check_named(self.drafter, self.server, "--drafter")
         _check_named(self.verifier, self.verifier_server, "--verifier")
         _check_named(self.embedder, self.embedder_server, "--embedder")
+        self._check_tokenizer()
+        if self.calibration is not None:
+            from specrag.speculative.confidence import Calibration
+
+            Calibration.load(self.calibration)
         if not self.embedder_server:
             known = self.embedder and self.embedder not in EMBEDDERS
             _require_torch("TransformersEmbedder" if known else "the bundled embedder")
@@ -135,27 +142,29 @@ class ModelOptions:
 
         Args:
             loaded: The drafters and the verifier, where they need not be loaded.
-            settings: Further ones of ``SpeculativeRAG``.
+            settings: Further ones of ``SpeculativeRAG``; ``None`` leaves the default.
         """
-        from specrag.models.bundled import DEFAULT_DRAFTER, DEFAULT_MIN_CONFIDENCE, READERS
+        from specrag.models.bundled import DEFAULT_MIN_CONFIDENCE
         from specrag.speculative.confidence import Calibration
         from specrag.speculative.pipeline import SpeculativeRAG
 
-        _check_named(self.drafter, self.server, "--drafter")
-        for name in ("min_confidence", "escalate", "escalate_below"):
-            if (value := getattr(self, name)) is not None:
-                settings[name] = value
+        settings |= {name: getattr(self, name) for name in ("min_confidence", "escalate", "escalate_below")}
+        given = {name: value for name, value in settings.items() if value is not None}
         if self.calibration is not None:
-            settings["calibration"] = Calibration.load(self.calibration)
+            given["calibration"] = Calibration.load(self.calibration)
         elif not self.drafter and self.verifier is None:
-            settings.setdefault("min_confidence", DEFAULT_MIN_CONFIDENCE)
+            given.setdefault("min_confidence", DEFAULT_MIN_CONFIDENCE)
+        drafting, judge = loaded or self.load_models()
+        return SpeculativeRAG(drafter=drafting[0] if len(drafting) == 1 else drafting, verifier=judge, **given)
+
+    def _check_tokenizer(self) -> None:
+        """Raise InvalidInputError where a tokenizer is given, and no model is on a server."""
+        from specrag.models.bundled import DEFAULT_DRAFTER, READERS
 
         names = (*(self.drafter or (DEFAULT_DRAFTER,)), *_one(self.verifier))
         if self.tokenizer is not None and (not self._judging or all(name in READERS for name in names)):
             message = "--tokenizer is that of a model on --server: leave it out, a model here has its own"
             raise InvalidInputError(message)
-        drafting, judge = loaded or self.load_models()
-        return SpeculativeRAG(drafter=drafting[0] if len(drafting) == 1 else drafting, verifier=judge, **settings)
 
     @property
     def _judging(self) -> Sequence[str] | None:
