@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import ssl
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
 
 import httpx
 
-from specrag.errors import ServerBusyError
+from specrag.errors import ServerBusyError, ServerError
 from specrag.models._circuit import Server
 from specrag.models._http import ENCODINGS
+from specrag.models._secrets import redacted
 
 
 class Connection:
@@ -153,15 +155,41 @@ class Connections:
             await connection.aclose()
 
 
+# Of the environment: a file with trusted certificates, and a folder of them.
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
 @functools.cache
-def _certificates() -> ssl.SSLContext:
-    """The certificates that are trusted. They take 20 ms to read, and each event loop has a client."""
+def _certificates(*named: str | None) -> ssl.SSLContext:
+    """The certificates that are trusted. They take 20 ms to read, and each event loop has a client.
+
+    Args:
+        named: The values of ``_CERTIFICATES``, which httpx reads.
+    """
     return httpx.create_ssl_context()
 
 
 def client(headers: dict[str, str]) -> httpx.AsyncClient:
-    """A client without limits of its own: permits and times are the pool's."""
+    """A client without limits of its own: permits and times are the pool's.
+
+    Raises:
+        ServerError: The certificates or the proxy that the environment names cannot be used.
+    """
     limits = httpx.Limits(max_connections=None)
     sent = {"Accept-Encoding": ", ".join(ENCODINGS), **headers}
-    options: dict[str, Any] = {"limits": limits, "timeout": None, "headers": sent, "verify": _certificates()}
-    return httpx.AsyncClient(**options)
+    try:
+        trusted = _certificates(*map(os.environ.get, _CERTIFICATES))
+    except OSError as error:  # ssl.SSLError is one
+        file = os.environ.get(_CERTIFICATES[0])
+        raise ServerError(
+            f"no certificates can be read from {_CERTIFICATES[0]}={file} ({error.strerror or error}): "
+            "give a file of PEM certificates"
+        ) from error
+    options: dict[str, Any] = {"limits": limits, "timeout": None, "headers": sent, "verify": trusted}
+    try:
+        return httpx.AsyncClient(**options)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        advice = "pip install 'httpx[socks]'" if isinstance(error, ImportError) else "give it as http://HOST:PORT"
+        raise ServerError(
+            f"the proxy of HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used ({redacted(str(error))}): {advice}"
+        ) from error
