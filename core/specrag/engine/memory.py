@@ -71,7 +71,7 @@ def check_room(needed: int, device: torch.device, what: str, advice: str) -> Non
     if free is not None and needed > free * (1 + _TOLERANCE) and os.environ.get(_SWITCH) != "0":
         raise ModelError(
             f"{what} need {_size(needed)} of memory, {_size(free)} are free on {device}: {advice}. "
-            f"{_SWITCH}=0 tries all the same"
+            f"To try it all the same, set {_SWITCH}=0"
         )
 
 
