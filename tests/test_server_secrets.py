@@ -9,6 +9,7 @@ from langchain_core.documents import Document
 from pydantic import SecretStr
 
 from specrag import Passage, SpeculativeRAG
+from specrag.cli.served import Served
 from specrag.errors import DraftingError, ModelError, ServerError
 from specrag.models import GenerationRequest, OpenAIEmbedder, OpenAILM, Stage, Turn
 from specrag.models._secrets import redacted, secrets_of
@@ -103,3 +104,8 @@ def test_what_looks_like_a_key_is_hidden_whoever_wrote_it(text):
 def test_words_of_a_message_stay():
     message = "max_tokens is too large: task-oriented, sk-means, skip; ask key-value at https://host/a@b"
     assert redacted(message, ["abc", ""]) == message
+
+
+def test_options_that_hold_a_key_do_not_show_it():
+    options = {"server": "http://127.0.0.1:9/v1", "api_key": "a-secret-key"}
+    assert "a-secret-key" not in repr(Served.of(options)) and Served.of(options).api_key == "a-secret-key"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ class ModelOptions:
     tokenizer: str | None = None
     embedder: str | None = None
     embedder_server: Sequence[str] | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     calibration: Path | None = None
     min_confidence: float | None = None
     escalate: str | None = None
