@@ -15,6 +15,8 @@ VLLM_URL ?= http://127.0.0.1:8811/v1
 
 .PHONY: help demo test fast fix lint docs test-servers bench
 .DEFAULT_GOAL := help
+# Two targets that install into one environment must take turns.
+.NOTPARALLEL:
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
