@@ -138,7 +138,7 @@ def evaluate(
             "names": names,
             "data": data,
             "questions": questions,
-            "models": ModelOptions(
+            "chosen": ModelOptions(
                 drafter=drafter,
                 verifier=verifier,
                 server=server,

@@ -32,7 +32,7 @@ class LongRun:
         corpus: All questions of the data, whose passages fill documents.
         plan: How documents are made; ``None``: the questions have their own.
         target: The name of the model that reads the documents.
-        models: As in ``specrag ask``; the drafter is the other model, if any.
+        chosen: The models, as in ``specrag ask``; the drafter is the other model, if any.
         max_tokens: Of an answer.
         sessions: Where readings are kept.
         seed: Chooses the passages of documents and their depths, irrelevant chunks, and samples.
@@ -45,7 +45,7 @@ class LongRun:
     corpus: Sequence[Question]
     plan: DocumentPlan | None
     target: str
-    models: ModelOptions
+    chosen: ModelOptions
     max_tokens: int
     sessions: Path | None
     seed: int
@@ -62,13 +62,13 @@ class LongRun:
         from specrag.models._loading import source_of
         from specrag.models.bundled import DRAFTING
 
-        drafters = self.models.drafter or ()
+        drafters = self.chosen.drafter or ()
         if len(drafters) > 1:
             raise InvalidInputError(f"RAPID has one drafter: give --drafter once, not {len(drafters)} times")
         systems = long_systems(self.names, drafter=bool(drafters))
         check_long_questions(self.questions, self.plan, max_tokens=self.max_tokens)
         check_generating([self.target, *drafters])
-        self.models.check_models()
+        self.chosen.check_models()
         if self.target not in DRAFTING:
             source_of(self.target, "target")
         if self.sessions is not None:
@@ -91,13 +91,13 @@ class LongRun:
         from specrag.evaluation.runs import Run
 
         with working("loading models"):
-            folder = self.models.models
-            target, *others = [load_generating(name, folder) for name in (self.target, *(self.models.drafter or ()))]
+            folder = self.chosen.models
+            target, *others = [load_generating(name, folder) for name in (self.target, *(self.chosen.drafter or ()))]
             runner = LongSystems(
                 self.names,
                 target,
                 others[0] if others else None,
-                embedder=self.models.load_embedder(),
+                embedder=self.chosen.load_embedder(),
                 settings=self._common(),
                 max_tokens=self.max_tokens,
                 seed=self.seed,

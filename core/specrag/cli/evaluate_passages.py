@@ -26,7 +26,7 @@ class PassagesRun:
         names: The systems.
         data: Where the questions come from, for ``run.json``.
         questions: What is asked.
-        models: As in ``specrag ask``.
+        chosen: The models, as in ``specrag ask``.
         retrieve: An index that the passages come from, ``top`` for each question; ``None``: the questions have theirs.
         second: The index of corrective RAG's second retriever.
         seed: Of the systems.
@@ -36,7 +36,7 @@ class PassagesRun:
     names: Sequence[str]
     data: Path
     questions: Sequence[Question]
-    models: ModelOptions
+    chosen: ModelOptions
     retrieve: Path | None
     top: int
     second: Path | None
@@ -57,7 +57,7 @@ class PassagesRun:
         for index in (self.retrieve, self.second):
             if index is not None:
                 check_index(index)
-        self.models.check_models()
+        self.chosen.check_models()
 
     def ask(self, output: Path) -> Run:
         """Ask every system every question; a run that is in ``output`` goes on."""
@@ -65,8 +65,8 @@ class PassagesRun:
         from specrag.evaluation.systems import Parts, build
 
         with working("loading models"):
-            used = self.models.load_embedder()
-            drafting, judge = self.models.load_models()
+            used = self.chosen.load_embedder()
+            drafting, judge = self.chosen.load_models()
             other = _index(self.second, used) if self.second else None
             parts = Parts(drafter=drafting, verifier=judge, embedder=used, second=other, settings={"seed": self.seed})
             entries = build(self.names, parts)
