@@ -15,10 +15,10 @@ from specrag.speculative.drafting import Drafter
 from specrag.text import MAX_EVIDENCE_WORDS
 from specrag.training import Mixture, evaluate_drafter, extractive_rationale, make_examples
 from specrag.training.examples import IGNORED, encode_example, in_batches
-from specrag.training.rationales import answer_in
+from specrag.training.rationales import answer_in, supporting_rationale, yes_or_no
 from specrag.training.substitution import Substitutes, answer_kind
 from tests.fakes import HashEmbedder, ScriptedLM
-from tests.towers import made
+from tests.towers import made, records
 
 # --- rationales -----------------------------------------------------------------------------------------
 
@@ -43,6 +43,37 @@ def test_the_rationale_is_the_sentence_with_the_answer_under_its_title():
     )
     scattered = Passage("It was 28% in 2008. Later it fell to 20 of 100.")
     assert extractive_rationale("how much", "20", scattered) == "Later it fell to 20 of 100."
+
+
+def test_the_rationale_of_yes_or_no_is_the_sentence_that_shares_most_with_the_question():
+    moose = Passage("It is a big animal. The moose belongs to the deer family. Is it fast? It is.", title="Moose")
+    asked = "is the moose a member of the deer family"
+    assert supporting_rationale(asked, [moose]) == "Moose: The moose belongs to the deer family."
+    # "tower" stands in every sentence and says less than "iron", which stands in one
+    tower = Passage("The tower, a tower of the city, is a tower. This tower is of iron.")
+    assert supporting_rationale("is the city tower made of iron", [tower, Passage("The city is old.")]) == (
+        "This tower is of iron."
+    )
+    long = Passage("word " * 60 + "the moose belongs to the deer family as all know " + "word " * 60)
+    cut = supporting_rationale(asked, [Passage("Nothing."), long])
+    assert cut is not None and "moose belongs to the deer family" in cut and len(cut.split()) <= MAX_EVIDENCE_WORDS
+    assert supporting_rationale("is that so", [moose]) == "Moose: It is a big animal."
+    assert supporting_rationale(asked, [Passage(" ")]) is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (("yes",), "Yes"),
+        (("No.", "no"), "No"),
+        (("yes", "no"), None),
+        (("no", "none of them"), None),
+        (("the no",), "No"),
+        ((), None),
+    ],
+)
+def test_answers_that_say_yes_or_no(answers, said):
+    assert yes_or_no(answers) == said
 
 
 # --- examples -------------------------------------------------------------------------------------------
@@ -101,6 +132,7 @@ def test_an_answer_gives_way_to_another_of_its_kind():
         ("how many are there", "about forty", ("how many", "number")),
         ("author of the book", "Ann of the North", ("", "name")),
         ("what is it made of", "riveted iron", None),
+        ("is it made of iron", "Yes", None),
     ],
 )
 def test_kinds_of_answers(question, answer, kind):
@@ -129,6 +161,36 @@ def test_an_answer_stays_where_another_makes_no_sense(text, answers, question, r
     assert changed[2] == f"{changed[1]}: {changed[1]} wrote this."
 
 
+def test_yes_or_no_is_an_example_though_no_passage_says_it():
+    """As "Yes" or "No", never substituted; passages with the word "no" are distractors like any other."""
+    told = [
+        Question(
+            str(i),
+            f"is tower {i} tall",
+            ("yes",) if i % 2 else ("no",),
+            (Passage(f"They stand. Tower {i} is {10 * i} metres high. It has no roof.", title=f"Tower {i}"),),
+            (0,),
+        )
+        for i in range(24)
+    ]
+    both = [*told, *(dataclasses.replace(record, id=f"w{record.id}") for record in records())]
+    examples = make_examples(both, HashEmbedder(), variants=3, mixture=Mixture(substituted=1, unanswerable=0.3))
+    of_told = [e for part in examples for e in part if e.question.startswith("is ")]
+    assert len(of_told) == 3 * 24 and {len(e.passages) for e in of_told if e.answerable} == {1, 2, 3, 4}
+    for e in of_told:
+        i = int(re.findall(r"\d+", e.question)[0])
+        assert any(p == told[i].passages[0] for p in e.passages) == e.answerable
+        if e.answerable:
+            assert e.answer == ("Yes" if i % 2 else "No")
+            assert e.rationale == f"Tower {i}: Tower {i} is {10 * i} metres high."
+            said = ScriptedLM(lambda prompt, answer=e.answer: ("why", answer))
+            assert evaluate_drafter(said, [e]).right == 1.0
+    others = [e for part in examples for e in part if e.question.startswith("when") and e.answerable]
+    assert others and all(re.fullmatch(r"in 18\d\d", e.answer) for e in others)
+    written = make_examples(told, HashEmbedder(), rationales={"3": "It is 30 metres\nhigh."})[0][3]
+    assert not written.answerable or (written.rationale, written.answer) == ("It is 30 metres high.", "Yes")
+
+
 def test_a_part_of_a_multi_hop_question_does_not_answer_it():
     hops = [
         Question(
@@ -147,6 +209,8 @@ def test_a_part_of_a_multi_hop_question_does_not_answer_it():
 
 
 def test_useless_records_are_refused():
+    with pytest.raises(InvalidInputError, match="the answer must be yes or no"):
+        make_examples([Question("1", "is it", ("yes", "no"), (Passage("it"),), (0,))], HashEmbedder())
     with pytest.raises(InvalidInputError, match="none of the 1 records can be used"):
         make_examples([Question("1", "q", ("x",), (Passage("no"),), (0,))], HashEmbedder())
     with pytest.raises(InvalidInputError, match="need at least 3"):

@@ -20,7 +20,7 @@ from specrag.schema import Passage
 from specrag.speculative.drafting import Drafter
 from specrag.speculative.prompts import Prompts
 from specrag.text import passage_text
-from specrag.training.rationales import answer_in, extractive_rationale
+from specrag.training.rationales import answer_in, extractive_rationale, supporting_rationale, yes_or_no
 from specrag.training.substitution import Substitutes
 
 #: The rationale of an example whose passages do not answer the question.
@@ -95,7 +95,8 @@ def make_examples(
     """``variants`` rounds of examples, with one example per record and round, each with its own distractors and order.
 
     Distractors are the passages of all records and of ``corpus`` that are nearest to the question and hold none of
-    its answers. A record whose gold passages do not contain its answer is left out, unless it has a rationale.
+    its answers. A record whose gold passages do not contain its answer is left out, unless it has a rationale, or its
+    answer is yes or no: then the example's answer is "Yes" or "No", whatever the passages contain.
 
     Args:
         rationales: By record id (``synthesize_rationales``). A record without one gets the extractive rationale.
@@ -109,7 +110,7 @@ def make_examples(
     if not usable:
         raise InvalidInputError(
             f"none of the {len(records)} records can be used: a gold passage must contain the answer verbatim, "
-            "or a rationale must be given"
+            "the answer must be yes or no, or a rationale must be given"
         )
     if len(corpus) < 3:
         raise InvalidInputError(f"the records have {len(corpus)} different passages: distractors need at least 3")
@@ -144,6 +145,9 @@ def make_examples(
 def _target(record: Question, rationales: Mapping[str, str]) -> tuple[str, str] | None:
     """The answer and the rationale to write from the gold passages; ``None`` when the record cannot be used."""
     given = rationales.get(record.id)
+    if said := yes_or_no(record.answers):
+        shown = given or supporting_rationale(record.question, [record.passages[i] for i in record.gold])
+        return (said, " ".join(shown.split())) if record.gold and shown else None
     for i in record.gold:
         answer = answer_in(record.passages[i], record.answers)
         if answer is None:
@@ -159,7 +163,8 @@ def _distractors(
 ) -> tuple[list[int], list[int]]:
     """The positions of the hard distractors, nearest first, and of some farther ones."""
     own = {passage_text(record.passages[i]) for i in record.gold}
-    answers = [answer.casefold() for answer in record.answers]
+    # A passage that contains the word "no" is a distractor like any other.
+    answers = [] if yes_or_no(record.answers) else [answer.casefold() for answer in record.answers]
     wanted, looked_at = 5 * mixture.negatives, 20 * mixture.negatives
     while True:  # nearly always the nearest few hundred hold enough of them
         looked_at = min(looked_at, len(near))

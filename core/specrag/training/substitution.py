@@ -17,6 +17,7 @@ import numpy as np
 
 from specrag.evaluation.data import Question
 from specrag.text import whole_words
+from specrag.training.rationales import yes_or_no
 
 _ASKING = re.compile(r"\b(who|whose|when|where|how many|how much|how long|how old|what|which)\b", re.IGNORECASE)
 _MONTH = "(?:january|february|march|april|may|june|july|august|september|october|november|december)"
@@ -77,8 +78,10 @@ class Substitutes:
 def answer_kind(question: str, answer: str) -> tuple[str, str] | None:
     """The question word and the answer's form: ``date`` with its number of words, ``number`` or ``name``.
 
-    ``None`` for any other text.
+    ``None`` for any other text, and for yes and no, which no passage spells out.
     """
+    if yes_or_no([answer]):
+        return None
     asking = _ASKING.search(question)
     word = asking.group().casefold() if asking else ""
     if _DATE.search(answer):
