@@ -185,6 +185,8 @@ def test_yes_or_no_is_an_example_though_no_passage_says_it():
             assert e.rationale == f"Tower {i}: Tower {i} is {10 * i} metres high."
             said = ScriptedLM(lambda prompt, answer=e.answer: ("why", answer))
             assert evaluate_drafter(said, [e]).right == 1.0
+    alone = make_examples(told, HashEmbedder(), mixture=Mixture(gold_alone=0))[0]
+    assert all(len(e.passages) > 1 for e in alone)
     others = [e for part in examples for e in part if e.question.startswith("when") and e.answerable]
     assert others and all(re.fullmatch(r"in 18\d\d", e.answer) for e in others)
     written = make_examples(told, HashEmbedder(), rationales={"3": "It is 30 metres\nhigh."})[0][3]
