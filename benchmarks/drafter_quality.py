@@ -193,7 +193,7 @@ def report_thresholds(name: str, verifier: Verifier, done: list[Drafted]) -> Non
     """
 
     def best(d: Drafted, drafts: list[tuple[Draft, RawScores]]) -> tuple[float, bool]:
-        ranked, _ = rank([verifier.verdict(x, raw) for x, raw in drafts], verifier.scoring.scores)
+        ranked, _ = rank([verifier.verdict(x, raw) for x, raw in drafts], ALL_SCORES)
         if not ranked or ranked[0].log_score is None:
             return -math.inf, False
         return ranked[0].log_score, contains_answer(ranked[0].draft.text, d.question.answers)
