@@ -3,7 +3,7 @@ import json
 import pytest
 
 from specrag.errors import InvalidInputError
-from specrag.evaluation.data import load_questions, with_distractors
+from specrag.evaluation.data import Question, load_questions, with_distractors
 from specrag.evaluation.metrics import contains_answer, exact_match, f1, wilson_interval
 from specrag.schema import Passage
 from tests.fakes import HashEmbedder
@@ -34,6 +34,13 @@ def test_questions_with_their_gold_passage_among_distractors(questions):
         assert len(q.passages) == 6 and contains_answer(q.passages[q.gold[0]].text, q.answers)
         others = [p for i, p in enumerate(q.passages) if i not in q.gold]
         assert not any(a.casefold() in p.text.casefold() for p in others for a in q.answers)
+
+
+def test_a_passage_with_the_word_no_is_a_distractor_of_a_question_with_the_answer_no():
+    corpus = [Passage(f"Nobody knows hall {i}: there is no note.") for i in range(4)]
+    asked = [Question("1", "is it open?", ("no",), (Passage("The hall is closed."),), (0,))]
+    (made,) = with_distractors(asked, corpus, HashEmbedder(), count=4)
+    assert len(made.passages) == 4
 
 
 def test_a_line_that_is_no_question_is_named(tmp_path):

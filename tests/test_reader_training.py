@@ -80,6 +80,10 @@ def test_negatives_may_come_from_the_record_itself_but_there_must_be_some():
     unanswered = dataclasses.replace(alone, answers=(), gold=())  # there is no gold passage at all
     ((made,),) = make_reader_examples([unanswered], HashEmbedder(), mixture=everything)
     assert made.answers == () and len(made.passages) == 1
+    notes = (Passage("Note 0."), Passage("Note 1."))
+    denied = dataclasses.replace(alone, answers=("no",), passages=notes, gold=(0,))
+    ((made,),) = make_reader_examples([denied], HashEmbedder(), mixture=everything)
+    assert len(made.passages) == 2  # "note" is not the answer "no"
     with pytest.raises(InvalidInputError, match="one passage in all: negatives need at least 2"):
         make_reader_examples([first], HashEmbedder())
 

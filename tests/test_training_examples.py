@@ -12,10 +12,10 @@ from specrag import Passage, Prompts
 from specrag.errors import InvalidInputError
 from specrag.evaluation.data import Question
 from specrag.speculative.drafting import Drafter
-from specrag.text import MAX_EVIDENCE_WORDS
+from specrag.text import MAX_EVIDENCE_WORDS, yes_or_no
 from specrag.training import Mixture, evaluate_drafter, extractive_rationale, make_examples
 from specrag.training.examples import IGNORED, encode_example, in_batches
-from specrag.training.rationales import answer_in, supporting_rationale, yes_or_no
+from specrag.training.rationales import answer_in, supporting_rationale
 from specrag.training.substitution import Substitutes, answer_kind
 from tests.fakes import HashEmbedder, ScriptedLM
 from tests.towers import made, records

@@ -32,6 +32,20 @@ def normalize_answer(text: str) -> str:
     return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
 
 
+def yes_or_no(answers: Sequence[str]) -> str | None:
+    """``"Yes"`` or ``"No"`` where all ``answers`` say that and nothing else; ``None`` for any other answers."""
+    said = {normalize_answer(answer) for answer in answers}
+    return said.pop().capitalize() if len(said) == 1 and said <= {"yes", "no"} else None
+
+
+def spelled(answers: Sequence[str]) -> list[str]:
+    """``answers`` in lower case, as a passage that gives one away contains them; none where they are yes or no.
+
+    Any passage may contain the word "no", or a word with these letters.
+    """
+    return [] if yes_or_no(answers) else [answer.casefold() for answer in answers]
+
+
 def whole_words(phrase: str) -> re.Pattern[str] | None:
     """What finds ``phrase`` as whole words in any case, whatever stands between them. ``None``: it has no words."""
     pattern = r"\W+".join(re.findall(r"\w+", phrase))

@@ -19,7 +19,7 @@ from specrag.evaluation.formats.own import to_row
 from specrag.evaluation.records import Question, Turn, require
 from specrag.models.embedders import Embedder
 from specrag.schema import Passage
-from specrag.text import passage_text
+from specrag.text import passage_text, spelled
 
 __all__ = [
     "FORMATS",
@@ -76,7 +76,7 @@ def with_distractors(
     made = []
     for question, order in zip(questions, np.argsort(-(asked @ vectors.T), axis=1), strict=True):
         own = {passage_text(p) for p in question.passages}
-        answers = [answer.casefold() for answer in question.answers]
+        answers = spelled(question.answers)
         others: list[Passage] = []
         for at in order:
             if len(own) + len(others) >= count:

@@ -19,8 +19,8 @@ from specrag.models.tokenization import ConversationEncoder
 from specrag.schema import Passage
 from specrag.speculative.drafting import Drafter
 from specrag.speculative.prompts import Prompts
-from specrag.text import passage_text
-from specrag.training.rationales import answer_in, extractive_rationale, supporting_rationale, yes_or_no
+from specrag.text import passage_text, spelled, yes_or_no
+from specrag.training.rationales import answer_in, extractive_rationale, supporting_rationale
 from specrag.training.substitution import Substitutes
 
 #: The rationale of an example whose passages do not answer the question.
@@ -163,8 +163,7 @@ def _distractors(
 ) -> tuple[list[int], list[int]]:
     """The positions of the hard distractors, nearest first, and of some farther ones."""
     own = {passage_text(record.passages[i]) for i in record.gold}
-    # A passage that contains the word "no" is a distractor like any other.
-    answers = [] if yes_or_no(record.answers) else [answer.casefold() for answer in record.answers]
+    answers = spelled(record.answers)
     wanted, looked_at = 5 * mixture.negatives, 20 * mixture.negatives
     while True:  # nearly always the nearest few hundred hold enough of them
         looked_at = min(looked_at, len(near))

@@ -25,12 +25,6 @@ _COMMON = re.compile(
 _AFTER = 4
 
 
-def yes_or_no(answers: Sequence[str]) -> str | None:
-    """``"Yes"`` or ``"No"`` where all ``answers`` say that and nothing else; ``None`` for any other answers."""
-    said = {normalize_answer(answer) for answer in answers}
-    return said.pop().capitalize() if len(said) == 1 and said <= {"yes", "no"} else None
-
-
 def answer_in(passage: Passage, answers: Sequence[str]) -> str | None:
     """The longest of ``answers`` that the passage contains as whole words, as the passage spells it."""
     found = (_find(answer, passage.text) for answer in sorted(answers, key=len, reverse=True))

@@ -17,7 +17,7 @@ from specrag.errors import InvalidInputError
 from specrag.evaluation.data import Question
 from specrag.models.embedders import Embedder
 from specrag.schema import Passage
-from specrag.text import passage_text, whole_words
+from specrag.text import passage_text, spelled, whole_words
 from specrag.training.rationales import answer_in
 from specrag.training.substitution import Substitutes
 
@@ -142,7 +142,7 @@ def _nearest(
         for record, row in zip(part, near, strict=True):
             best = np.argpartition(-row, wide - 1)[:wide]
             own = {passage_text(record.passages[i]) for i in record.gold}
-            answers = [answer.casefold() for answer in record.answers]
+            answers = spelled(record.answers)
             kept = [
                 int(i)
                 for i in best[np.argsort(-row[best])]

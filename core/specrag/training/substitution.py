@@ -16,8 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from specrag.evaluation.data import Question
-from specrag.text import whole_words
-from specrag.training.rationales import yes_or_no
+from specrag.text import whole_words, yes_or_no
 
 _ASKING = re.compile(r"\b(who|whose|when|where|how many|how much|how long|how old|what|which)\b", re.IGNORECASE)
 _MONTH = "(?:january|february|march|april|may|june|july|august|september|october|november|december)"
