@@ -8,8 +8,8 @@ PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.vers
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile $(PINS)
 # Where the environment sets it to 1, each process would compile all that it imports, for 9 seconds. Empty: not set.
 export PYTHONDONTWRITEBYTECODE :=
-# Two processes of one thread each: most tests wait for one thread. Files stay whole, for what they load once.
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# Three processes of one thread each, for two cores: some tests wait. Files stay whole, for what they load once.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 3 --dist loadfile
 # A live vLLM for `make test-servers`, serving the bundled SmolLM2.
 VLLM_URL ?= http://127.0.0.1:8811/v1
 
