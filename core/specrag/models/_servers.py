@@ -158,7 +158,7 @@ class ServerPool:
         await asyncio.gather(*map(ask, self.servers))
         if len(problems.of) == len(self.servers) and problems.refused:
             server, error = next(iter(problems.of.items()))
-            raise ServerError(f"no answer from {server} ({error}): is the server running, and base_url right?")
+            raise ServerError(f"no answer from {server} ({error}){_advice(error)}")
 
     # --- requests -----------------------------------------------------------------------------------
 
@@ -214,8 +214,15 @@ class ServerPool:
         server, error = next(reversed(failures.of.items()))
         if failures.away:
             self._given_up = time.monotonic() + PASSED_OVER
-        question = ": is the server running, and base_url right?" if failures.away else ""
-        return ServerError(f"no answer from {server}/{ask.path} after {attempts} attempts ({error}){question}")
+        advice = _advice(error) if failures.away else ""
+        return ServerError(f"no answer from {server}/{ask.path} after {attempts} attempts ({error}){advice}")
+
+
+def _advice(error: ServerError) -> str:
+    """What to do about a server that cannot be reached."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return ": name a file with the certificate of its authority in SSL_CERT_FILE"
+    return ": is the server running, and base_url right?"
 
 
 def _checked_headers(headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, str]:
