@@ -135,11 +135,26 @@ def test_failing_models_stop_the_run_and_what_is_answered_stays(loaded, monkeypa
     assert [row["id"] for row in rows(to)] == ["q0"]
 
 
-def test_an_index_of_another_embedder_is_refused_before_a_drafter_loads(index, questions, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "batch {asked} --out {to} --docs {index}",
+        "ask who? --docs {index}",
+        "eval {asked} --out {to} --retrieve {index}",
+        "eval {asked} --out {to} --retrieve {own} --second {index} --systems corrective",
+    ],
+)
+def test_an_index_of_another_embedder_is_refused_before_a_drafter_loads(index, tmp_path, monkeypatch, command):
     other = {"minilm": HashEmbedder(16)}
     monkeypatch.setattr(specrag.models, "bundled", lambda name, **options: other[name])
-    made = run(app, ["batch", str(questions), "--out", str(tmp_path / "answers.jsonl"), "--docs", str(index)])
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"id": "1", "question": "who?", "answers": ["x"]}) + "\n")
+    index_of(RADIUM, other["minilm"]).save(tmp_path / "own")
+    places = {"asked": tmp_path / "asked.jsonl", "to": tmp_path / "to", "index": index, "own": tmp_path / "own"}
+    made = run(app, [part.format(**places) for part in command.split()])
     assert made.exit_code == 1 and "use the same embedder or index again" in " ".join(made.output.split())
+
+
+def test_a_folder_without_an_index_is_refused_with_the_command_that_makes_one(index, questions, tmp_path):
     gone = run(app, ["batch", str(questions), "--out", str(tmp_path / "answers.jsonl"), "--docs", str(tmp_path)])
     assert gone.exit_code == 1 and f"`specrag index DOCUMENTS --to {tmp_path}`" in " ".join(gone.output.split())
 

@@ -98,12 +98,14 @@ def ask(
         chosen.check_models()
         if html is not None:
             check_file_target(html)
-        with working("loading models"):
+        with working("loading the embedder"):
             used = chosen.load_embedder()
+        index = _index_of(docs, used)
+        with working("loading models"):
             rag = chosen.load_pipeline(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
             rag = with_statement(rag, statement)
         note_confidence(rag)
-        answer = follow(rag, question, _index_of(docs, used).search(question, top))
+        answer = follow(rag, question, index.search(question, top))
         if html is not None:
             write_text(html, answer.to_html())
         if as_json:

@@ -64,13 +64,14 @@ class PassagesRun:
         from specrag.evaluation.run import evaluate
         from specrag.evaluation.systems import Parts, build
 
-        with working("loading models"):
+        with working("loading the embedder"):
             used = self.chosen.load_embedder()
-            drafting, judge = self.chosen.load_models()
             other = _index(self.second, used) if self.second else None
+        questions = self._retrieved(used)
+        with working("loading models"):
+            drafting, judge = self.chosen.load_models()
             parts = Parts(drafter=drafting, verifier=judge, embedder=used, second=other, settings={"seed": self.seed})
             entries = build(self.names, parts)
-        questions = self._retrieved(used)
         with counting("asking") as progress:
             return evaluate(entries, questions, output, source=str(self.data), retry=self.retry, progress=progress)
 
