@@ -17,6 +17,7 @@ _ABBREVIATED = (
     r"(?<!\b[A-Zc]\.)(?<!\b(?:Dr|Mr|Ms|St|Jr|Sr|No|vs|ca|Lt)\.)(?<!\b(?:Mrs|Sgt|Gen|Sen|Rep|Col)\.)(?<!\bProf\.)"
 )
 _SENTENCE_END = re.compile(rf"(?<=[.!?]){_ABBREVIATED}[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|\n+")
+_VERDICTS = frozenset({"yes", "no", "true", "false"})
 #: A rationale that is copied has at most so many words: with its title 37 tokens in the median, 68 in one of a hundred.
 MAX_EVIDENCE_WORDS = 26
 
@@ -39,11 +40,11 @@ def yes_or_no(answers: Sequence[str]) -> str | None:
 
 
 def spelled(answers: Sequence[str]) -> list[str]:
-    """``answers`` in lower case, as a passage that gives one away contains them; none where they are yes or no.
+    """Those ``answers``, in lower case, that a passage gives away by containing them.
 
-    Any passage may contain the word "no", or a word with these letters.
+    Yes, no, true and false are left out: nearly every passage contains such words, or words with their letters.
     """
-    return [] if yes_or_no(answers) else [answer.casefold() for answer in answers]
+    return [answer.casefold() for answer in answers if normalize_answer(answer) not in _VERDICTS]
 
 
 def whole_words(phrase: str) -> re.Pattern[str] | None:

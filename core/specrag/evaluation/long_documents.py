@@ -18,20 +18,18 @@ from specrag.errors import InvalidInputError
 from specrag.evaluation.metrics import contains_answer
 from specrag.evaluation.records import Question
 from specrag.schema import Passage
-from specrag.text import passage_text
+from specrag.text import passage_text, spelled
 
 #: The lengths that the papers use, in tokens.
 LENGTHS = (4096, 8192, 16384, 32768)
 _SEPARATOR = "\n\n"
-#: Answers that nearly every passage holds as ordinary words, and that no passage gives away by holding them.
-_VERDICTS = frozenset({"yes", "no", "true", "false"})
 
 CountTokens = Callable[[str], int]
 
 
 def holds_answer(passage: Passage, answers: Sequence[str]) -> bool:
     """Whether a passage holds one of the answers as whole words; "yes", "no", "true" and "false" do not count."""
-    return contains_answer(passage_text(passage), [answer for answer in answers if answer.casefold() not in _VERDICTS])
+    return contains_answer(passage_text(passage), spelled(answers))
 
 
 class LongDocuments:

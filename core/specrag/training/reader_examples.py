@@ -17,12 +17,10 @@ from specrag.errors import InvalidInputError
 from specrag.evaluation.data import Question
 from specrag.models.embedders import Embedder
 from specrag.schema import Passage
-from specrag.text import passage_text, spelled, whole_words
+from specrag.text import passage_text, spelled, whole_words, yes_or_no
 from specrag.training.rationales import answer_in
 from specrag.training.substitution import Substitutes
 
-# No span says these. A question with such an answer trains the reader to choose no span.
-_UNSPOKEN = {"yes", "no"}
 # Records per search for the nearest passages.
 _CHUNK = 512
 
@@ -118,7 +116,7 @@ def _right(record: Question) -> tuple[str, ...] | None:
 
     Empty where no span is right; ``None`` when the record cannot be used.
     """
-    if not record.answers or {answer.strip().casefold() for answer in record.answers} <= _UNSPOKEN:
+    if all(yes_or_no([answer]) for answer in record.answers):
         return ()
     gold = [record.passages[i] for i in record.gold]
     found = [answer for answer in record.answers if any(answer_in(passage, [answer]) for passage in gold)]
