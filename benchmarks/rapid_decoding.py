@@ -8,10 +8,11 @@ object, with its own cache and linear layers. There is one document per length. 
 question continues it. Only decoding is timed, from the first token; the rows take turns question by question. Every
 row writes all its tokens. A text is right when it holds an answer.
 
-On a GPU the weights are in bfloat16, there are no int8 rows, and both sides share one model object. `--shape` takes
-random weights of a shape where no large model is at hand; its text means nothing. `--acceptance` then accepts every
-candidate with that probability, whatever the models say (in our rows only, and not those of trees). Rows with "rest"
-look up `--datastore`, by default one of the document that is read.
+On a GPU the weights are in bfloat16, there are no int8 rows, and both sides share one model object. With
+SPECRAG_CUDA_GRAPHS=1, our rows but "plain, no graphs" record their steps. `--shape` takes random weights of a shape
+where no large model is at hand; its text means nothing. `--acceptance` then accepts every candidate with that
+probability, whatever the models say (in our rows only, and not those of trees). Rows with "rest" look up `--datastore`,
+by default one of the document that is read.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from specrag.text import passage_text
 
 ROWS = {
     "plain (ours)": {"candidates": 0},
+    "plain, no graphs": {"candidates": 0},
     "none, 5": {"transfer": "none", "candidates": 5},
     "rapid, 5": {"transfer": "rapid", "candidates": 5},
     "augmented, 5": {"transfer": "augmented", "candidates": 5},
@@ -140,7 +142,7 @@ def stock_row(name: str, model, assistant, ids: torch.Tensor, caches: list[Dynam
     return (marks[-1][0] - marks[0][0]) / after, accepted, made[0, ids.shape[1] :]
 
 
-def step_costs(model, session: LongContext, cache: DynamicCache, repeats: int = 5) -> dict[str, float]:
+def step_costs(model, session: LongContext, cache: DynamicCache, repeats: int = 7) -> dict[str, float]:
     """Milliseconds of one forward pass over 1 and 11 tokens, ours and stock, taking turns."""
     times: dict[str, list[float]] = {f"{side} {n}": [] for side in ("stock", "ours") for n in (1, 11)}
     session.model.rollback_to(session.tokens)
@@ -186,7 +188,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--quote", action="store_true", help="ask for quotations")
-    default = [*STOCK, *(name for name in ROWS if not (CUDA and "int8" in name))]
+    default = [*STOCK, *(name for name in ROWS if ("graphs" if not CUDA else "int8") not in name)]
     parser.add_argument("--rows", nargs="+", choices=[*STOCK, *ROWS], default=default)
     parser.add_argument("--model", type=Path, help="a folder with another model; by default the bundled SmolLM2")
     parser.add_argument("--shape", choices=[*SHAPES], help="random weights of this shape")
@@ -246,11 +248,14 @@ def main() -> None:
                         {"a round": accepted, "right": contains_answer(reply, question.answers), "text": reply}
                     )
                     continue
+                recorded = session.model.graphs
+                session.model.graphs = None if "no graphs" in name else recorded
                 session.rapid = generators[name]
                 session.estimates = generators[name].estimates  # what a row learned in its last question
                 lm.__dict__["end_tokens"] = frozenset()  # every row writes all its tokens
                 out = session.ask(asked, max_tokens=args.tokens)
                 del lm.__dict__["end_tokens"]
+                session.model.graphs = recorded
                 s = out.stats
                 speeds[name].append((s.tokens - 1) / s.decode_seconds)
                 notes[name].append(

@@ -1,4 +1,4 @@
-"""The forward pass of Llama-like decoders, for steps of a few tokens on the CPU.
+"""The forward pass of Llama-like decoders, for steps of a few tokens: on the CPU, and in CUDA graphs.
 
 transformers' forward pass serves every use of a model, and costs much Python and many small operations per token
 (``benchmarks/decoder.py``). This one does the same arithmetic in few operations: activations, gates and residual sums

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specrag._abandoned import stop_if_abandoned
-from specrag.engine import forward
+from specrag.engine import forward, graphs
 from specrag.engine.attention import attend, check_supported, packed_attention
 from specrag.engine.kv_cache import rollback_cache, token_bytes
 from specrag.engine.memory import check_room, out_of_memory
@@ -34,6 +34,7 @@ class CachedModel:
 
     Attributes:
         native: The model's forward pass in the native engine, where it has one.
+        graphs: Steps of a few tokens on a GPU, where they can be recorded.
         light: Whether steps of a few tokens take ``specrag.engine.forward`` in place of transformers' forward pass.
         skipped: Tokens before the next one that the cache leaves out (see ``keep``).
         forward_seconds: Seconds inside forward passes so far.
@@ -49,6 +50,7 @@ class CachedModel:
         self.native = lm.native
         self._check_room(capacity)
         self.cache = rollback_cache(lm.model.config, capacity) if self.native is None else self.native.cache(capacity)
+        self.graphs = graphs.StepGraphs(lm.model, self.cache) if graphs.supports(lm.model) else None
         self.light = forward.supports(lm.model)
         self.skipped = 0
         self.forward_seconds = 0.0
@@ -174,17 +176,19 @@ class CachedModel:
         model: nn.Module = self.lm.model
         with self.lm.lock, torch.inference_mode(), packed_attention(model, tree):
             start = time.perf_counter()
-            first, device = self.length + self.skipped, ids.device
+            first, rows = self.length + self.skipped, ids.shape[1]
             if tree is None:
-                at = torch.arange(first, first + ids.shape[1], device=device)[None]
+                at = torch.arange(first, first + rows, device=ids.device)[None]
             else:
-                at = first + torch.tensor([tree.depths], device=device)
+                at = first + torch.tensor([tree.depths], device=ids.device)
             if self.native is not None:
-                wanted = range(ids.shape[1] - keep, ids.shape[1])
+                wanted = range(rows - keep, rows)
                 logits = self.native(ids[0], at[0], self.cache, wanted=wanted, tree=tree)
+            elif self.graphs is not None and self.length and keep == rows <= self.graphs.most_tokens:
+                logits = self.graphs(ids, first, tree)
             elif exact and self.light and tree is not None:
                 logits = forward.decoder_forward_by_rows(model, ids, at, self.cache, attend, tree)[0]
-            elif self.light and self.length and ids.shape[1] <= forward.MAX_TOKENS:
+            elif self.light and self.length and rows <= forward.MAX_TOKENS:
                 attending = attend if tree is None else partial(attend, tree=tree)
                 logits = forward.decoder_forward(model, ids, at, self.cache, attending)[0, -keep:]
             else:
