@@ -4,7 +4,8 @@
 
 Data: NQ dev with ten passages per question (`data/`). Right: the answer contains one of the right answers. Printed:
 
-- the expected calibration error on the second half, and how many of its more confident answers are right;
+- the expected calibration error on the second half, that of chance alone (confidences that are exactly right), and how
+  many of its more confident answers are right;
 - for several values of `min_confidence`: the share of the second half's questions on which it abstains when their gold
   passage is taken away, and how many right answers it loses when it is there.
 
@@ -23,7 +24,7 @@ from drafter_quality import DATA
 from specrag import SpeculativeRAG
 from specrag.evaluation.calibration import Examples, calibrate, calibration_examples
 from specrag.evaluation.data import Question, load_questions
-from specrag.evaluation.metrics import expected_calibration_error
+from specrag.evaluation.metrics import calibration_error_by_chance, expected_calibration_error
 from specrag.models import bundled
 from specrag.speculative.confidence import Calibration
 
@@ -49,10 +50,11 @@ def main() -> None:
     sure = stated(fitted, second)
     ranked = [right for _, (_, right) in sorted(zip(sure, second, strict=True), key=lambda pair: -pair[0])]
     error = expected_calibration_error([right for _, right in second], sure, BINS)
+    chance, most = calibration_error_by_chance(sure, BINS)
     confident = ranked[: len(ranked) // 2]
     print(
         f"second half: {len(second)} answers, {share_right(second):.1%} right, "
-        f"expected calibration error {error:.3f} ({BINS} bins), "
+        f"expected calibration error {error:.3f} ({BINS} bins; by chance {chance:.3f}, 95 % up to {most:.3f}), "
         f"right among the more confident half {sum(confident) / len(confident):.1%}"
     )
     total, unsure = len(questions) - half, stated(fitted, bare)

@@ -6,6 +6,7 @@ import pytest
 from specrag.errors import InvalidInputError
 from specrag.evaluation.metrics import (
     abstention_rate,
+    calibration_error_by_chance,
     contains_answer,
     draft_coverage,
     exact_match,
@@ -256,6 +257,22 @@ def test_calibration_bins_hold_equally_many_questions():
         expected_calibration_error(right, [*sure[:4], 1.5])
     with pytest.raises(InvalidInputError, match="0 bins"):
         expected_calibration_error(right, sure, bins=0)
+
+
+def test_calibration_error_by_chance_in_closed_form():
+    # one bin of two coins: the shares 0, 1/2 and 1 have the gaps 1/2, 0 and 1/2, with probabilities 1/4, 1/2 and 1/4
+    mean, most = calibration_error_by_chance([0.5, 0.5], bins=1, draws=20_000)
+    assert mean == pytest.approx(0.25, abs=0.01) and most == 0.5
+    assert calibration_error_by_chance([0.0, 1.0, 1.0], bins=3) == (0, 0)
+    # a bin per answer: E|right - p| = 2 p (1 - p)
+    assert calibration_error_by_chance([0.2, 0.9], bins=10, draws=20_000)[0] == pytest.approx(
+        (2 * 0.2 * 0.8 + 2 * 0.9 * 0.1) / 2, abs=0.01
+    )
+    for bad, message in (({"draws": 0}, "draws"), ({"bins": 0}, "0 bins")):
+        with pytest.raises(InvalidInputError, match=message):
+            calibration_error_by_chance([0.5], **bad)
+    with pytest.raises(InvalidInputError, match="confidences 0.5 to 1.5"):
+        calibration_error_by_chance([0.5, 1.5])
 
 
 # --- drafts and times ------------------------------------------------------------------------------

@@ -92,4 +92,7 @@ def _report(made: Calibration, held: HeldOut | None, output: Path) -> None:
             f"{held.error:.3f} ({held.bins} bins)",
             highlight=False,
         )
+        out.print(
+            f"a confidence that is exactly right has {held.chance:.3f} on average, with so few answers", highlight=False
+        )
     out.print(f"use it: specrag ask ... --calibration {output} --min-confidence 0.5", highlight=False)

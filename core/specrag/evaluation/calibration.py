@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specrag.errors import InvalidInputError
-from specrag.evaluation.metrics import contains_answer, expected_calibration_error
+from specrag.evaluation.metrics import calibration_error_by_chance, contains_answer, expected_calibration_error
 from specrag.evaluation.records import Question
 from specrag.speculative.confidence import Calibration, features, fit_calibration
 from specrag.speculative.pipeline import SpeculativeRAG
@@ -66,6 +66,7 @@ class HeldOut:
         right: Share of them that are right.
         confidence: The mean probability that was stated for them.
         error: The expected calibration error, in [0, 1], over ``bins`` bins that hold equally many questions.
+        chance: The mean error of a confidence that is exactly right, on as many questions.
     """
 
     questions: int
@@ -73,6 +74,7 @@ class HeldOut:
     confidence: float
     error: float
     bins: int
+    chance: float
 
 
 def held_out_error(examples: Examples) -> HeldOut | None:
@@ -98,4 +100,5 @@ def held_out_error(examples: Examples) -> HeldOut | None:
         confidence=sum(sure) / len(sure),
         error=expected_calibration_error(right, sure, bins),
         bins=bins,
+        chance=calibration_error_by_chance(sure, bins)[0],
     )

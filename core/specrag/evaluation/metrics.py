@@ -13,7 +13,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from specrag.text import normalize_answer
 
 __all__ = [
     "abstention_rate",
+    "calibration_error_by_chance",
     "contains_answer",
     "draft_coverage",
     "exact_match",
@@ -234,17 +235,52 @@ def expected_calibration_error(right: Sequence[bool], confidence: Sequence[float
         InvalidInputError: Lengths differ or are 0, a confidence is not in [0, 1], or ``bins`` is less than 1.
     """
     rights, sure = _same_length(("right", right), ("confidence", confidence))
-    if bins < 1 or not ((sure >= 0) & (sure <= 1)).all():
-        raise InvalidInputError(
-            "expected at least 1 bin and confidences in [0, 1]; "
-            f"got {bins} bins and confidences {sure.min()} to {sure.max()}"
-        )
+    _check_calibration(sure, bins)
     order = np.argsort(sure, kind="stable")
     gaps = [
         abs(float(rights[part].mean() - sure[part].mean())) * len(part)
         for part in np.array_split(order, min(bins, len(order)))
     ]
     return sum(gaps) / len(rights)
+
+
+def calibration_error_by_chance(
+    confidence: Sequence[float], bins: int = 10, *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The expected calibration error that chance alone causes: that of confidences which are exactly right.
+
+    With few questions per bin it is far from 0. Answers are drawn at random, each right with its stated confidence.
+
+    Args:
+        confidence: The probability of being right that was stated for each, in [0, 1].
+        bins: As for ``expected_calibration_error``.
+        draws: How often all answers are drawn.
+        seed: Of the draws.
+
+    Returns:
+        The mean of the errors, and the value that 95 % of them do not exceed.
+
+    Raises:
+        InvalidInputError: There is no confidence, one is not in [0, 1], or ``bins`` or ``draws`` is less than 1.
+    """
+    _, sure = _same_length(("confidence", confidence), ("confidence", confidence))
+    _check_calibration(sure, bins)
+    if draws < 1:
+        raise InvalidInputError(f"draws must be at least 1, got {draws}")
+    sure = np.sort(sure)
+    right = np.random.default_rng(seed).random((draws, len(sure))) < sure
+    gaps = right - sure
+    parts = np.array_split(np.arange(len(sure)), min(bins, len(sure)))
+    errors = sum(np.abs(gaps[:, part].sum(axis=1)) for part in parts) / len(sure)
+    return float(np.mean(errors)), float(np.quantile(errors, 0.95))
+
+
+def _check_calibration(sure: Any, bins: int) -> None:
+    if bins < 1 or not ((sure >= 0) & (sure <= 1)).all():
+        raise InvalidInputError(
+            "expected at least 1 bin and confidences in [0, 1]; "
+            f"got {bins} bins and confidences {sure.min()} to {sure.max()}"
+        )
 
 
 def draft_coverage(drafts_right: Sequence[Sequence[bool]]) -> float:
