@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import specrag.models
-from specrag.cli import app
+from specrag.cli import app, evaluate_long
 from specrag.evaluation.data import load, save_questions
 from specrag.evaluation.runs import Run
 from tests.fakes import HashEmbedder
@@ -58,10 +59,23 @@ def test_documents_are_made_systems_measured_and_a_run_goes_on(loaded, data, tmp
     assert read == pytest.approx(long.metadata["tokens"], abs=2)  # the prompt may join its last token to others
     assert made.info.settings == {"seed": 0, "documents": [900, 1800], "depth": 0.5, "share": 1}
     assert made.info.systems["rapid-self-10:candidates=2"]["rapid"]["candidates"] == 2
+    assert made.info.systems["long-context"]["embedder"] == HashEmbedder().name
     again = run(app, [*asked, "--limit", "1"])
     assert again.exit_code == 0 and Run.load(tmp_path / "run").answers == made.answers
     other = run(app, [*asked, "--limit", "1", "--seed", "1"])
     assert other.exit_code == 1 and "holds another run" in other.stderr
+
+
+def test_a_run_that_goes_on_counts_the_answers_that_are_there(loaded, data, tmp_path, monkeypatch):
+    asked = ["eval", str(data), "--systems", "long-context,rag", *TARGET, "--max-tokens", "4", "--limit", "2"]
+    asked += ["--documents", "900", "--out", str(tmp_path / "run")]
+    assert run(app, asked).exit_code == 0
+    answers = tmp_path / "run" / "answers.jsonl"
+    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:1]))
+    told = []
+    monkeypatch.setattr(evaluate_long, "counting", lambda doing: nullcontext(lambda *counts: told.append(counts)))
+    assert run(app, asked).exit_code == 0
+    assert told == [(2, 4), (3, 4), (4, 4)]
 
 
 def test_questions_about_a_file_and_a_dialogue_about_it(loaded, tmp_path):

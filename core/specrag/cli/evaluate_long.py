@@ -109,7 +109,7 @@ class LongRun:
         asked = [turn for dialogue in dialogues for turn in dialogue]
         settings = self._settings()
         with counting("asking") as bar:
-            done, total = 0, len(asked) * len(self.names)
+            done, total = self._answered(output), len(asked) * len(self.names)
 
             def progress(*told: object) -> None:
                 nonlocal done
@@ -122,6 +122,14 @@ class LongRun:
             else:
                 run_long_systems(runner, asked, output, progress=progress, **told)
         return Run.load(output)
+
+    def _answered(self, output: Path) -> int:
+        """How many answers an unfinished run in ``output`` has already."""
+        from specrag.evaluation.runs import Run
+
+        if not (output / "run.json").exists():
+            return 0
+        return sum(row.error is None or not self.retry for row in Run.load(output).answers)
 
     def _with_documents(self, count_tokens: Any) -> Sequence[Question]:
         from specrag.evaluation.long_data import filler_of, made_documents

@@ -87,6 +87,7 @@ class LongSystems:
         self.target, self.drafter = target, drafter
         self._common, self._max_tokens, self._instruction, self._seed = common, max_tokens, instruction, seed
         self._base = RapidGenerator(target, None, replace(common, candidates=0), embedder=embedder)
+        self._retrieves_with = "minilm" if embedder is None else embedder.name
         self._generators = {system.name: self._generator(system) for system in self.systems}
         self._sessions = None if sessions is None else Path(sessions)
         self._open: _Document | None = None
@@ -100,7 +101,12 @@ class LongSystems:
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """The settings of each system, for ``run.json``."""
-        shared = {"max_tokens": self._max_tokens, "instruction": self._instruction, "target": self.target.name}
+        shared = {
+            "max_tokens": self._max_tokens,
+            "instruction": self._instruction,
+            "target": self.target.name,
+            "embedder": self._retrieves_with,
+        }
         described = {}
         for system in self.systems:
             used = {"drafter": self.drafter.name} if system.upward and self.drafter is not None else {}
