@@ -48,3 +48,20 @@ def test_options_reach_the_models(command, tmp_path, monkeypatch):
 
 def fields_of(kind) -> list[str]:
     return [field.name for field in fields(kind)]
+
+
+def test_paths_are_whole_for_processes_with_another_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "smollm2", "on-server"):
+        (tmp_path / name).mkdir()
+    given = ModelOptions(
+        drafter=("./mine", "smollm2", "org/from-a-hub"), verifier="on-server", verifier_server=("http://x/v1",),
+        embedder="mine", calibration=Path("mine.json"), models=Path("mine"),
+    )  # fmt: skip
+    whole = given.with_whole_paths()
+    here = str(tmp_path)
+    assert whole.drafter == (f"{here}/mine", "smollm2", "org/from-a-hub")  # a bundled name is no folder
+    assert (whole.verifier, whole.embedder) == ("on-server", f"{here}/mine")
+    assert (whole.calibration, whole.models) == (tmp_path / "mine.json", tmp_path / "mine")
+    assert whole.verifier_server == given.verifier_server and whole.server is None
+    assert whole.with_whole_paths() == whole

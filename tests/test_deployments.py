@@ -101,6 +101,13 @@ def test_each_model_in_this_process_has_a_deployment_and_those_on_servers_have_n
     assert OnRay(Served(rapid="smollm2")).names == ["Server", "Rapid"]
 
 
+def test_the_processes_of_ray_get_whole_paths(saved, monkeypatch):
+    monkeypatch.chdir(saved.parent)
+    served = OnRay(Served(index=(f"books={saved.name}",), rapid="./nothing-here", rapid_drafter=saved.name)).served
+    assert served.index == (f"books={saved}",)
+    assert (served.rapid, served.rapid_drafter) == ("./nothing-here", str(saved))
+
+
 def test_the_server_has_one_replica_where_it_keeps_uploads(saved):
     many = {"Server": {"num_replicas": 2}}
     OnRay(Served(index=(str(saved),))).check(many)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,15 @@ from specrag.cli.options import Statement
 from specrag.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from specrag.models.base import LanguageModel, Reader
     from specrag.models.embedders import Embedder
     from specrag.models.transformers import TransformersLM
     from specrag.speculative.pipeline import SpeculativeRAG
+
+# Options that name a model or a tokenizer, of each command that inherits them here.
+_NAMES = ("drafter", "verifier", "embedder", "tokenizer", "rapid", "rapid_drafter")
 
 
 def check_servers(*servers: Sequence[str] | None) -> None:
@@ -59,6 +64,25 @@ class ModelOptions:
     escalate: str | None = None
     escalate_below: float | None = None
     models: Path | None = None
+
+    def with_whole_paths(self) -> Self:
+        """The same, for processes with another working folder: every path to something here is absolute."""
+        from specrag.models.bundled import DRAFTING, EMBEDDERS
+
+        def whole(name: str) -> str:
+            path = Path(name).expanduser()
+            bundled = name in DRAFTING or name in EMBEDDERS
+            return str(path.absolute()) if name and not bundled and path.exists() else name
+
+        on_servers = {"drafter": self.server, "verifier": self._judging, "embedder": self.embedder_server}
+        changed: dict[str, Any] = {}
+        for name in (one.name for one in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                changed[name] = value.expanduser().absolute()
+            elif name in _NAMES and value is not None and not on_servers.get(name):
+                changed[name] = whole(value) if isinstance(value, str) else tuple(map(whole, value))
+        return replace(self, **changed)
 
     def check_models(self) -> None:
         """Check that there can be models of these names, on servers or here, before any of them loads.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from specrag.cli.options import check_index, check_there
 from specrag.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from specrag.models.base import LanguageModel, Reader
     from specrag.models.embedders import Embedder
     from specrag.rapid import RapidGenerator
@@ -96,6 +98,10 @@ class Served(ModelOptions):
             check_index(path)
             found[name] = path
         return found
+
+    def with_whole_paths(self) -> Self:
+        whole = super().with_whole_paths()
+        return replace(whole, index=tuple(f"{name}={path.absolute()}" for name, path in self.folders.items()))
 
     def settings(self) -> ServerSettings:
         """The settings of the server; the keys are read.
@@ -191,6 +197,9 @@ class OnRay:
     """
 
     served: Served
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "served", self.served.with_whole_paths())  # Ray's processes have their own folders
 
     @property
     def names(self) -> list[str]:
