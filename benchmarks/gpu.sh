@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command of less than nine minutes. What fails does not stop the rest.
 #
-#   benchmarks/gpu.sh [--device cuda|cpu] [--tiny] [--out DIR] [--pack DIR] [--parts "tests rapid stages training"]
+#   benchmarks/gpu.sh [--device cuda|cpu] [--tiny] [--out DIR] [--pack DIR] [--parts "tests rapid graphs stages training"]
 #
 #   tests     tests/test_cuda.py: exactness, cache and attention on CUDA, in float32 and bfloat16
 #   rapid     RAPID at 120k, 32k and 64k tokens: an 8B-shaped target with random weights, acceptance forced to 0.77
+#   graphs    the same tests and rows for steps that are recorded as CUDA graphs (SPECRAG_CUDA_GRAPHS=1)
 #   stages    Speculative RAG and the span reader: latency of each stage
 #   training  a training step of the drafter: tokens per second
 #
@@ -18,7 +19,7 @@ set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 { # read whole before it runs, so that an edit meanwhile does no harm
-device=cuda tiny="" out=${OUT:-build/gpu} pack=.gpu parts="tests rapid stages training"
+device=cuda tiny="" out=${OUT:-build/gpu} pack=.gpu parts="tests rapid graphs stages training"
 python=${PYTHON:-python3} work=${WORK:-/tmp/specrag-gpu}
 while [ $# -gt 0 ]; do
     case $1 in
@@ -36,8 +37,8 @@ done
 case $device in cuda | cpu) ;; *) echo "--device must be cuda or cpu, got $device" >&2; exit 2 ;; esac
 for part in $parts; do
     case $part in
-        tests | rapid | stages | training) ;;
-        *) echo "unknown part $part: expected tests, rapid, stages or training" >&2; exit 2 ;;
+        tests | rapid | graphs | stages | training) ;;
+        *) echo "unknown part $part: expected tests, rapid, graphs, stages or training" >&2; exit 2 ;;
     esac
 done
 [ "$device" = cpu ] && export CUDA_VISIBLE_DEVICES=""
@@ -45,7 +46,7 @@ mkdir -p "$out" "$work"
 out=$(cd "$out" && pwd)
 began=$SECONDS
 export PYTHONPATH="$PWD/core:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
-export HF_HUB_OFFLINE=1 SPECRAG_CUDA_GRAPHS=1
+export HF_HUB_OFFLINE=1
 
 # --- what is missing on this machine -----------------------------------------------------------------
 wheels=$(ls "$pack"/wheels/*.whl "$work"/parts/*.whl 2> /dev/null)
@@ -73,6 +74,7 @@ cat "$cache/models.txt"
 run() { # name, seconds, command...
     local name=$1 limit=$2 start=$SECONDS code
     shift 2
+    [ "$device" = cpu ] && limit=$((5 * limit))
     echo "== $name (at most $limit s)" | tee -a "$out/gpu.log"
     timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$out/gpu.log"
     code=${PIPESTATUS[0]}
@@ -88,24 +90,31 @@ if wants tests; then
     tests=tests/test_cuda.py
     [ "$device" = cpu ] && tests="$tests tests/test_cache_and_attention.py"
     # shellcheck disable=SC2086 # two files are two arguments
-    run tests "${TESTS_SECONDS:-100}" "$python" -m pytest -q -p no:cacheprovider -c /dev/null --rootdir="$PWD" $tests
+    run tests "${TESTS_SECONDS:-60}" "$python" -m pytest -q -p no:cacheprovider -c /dev/null --rootdir="$PWD" $tests
+fi
+if [ -n "$tiny" ]; then
+    size=(--shape tiny --lengths 2048 1024 --prompts 1 --tokens 16)
+else
+    size=(--shape 8b --lengths 120000 32768 65536 --prompts 2 --tokens 96)
 fi
 if wants rapid; then
-    rows=("generate" "plain (ours)" "plain, no graphs" "none, 5" "rapid, 5" "rapid, 10" "none, sparse, 5" "rapid, auto")
-    if [ -n "$tiny" ]; then
-        size=(--shape tiny --lengths 2048 1024 --prompts 1 --tokens 16)
-    else
-        size=(--shape 8b --lengths 120000 32768 65536 --prompts 2 --tokens 96)
-    fi
-    run rapid "${RAPID_SECONDS:-280}" "$python" benchmarks/rapid_decoding.py "${size[@]}" --acceptance 0.77 \
+    rows=("generate" "plain (ours)" "none, 5" "rapid, 5" "rapid, 10" "none, sparse, 5" "rapid, auto")
+    run rapid "${RAPID_SECONDS:-170}" "$python" benchmarks/rapid_decoding.py "${size[@]}" --acceptance 0.77 \
         --rows "${rows[@]}" --json "$out/rapid.json"
 fi
+if wants graphs; then
+    run graph-tests "${GRAPH_TESTS_SECONDS:-70}" \
+        "$python" -m pytest -q -x -p no:cacheprovider -c /dev/null --rootdir="$PWD" tests/test_cuda_graphs.py
+    rows=("plain, no graphs" "plain (ours)" "none, 5" "rapid, 5" "none, sparse, 5" "rapid, auto")
+    SPECRAG_CUDA_GRAPHS=1 run graphs "${GRAPHS_SECONDS:-90}" "$python" benchmarks/rapid_decoding.py "${size[@]}" \
+        --acceptance 0.77 --rows "${rows[@]}" --json "$out/graphs.json"
+fi
 if wants stages; then
-    run stages "${STAGES_SECONDS:-80}" "$python" benchmarks/gpu_stages.py --json "$out/stages.json" \
+    run stages "${STAGES_SECONDS:-70}" "$python" benchmarks/gpu_stages.py --json "$out/stages.json" \
         ${tiny:+--questions 2 --warm-up 1 --max-rationale-tokens 8}
 fi
 if wants training; then
-    run training "${TRAINING_SECONDS:-70}" "$python" benchmarks/gpu_training.py \
+    run training "${TRAINING_SECONDS:-50}" "$python" benchmarks/gpu_training.py \
         ${tiny:+--steps 3 --batch 2 --precision float32} --json "$out/training.json"
 fi
 

@@ -14,18 +14,18 @@ def read(file: Path) -> dict | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def rapid(results: list[dict]) -> list[str]:
-    """Tokens per second of each row at each length, and the ratio to transformers' `generate`."""
+def rapid(results: list[dict], base: str = "generate") -> list[str]:
+    """Tokens per second of each row at each length, and the ratio to the row ``base``."""
     results = sorted(results, key=lambda result: result["length"])
     lines = [
-        "| RAPID, tokens/s (times generate) | " + " | ".join(f"{result['length']:,}" for result in results) + " |",
+        f"| RAPID, tokens/s (times {base}) | " + " | ".join(f"{result['length']:,}" for result in results) + " |",
         "| --- |" + " ---: |" * len(results),
     ]
     for row in dict.fromkeys(name for result in results for name in result["speeds"]):
         cells = []
         for result in results:
-            own, base = result["speeds"].get(row), result["speeds"].get("generate")
-            ratio = f" ({median([a / b for a, b in zip(own, base, strict=True)]):.2f})" if own and base else ""
+            own, theirs = result["speeds"].get(row), result["speeds"].get(base)
+            ratio = f" ({median([a / b for a, b in zip(own, theirs, strict=True)]):.2f})" if own and theirs else ""
             cells.append(f"{median(own):.1f}{ratio}" if own else "")
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return [*lines, ""]
@@ -45,6 +45,8 @@ def main() -> None:
     lines = [f"Measured on: {machine()}", "", "Weights: " + "; ".join(models.read_text().splitlines()) + ".", ""]
     if (found := read(folder / "rapid.json")) and found["results"]:
         lines += rapid(found["results"])
+    if (found := read(folder / "graphs.json")) and found["results"]:
+        lines += ["With steps that are recorded as CUDA graphs:", "", *rapid(found["results"], "plain, no graphs")]
     if (found := read(folder / "stages.json")) and found["results"]:
         lines += stages(found["results"])
     if found := read(folder / "training.json"):

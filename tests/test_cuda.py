@@ -8,20 +8,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from specrag.engine import graphs
 from specrag.engine.attention import packed_attention
 from specrag.engine.kv_cache import rollback_cache
 from specrag.engine.memory import free_memory
 from specrag.models import TransformersLM
 from specrag.models.reader import SpanReader
 from specrag.rapid import LongContext
-from specrag.rapid.cached_model import CachedModel
 from specrag.training.examples import IGNORED, EncodedExample
 from specrag.training.trainer import Collator, completion_loss
 from tests.conftest import tiny_llama
 from tests.rapid_parts import DOCUMENT, PROPOSERS, generator
-from tests.test_graphs import ARCHITECTURES as RECORDED
-from tests.test_graphs import check_kernels, check_steps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -69,90 +65,6 @@ def test_in_float32_logits_equal_stock_after_appends_and_rollbacks(name):
 def test_in_bfloat16_logits_are_as_near_to_float32_as_stock_ones(name):
     ours, stock = steps(name, torch.bfloat16)
     assert 0 < ours < 1.5 * stock
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_kernels_attend_as_the_slow_reference_does(dtype):
-    check_kernels("cuda", dtype)
-
-
-@pytest.fixture
-def recording(monkeypatch):
-    monkeypatch.setenv("SPECRAG_CUDA_GRAPHS", "1")
-
-
-@pytest.mark.parametrize("name", RECORDED)
-def test_recorded_steps_have_the_logits_and_the_cache_of_the_ordinary_forward_pass(name, recording):
-    torch.manual_seed(0)
-    model = RECORDED[name]().eval().to("cuda", torch.float16)
-    assert graphs.supports(model)
-    with torch.inference_mode():
-        check_steps(model, None, 0.05, most_tokens=16)
-
-
-def test_recorded_steps_are_as_near_to_float32_as_stock_ones(recording, smollm2_tokenizer):
-    torch.manual_seed(0)
-    reference = RECORDED["llama"]().eval().cuda()
-    lm = TransformersLM(copy.deepcopy(reference).bfloat16(), smollm2_tokenizer)
-    recorded = CachedModel(lm, 300, 97)
-    assert recorded.graphs is not None
-    held, random = list(range(1, 90)), torch.Generator().manual_seed(1)
-    recorded.prefill(held)
-    ours = stock = 0.0
-    for count in [1, 6, 1, 6, 1, 6, 11, 11, 11, 3, 3]:
-        held += (new := torch.randint(97, (count,), generator=random).tolist())
-        got = recorded.feed(new).float()
-        with torch.inference_mode():
-            whole = torch.tensor([held]).cuda()
-            wanted = reference(whole, use_cache=False).logits[0, -count:]
-            theirs = lm.model(whole, use_cache=False).logits[0, -count:].float()
-        ours, stock = max(ours, float((got - wanted).abs().max())), max(stock, float((theirs - wanted).abs().max()))
-    assert 0 < ours < 1.5 * stock
-
-
-def test_conversations_of_one_model_are_recorded_apart(recording, smollm2_tokenizer):
-    lm = TransformersLM(tiny_llama(97, head_dim=16), smollm2_tokenizer, device="cuda", dtype=torch.float16)
-    usual, one, other = (CachedModel(lm, 200, 97) for _ in range(3))
-    usual.graphs = None
-    for model, begin in ((one, 3), (other, 50)):
-        model.prefill(list(range(begin, begin + 40)))
-    for step in range(6):
-        for model, begin in ((one, 3), (other, 50)):
-            usual.rollback_to(0)
-            usual.prefill([*range(begin, begin + 40), *([7] * step)])
-            torch.testing.assert_close(model.feed([7]), usual.feed([7]), rtol=0, atol=0.05)
-
-
-def test_weights_that_move_are_noticed(recording, smollm2_tokenizer):
-    lm = TransformersLM(tiny_llama(97, head_dim=16), smollm2_tokenizer, device="cuda", dtype=torch.float16)
-    usual, recorded = (CachedModel(lm, 200, 97) for _ in range(2))
-    usual.graphs = None
-    for model in (usual, recorded):
-        model.prefill(list(range(40)))
-    for step in range(6):
-        if step == 3:
-            for parameter in lm.model.parameters():
-                parameter.data = parameter.data * 1.1
-        torch.testing.assert_close(recorded.feed([5]), usual.feed([5]), rtol=0, atol=0.05)
-
-
-def test_the_memory_of_graphs_is_given_back(recording, smollm2_tokenizer):
-    lm = TransformersLM(tiny_llama(30_000, head_dim=16), smollm2_tokenizer, device="cuda", dtype=torch.float16)
-
-    def conversation() -> int:
-        model = CachedModel(lm, 200, 30_000)
-        model.prefill(list(range(40)))
-        for _ in range(3):
-            for count in (1, 8, 32):
-                model.feed(list(range(count)))
-                model.rollback_to(40)
-        del model
-        torch.cuda.empty_cache()
-        return torch.cuda.memory_reserved()
-
-    conversation()
-    before = conversation()
-    assert [conversation() for _ in range(3)][-1] <= before
 
 
 @pytest.mark.parametrize("proposer", PROPOSERS)

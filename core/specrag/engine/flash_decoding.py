@@ -1,9 +1,9 @@
 """Attention of a few queries over a long cache on a GPU, in Triton.
 
 The keys are cut into pieces, so that all multiprocessors of the GPU work on one text, and a second kernel joins the
-pieces by their maxima and sums (flash-decoding; Dao et al., arXiv 2205.14135, section 3.1). The tokens, and the query
-heads that share a key head, are the rows of one product, so each key is read once. How many keys there are is read on
-the GPU: a CUDA graph that holds these kernels serves a text of any length.
+pieces by their maxima and sums: flash-decoding, on the online softmax of FlashAttention (Dao et al., arXiv 2205.14135,
+section 3.1). The tokens, and the query heads that share a key head, are the rows of one product, so each key is read
+once. How many keys there are is read on the GPU: a CUDA graph that holds these kernels serves a text of any length.
 
 Only ``graphs`` imports this module, and only where Triton is installed.
 """
@@ -23,7 +23,7 @@ _LOG2_E = 1.4426950408889634
 
 @triton.jit
 def _fold(query, keys, values, visible, outs, top, total, scale, precision: tl.constexpr):
-    """Count one block of keys in: the softmax so far has the maximum ``top`` and the sum ``total`` (base 2)."""
+    """Add one block of keys to a running softmax (base 2) with the maximum ``top`` and the sum ``total``."""
     scores = tl.dot(query, tl.trans(keys), input_precision=precision) * scale
     scores = tl.where(visible, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
@@ -96,7 +96,7 @@ def _join(
 
 def supports(heads: int, kv_heads: int, size: int) -> bool:
     """Whether the kernels take heads of such a number and ``size``, for a single token at least."""
-    return heads % kv_heads == 0 and heads // kv_heads <= MOST_ROWS and size in (16, 32, 64, 128, 256)
+    return heads % kv_heads == 0 and heads // kv_heads <= MOST_ROWS and size in (16, 32, 64, 128)
 
 
 def attend(
@@ -122,7 +122,7 @@ def attend(
     group = heads // kv_heads
     rows = max(16, triton.next_power_of_2(group * tokens))
     pieces = _pieces_for(query.device, kv_heads)
-    block = 64 if query.dtype.itemsize == 2 and size <= 128 else 32
+    block = 64 if query.dtype.itemsize == 2 else 32
     outs = torch.empty(kv_heads, pieces, rows, size, dtype=torch.float32, device=query.device)
     tops, totals = torch.empty(2, kv_heads, pieces, rows, dtype=torch.float32, device=query.device)
     out = torch.empty(1, tokens, heads, size, dtype=query.dtype, device=query.device)
