@@ -37,7 +37,7 @@ from specrag.evaluation.runs import Run
 from specrag.models import Sampling, TransformersLM
 from specrag.rapid import RapidSettings
 
-SYSTEMS = ("long-context", "rag", "rapid-self-0", "rapid-self-10", "hybrid-self-10", "rapid-upward-20")
+SYSTEMS = ("long-context", "rag", "rag-upward", "rapid-self-0", "rapid-self-10", "hybrid-self-10", "rapid-upward-20")
 
 
 def report(folder: Path) -> None:
