@@ -10,9 +10,10 @@
 #   training  a training step of the drafter: tokens per second
 #
 # DIR (by default $OUT, else build/gpu) receives gpu.log, JSON per part, and table.md with the card's name.
-# --tiny takes tiny shapes, to try the whole out on a CPU. --pack: what benchmarks/gpu_pack.sh made (by default .gpu,
-# where it is there): missing packages, tokenizers and, where they were carried, weights. Models whose weights are not
-# there get random ones of the same shape: their times hold, their texts mean nothing, and the table says so.
+# --tiny takes tiny shapes, to try the whole out on a CPU, where each part may take five times as long.
+# --pack: what benchmarks/gpu_pack.sh made (by default .gpu, where it is there): missing packages, tokenizers and, where
+# they were carried, weights. Models whose weights are not there get random ones of the same shape: their times hold,
+# their texts mean nothing, and the table says so.
 # --keep FILE puts one part of the weights, or a large wheel, aside for a later call on the same machine, and does
 # nothing else.
 set -u -o pipefail
@@ -47,6 +48,7 @@ out=$(cd "$out" && pwd)
 began=$SECONDS
 export PYTHONPATH="$PWD/core:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 export HF_HUB_OFFLINE=1
+unset SPECRAG_CUDA_GRAPHS
 
 # --- what is missing on this machine -----------------------------------------------------------------
 wheels=$(ls "$pack"/wheels/*.whl "$work"/parts/*.whl 2> /dev/null)
@@ -93,20 +95,20 @@ if wants tests; then
     run tests "${TESTS_SECONDS:-60}" "$python" -m pytest -q -p no:cacheprovider -c /dev/null --rootdir="$PWD" $tests
 fi
 if [ -n "$tiny" ]; then
-    size=(--shape tiny --lengths 2048 1024 --prompts 1 --tokens 16)
+    size=(--shape tiny --prompts 1 --tokens 16 --lengths 2048)
 else
-    size=(--shape 8b --lengths 120000 32768 65536 --prompts 2 --tokens 96)
+    size=(--shape 8b --prompts 2 --tokens 48 --lengths 120000 32768)
 fi
 if wants rapid; then
     rows=("generate" "plain (ours)" "none, 5" "rapid, 5" "rapid, 10" "none, sparse, 5" "rapid, auto")
-    run rapid "${RAPID_SECONDS:-170}" "$python" benchmarks/rapid_decoding.py "${size[@]}" --acceptance 0.77 \
-        --rows "${rows[@]}" --json "$out/rapid.json"
+    run rapid "${RAPID_SECONDS:-160}" "$python" benchmarks/rapid_decoding.py "${size[@]}" $((tiny ? 1024 : 65536)) \
+        --acceptance 0.77 --rows "${rows[@]}" --json "$out/rapid.json"
 fi
 if wants graphs; then
     run graph-tests "${GRAPH_TESTS_SECONDS:-70}" \
         "$python" -m pytest -q -x -p no:cacheprovider -c /dev/null --rootdir="$PWD" tests/test_cuda_graphs.py
     rows=("plain, no graphs" "plain (ours)" "none, 5" "rapid, 5" "none, sparse, 5" "rapid, auto")
-    SPECRAG_CUDA_GRAPHS=1 run graphs "${GRAPHS_SECONDS:-90}" "$python" benchmarks/rapid_decoding.py "${size[@]}" \
+    SPECRAG_CUDA_GRAPHS=1 run graphs "${GRAPHS_SECONDS:-85}" "$python" benchmarks/rapid_decoding.py "${size[@]}" \
         --acceptance 0.77 --rows "${rows[@]}" --json "$out/graphs.json"
 fi
 if wants stages; then

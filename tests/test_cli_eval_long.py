@@ -67,11 +67,13 @@ def test_documents_are_made_systems_measured_and_a_run_goes_on(loaded, data, tmp
 
 
 def test_a_run_that_goes_on_counts_the_answers_that_are_there(loaded, data, tmp_path, monkeypatch):
-    asked = ["eval", str(data), "--systems", "long-context,rag", *TARGET, "--max-tokens", "4", "--limit", "2"]
-    asked += ["--documents", "900", "--out", str(tmp_path / "run")]
+    asked = ["eval", str(data), *TARGET, "--max-tokens", "4", "--limit", "2"]
+    asked += ["--documents", "900", "--out", str(tmp_path / "run"), "--systems"]
+    assert run(app, [*asked, "rapid-self-0"]).exit_code == 0  # of another system, which does not count
+    asked += ["long-context,rag"]
     assert run(app, asked).exit_code == 0
     answers = tmp_path / "run" / "answers.jsonl"
-    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:1]))
+    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:3]))
     told = []
     monkeypatch.setattr(evaluate_long, "counting", lambda doing: nullcontext(lambda *counts: told.append(counts)))
     assert run(app, asked).exit_code == 0

@@ -1,7 +1,7 @@
 """Every option of a command that names a model reaches what loads the models."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -65,3 +65,14 @@ def test_paths_are_whole_for_processes_with_another_working_folder(tmp_path, mon
     assert (whole.calibration, whole.models) == (tmp_path / "mine.json", tmp_path / "mine")
     assert whole.verifier_server == given.verifier_server and whole.server is None
     assert whole.with_whole_paths() == whole
+    strange = ModelOptions(drafter=("~nobody-of-this-name/x", "x" * 300), tokenizer="mine")
+    assert strange.with_whole_paths() == replace(strange, tokenizer=f"{here}/mine")
+
+
+def test_a_reader_is_here_even_where_other_models_are_on_a_server(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("reader", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "reader" / "reader.json").write_text("{}")
+    given = ModelOptions(drafter=("reader", "model"), server=("http://x/v1",), embedder="mine", embedder_server=("u",))
+    assert given.with_whole_paths() == replace(given, drafter=(str(tmp_path / "reader"), "model"))

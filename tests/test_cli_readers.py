@@ -169,7 +169,7 @@ def test_a_calibration_of_ones_own_models_is_fitted_checked_and_used(own, docs, 
     assert "72 answers of own-reader, verified by nobody, pointwise" in said
     found = re.search(r"held-out half: 36 answers, ([\d.]+)% right, .* calibration error ([\d.]+) \(3 bins\)", said)
     assert found and 0 < float(found[1]) < 100 and 0 <= float(found[2]) < 0.35
-    chance = re.search(r"exactly right has ([\d.]+) on average", said)
+    chance = re.search(r"chance alone causes an error of ([\d.]+) on average", said)
     assert chance and 0 < float(chance[1]) < 0.35
     made = Calibration.load(file)
     assert made.fits(["own-reader"], "", "pointwise") and made.questions == 72

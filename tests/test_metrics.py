@@ -264,6 +264,12 @@ def test_calibration_error_by_chance_in_closed_form():
     mean, most = calibration_error_by_chance([0.5, 0.5], bins=1, draws=20_000)
     assert mean == pytest.approx(0.25, abs=0.01) and most == 0.5
     assert calibration_error_by_chance([0.0, 1.0, 1.0], bins=3) == (0, 0)
+    # of a fair coin, |share - 1/2| of 16 flips exceeds 0.1875 in 7.7 % and 0.25 in 2.1 % of all cases (binomial)
+    assert calibration_error_by_chance([0.5] * 16, bins=1, draws=20_000)[1] == 0.25
+    one, other = (calibration_error_by_chance([0.3] * 20, seed=seed) for seed in (0, 1))
+    assert one != other and one == calibration_error_by_chance([0.3] * 20)
+    # bins hold neighbours: the confidences 0 and 1 are never wrong, whatever their order
+    assert calibration_error_by_chance([0.5, 1, 0, 0.5], bins=2, draws=20_000)[0] == pytest.approx(0.25, abs=0.01)
     # a bin per answer: E|right - p| = 2 p (1 - p)
     assert calibration_error_by_chance([0.2, 0.9], bins=10, draws=20_000)[0] == pytest.approx(
         (2 * 0.2 * 0.8 + 2 * 0.9 * 0.1) / 2, abs=0.01

@@ -116,6 +116,21 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
     assert digest_of(changed) != digest_of(QUESTIONS)
 
 
+def test_a_run_that_does_not_tell_its_embedder_may_go_on(tmp_path):
+    with writing_run(tmp_path, INFO, QUESTIONS):
+        pass
+    told = {name: {**INFO.systems["standard"], "embedder": name} for name in ("minilm", "mpnet")}
+    with writing_run(tmp_path, replace(INFO, systems={"standard": told["minilm"]}), QUESTIONS) as log:
+        log.append(row(0))
+    other = tmp_path / "other"
+    with writing_run(other, replace(INFO, systems={"standard": told["minilm"]}), QUESTIONS):
+        pass
+    another = replace(INFO, systems={"standard": told["mpnet"]})
+    said = "standard.embedder: 'minilm' there, 'mpnet' now"
+    with pytest.raises(InvalidInputError, match=said), writing_run(other, another, QUESTIONS):
+        pass
+
+
 def test_a_system_may_join_and_the_others_stay(tmp_path):
     with writing_run(tmp_path, INFO, QUESTIONS) as log:
         log.append(row(0))

@@ -112,7 +112,7 @@ def batch(
         chosen.check_models()
         if ray:  # the models load in processes that have their own working folders
             chosen = chosen.with_whole_paths()
-        load = partial(load_parts, chosen, docs.absolute() if docs is not None else None)
+        load = partial(load_parts, chosen, docs.expanduser().absolute() if docs is not None else None)
         answer = partial(answer_all, top=top, concurrency=concurrency)
         if not ray:
             with working("loading models"):

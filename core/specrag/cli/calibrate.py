@@ -93,6 +93,6 @@ def _report(made: Calibration, held: HeldOut | None, output: Path) -> None:
             highlight=False,
         )
         out.print(
-            f"a confidence that is exactly right has {held.chance:.3f} on average, with so few answers", highlight=False
+            f"chance alone causes an error of {held.chance:.3f} on average with that many answers", highlight=False
         )
     out.print(f"use it: specrag ask ... --calibration {output} --min-confidence 0.5", highlight=False)

@@ -124,12 +124,13 @@ class LongRun:
         return Run.load(output)
 
     def _answered(self, output: Path) -> int:
-        """How many answers an unfinished run in ``output`` has already."""
-        from specrag.evaluation.runs import Run
+        """How many answers of these systems an unfinished run in ``output`` has already."""
+        from specrag.evaluation.runs import RUN_FILE, Run
 
-        if not (output / "run.json").exists():
+        if not (output.expanduser() / RUN_FILE).exists():
             return 0
-        return sum(row.error is None or not self.retry for row in Run.load(output).answers)
+        rows = [row for row in Run.load(output).answers if row.system in self.names]
+        return sum(row.error is None or not self.retry for row in rows)
 
     def _with_documents(self, count_tokens: Any) -> Sequence[Question]:
         from specrag.evaluation.long_data import filler_of, made_documents

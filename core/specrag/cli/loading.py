@@ -69,10 +69,15 @@ class ModelOptions:
         """The same, for processes with another working folder: every path to something here is absolute."""
         from specrag.models.bundled import DRAFTING, EMBEDDERS
 
-        def whole(name: str) -> str:
-            path = Path(name).expanduser()
-            bundled = name in DRAFTING or name in EMBEDDERS
-            return str(path.absolute()) if name and not bundled and path.exists() else name
+        def whole(name: str, on_server: bool) -> str:
+            if not name or name in DRAFTING or name in EMBEDDERS:
+                return name
+            try:
+                path = Path(name).expanduser()
+                here = _is_reader(path) if on_server else path.exists()  # a reader is never on a server
+            except (OSError, RuntimeError):  # too long for a path, or nobody's home folder
+                return name
+            return str(path.absolute()) if here else name
 
         on_servers = {"drafter": self.server, "verifier": self._judging, "embedder": self.embedder_server}
         changed: dict[str, Any] = {}
@@ -80,8 +85,9 @@ class ModelOptions:
             value = getattr(self, name)
             if isinstance(value, Path):
                 changed[name] = value.expanduser().absolute()
-            elif name in _NAMES and value is not None and not on_servers.get(name):
-                changed[name] = whole(value) if isinstance(value, str) else tuple(map(whole, value))
+            elif name in _NAMES and value is not None:
+                on = bool(on_servers.get(name))
+                changed[name] = whole(value, on) if isinstance(value, str) else tuple(whole(one, on) for one in value)
         return replace(self, **changed)
 
     def check_models(self) -> None:
@@ -289,6 +295,13 @@ def load_drafting_model(
 
         return SpanReader(name)
     return load_model(name, server, api_key, tokenizer, models)
+
+
+def _is_reader(folder: Path) -> bool:
+    """Whether a span reader is in ``folder``, of specrag or of transformers."""
+    from specrag.models.bundled import READER_SETTINGS
+
+    return (folder / READER_SETTINGS).exists() or _finds_spans(folder)
 
 
 def _finds_spans(folder: Path) -> bool:

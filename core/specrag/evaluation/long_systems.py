@@ -39,6 +39,7 @@ from specrag.rapid.compatibility import fingerprint
 from specrag.rapid.prompt import PromptTokens, document_prompt
 from specrag.rapid.proposing import DrafterCaches
 from specrag.schema import Passage
+from specrag.speculative.confidence import model_key
 
 #: The instruction before each question. The answer is a sentence, as RAPID's first token is the target's own.
 INSTRUCTION = "Answer the question from the text above in one short sentence.\n\n"
@@ -87,7 +88,7 @@ class LongSystems:
         self.target, self.drafter = target, drafter
         self._common, self._max_tokens, self._instruction, self._seed = common, max_tokens, instruction, seed
         self._base = RapidGenerator(target, None, replace(common, candidates=0), embedder=embedder)
-        self._retrieves_with = "minilm" if embedder is None else embedder.name
+        self._retrieves_with = "minilm" if embedder is None else model_key(embedder.name)
         self._generators = {system.name: self._generator(system) for system in self.systems}
         self._sessions = None if sessions is None else Path(sessions)
         self._open: _Document | None = None
