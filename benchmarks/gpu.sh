@@ -42,7 +42,8 @@ for part in $parts; do
         *) echo "unknown part $part: expected tests, rapid, graphs, stages or training" >&2; exit 2 ;;
     esac
 done
-[ "$device" = cpu ] && export CUDA_VISIBLE_DEVICES=""
+slow=1
+[ "$device" = cpu ] && slow=5 && export CUDA_VISIBLE_DEVICES=""
 mkdir -p "$out" "$work"
 out=$(cd "$out" && pwd)
 began=$SECONDS
@@ -76,7 +77,6 @@ cat "$cache/models.txt"
 run() { # name, seconds, command...
     local name=$1 limit=$2 start=$SECONDS code
     shift 2
-    [ "$device" = cpu ] && limit=$((5 * limit))
     echo "== $name (at most $limit s)" | tee -a "$out/gpu.log"
     timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$out/gpu.log"
     code=${PIPESTATUS[0]}
@@ -92,7 +92,7 @@ if wants tests; then
     tests=tests/test_cuda.py
     [ "$device" = cpu ] && tests="$tests tests/test_cache_and_attention.py"
     # shellcheck disable=SC2086 # two files are two arguments
-    run tests "${TESTS_SECONDS:-60}" "$python" -m pytest -q -p no:cacheprovider -c /dev/null --rootdir="$PWD" $tests
+    run tests "${TESTS_SECONDS:-$((60 * slow))}" "$python" -m pytest -q -p no:cacheprovider -c /dev/null --rootdir="$PWD" $tests
 fi
 if [ -n "$tiny" ]; then
     size=(--shape tiny --prompts 1 --tokens 16 --lengths 2048)
@@ -101,22 +101,22 @@ else
 fi
 if wants rapid; then
     rows=("generate" "plain (ours)" "none, 5" "rapid, 5" "rapid, 10" "none, sparse, 5" "rapid, auto")
-    run rapid "${RAPID_SECONDS:-160}" "$python" benchmarks/rapid_decoding.py "${size[@]}" $((tiny ? 1024 : 65536)) \
+    run rapid "${RAPID_SECONDS:-$((160 * slow))}" "$python" benchmarks/rapid_decoding.py "${size[@]}" $((tiny ? 1024 : 65536)) \
         --acceptance 0.77 --rows "${rows[@]}" --json "$out/rapid.json"
 fi
 if wants graphs; then
-    run graph-tests "${GRAPH_TESTS_SECONDS:-70}" \
+    run graph-tests "${GRAPH_TESTS_SECONDS:-$((70 * slow))}" \
         "$python" -m pytest -q -x -p no:cacheprovider -c /dev/null --rootdir="$PWD" tests/test_cuda_graphs.py
     rows=("plain, no graphs" "plain (ours)" "none, 5" "rapid, 5" "none, sparse, 5" "rapid, auto")
-    SPECRAG_CUDA_GRAPHS=1 run graphs "${GRAPHS_SECONDS:-85}" "$python" benchmarks/rapid_decoding.py "${size[@]}" \
+    SPECRAG_CUDA_GRAPHS=1 run graphs "${GRAPHS_SECONDS:-$((85 * slow))}" "$python" benchmarks/rapid_decoding.py "${size[@]}" \
         --acceptance 0.77 --rows "${rows[@]}" --json "$out/graphs.json"
 fi
 if wants stages; then
-    run stages "${STAGES_SECONDS:-70}" "$python" benchmarks/gpu_stages.py --json "$out/stages.json" \
+    run stages "${STAGES_SECONDS:-$((70 * slow))}" "$python" benchmarks/gpu_stages.py --json "$out/stages.json" \
         ${tiny:+--questions 2 --warm-up 1 --max-rationale-tokens 8}
 fi
 if wants training; then
-    run training "${TRAINING_SECONDS:-50}" "$python" benchmarks/gpu_training.py \
+    run training "${TRAINING_SECONDS:-$((50 * slow))}" "$python" benchmarks/gpu_training.py \
         ${tiny:+--steps 3 --batch 2 --precision float32} --json "$out/training.json"
 fi
 
