@@ -126,13 +126,15 @@ class FaultProxy:
             await asyncio.sleep(GAP if self.fault == "slow" else 0)
 
     async def _passed_on(self, request: bytes) -> bytes:
-        """All bytes of the server's reply."""
+        """All bytes of the server's reply, which says that the connection ends: else the client may use it again."""
         reader, writer = await asyncio.open_connection(*self._upstream)
         try:
             writer.write(request)
-            return await reader.read()
+            head, end, body = (await reader.read()).partition(b"\r\n\r\n")
         finally:
             writer.transport.abort()
+        said = b"" if b"\r\nconnection:" in head.lower() or not end else b"\r\nConnection: close"
+        return head + said + end + body
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:
