@@ -24,11 +24,8 @@ from specrag.engine import graphs
 from specrag.engine.kv_cache import rollback_cache
 from specrag.engine.trees import TreeShape
 from specrag.rapid.cached_model import CachedModel
+from tests.test_cuda import SHAPE
 
-SHAPE = {
-    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "initializer_range": 0.3,
-}  # fmt: skip
 ARCHITECTURES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),

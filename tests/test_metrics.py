@@ -268,8 +268,8 @@ def test_calibration_error_by_chance_in_closed_form():
     assert calibration_error_by_chance([0.5] * 16, bins=1, draws=20_000)[1] == 0.25
     one, other = (calibration_error_by_chance([0.3] * 20, seed=seed) for seed in (0, 1))
     assert one != other and one == calibration_error_by_chance([0.3] * 20)
-    # bins hold neighbours: the confidences 0 and 1 are never wrong, whatever their order
-    assert calibration_error_by_chance([0.5, 1, 0, 0.5], bins=2, draws=20_000)[0] == pytest.approx(0.25, abs=0.01)
+    # bins hold neighbours: two coins in one, and two certainties in the other
+    assert calibration_error_by_chance([0.5, 1, 0.5, 1], bins=2, draws=20_000)[0] == pytest.approx(0.125, abs=0.01)
     # a bin per answer: E|right - p| = 2 p (1 - p)
     assert calibration_error_by_chance([0.2, 0.9], bins=10, draws=20_000)[0] == pytest.approx(
         (2 * 0.2 * 0.8 + 2 * 0.9 * 0.1) / 2, abs=0.01

@@ -22,6 +22,9 @@ from specrag.engine.trees import TreeShape
 #: With more tokens at once nearly all time goes into the products, where nothing can be saved.
 MAX_TOKENS = 64
 
+#: Rotary embeddings whose angles are the position times constants, however long the text.
+CONSTANT_ROTARY = {"default", "linear", "llama3", "yarn"}
+
 _KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
 # (query [batch, heads, tokens, head_dim], key, value [batch, kv_heads, length, head_dim], scale)

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specrag.engine.forward import decoder_forward, is_plain_decoder
-from specrag.engine.kv_cache import PreallocatedLayer, RollbackCache
+from specrag.engine.forward import CONSTANT_ROTARY, decoder_forward, is_plain_decoder
+from specrag.engine.kv_cache import PreallocatedLayer, RollbackCache, head_shape
 from specrag.engine.memory import out_of_memory
 from specrag.engine.trees import TreeShape
 
@@ -32,8 +32,6 @@ SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 # Not float32: Triton takes minutes to compile its kernels.
 _TYPES = (torch.bfloat16, torch.float16)
-# Rotary embeddings whose angles do not depend on how long the text is.
-_ROTARY = {"default", "linear", "llama3", "yarn"}
 # Compute capability: the kernels need the shared memory of Ampere and later.
 _LEAST_CAPABILITY = (8, 0)
 
@@ -62,7 +60,7 @@ def supports(model: nn.Module) -> bool:
         return False
     body: Any = model.model
     linears = [m for m in model.modules() if hasattr(m, "in_features")]
-    if body.rotary_emb.rope_type not in _ROTARY or not all(isinstance(m, nn.Linear) for m in linears):
+    if body.rotary_emb.rope_type not in CONSTANT_ROTARY or not all(isinstance(m, nn.Linear) for m in linears):
         return False
     from specrag.engine import flash_decoding
 
@@ -71,8 +69,7 @@ def supports(model: nn.Module) -> bool:
 
 def _heads(model: Any) -> tuple[int, int, int]:
     """Query heads, key/value heads, and the size of each."""
-    config = model.config
-    return config.num_attention_heads, config.num_key_value_heads, model.model.layers[0].self_attn.head_dim
+    return (model.config.num_attention_heads, *head_shape(model.config))
 
 
 class StepGraphs:
@@ -103,7 +100,7 @@ class StepGraphs:
         self.most_tokens = max(size for size in SIZES if size <= most)
         self._model, self._cache, self._attend = model, cache, attend
         self._device = next(model.parameters()).device
-        self._record = recorder or CudaRecorder(self._device)
+        self._recorder = recorder
         self._steps: dict[int, _Step] = {}
         # Where modules keep their weights. Read anew for each step, as walking over the modules takes longer.
         self._kept = [kept for m in model.modules() for kept in (m._parameters, m._buffers) if kept]
@@ -143,7 +140,7 @@ class StepGraphs:
         where += [tensor.data_ptr() for kept in self._kept for tensor in kept.values() if tensor is not None]
         if where != self._where:
             self._steps.clear()
-            self._where = where
+            self._where, self._record = where, self._recorder or CudaRecorder(self._device)
 
 
 class _FixedLayer:

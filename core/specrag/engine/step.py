@@ -16,14 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from specrag.engine.blocks import BlockEmbedding, BlockLinear, check_ids, native
-from specrag.engine.forward import is_plain_decoder
+from specrag.engine.forward import CONSTANT_ROTARY, is_plain_decoder
 from specrag.engine.kv_cache import RollbackCache
 from specrag.engine.native import Decoder, Heads, Layer, Pass
 from specrag.engine.trees import TreeShape
 
 _MOST_HEAD_SIZE = 256
-# Rotary embeddings whose angles are the position times constants, however long the text.
-_ROTARY = {"default", "linear", "llama3", "yarn"}
 
 
 def knows(model: nn.Module) -> bool:
@@ -38,7 +36,7 @@ def knows(model: nn.Module) -> bool:
     size = body.layers[0].self_attn.head_dim
     if size % 32 or size > _MOST_HEAD_SIZE or config.hidden_size % 32 or config.intermediate_size % 32:
         return False
-    if body.rotary_emb.rope_type not in _ROTARY:
+    if body.rotary_emb.rope_type not in CONSTANT_ROTARY:
         return False
     return all(layer.mlp.gate_proj.bias is None and layer.mlp.down_proj.bias is None for layer in body.layers)
 
