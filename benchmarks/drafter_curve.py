@@ -61,7 +61,7 @@ def main() -> None:
                         shown.insert(i % 2, other)
                     requests.append(drafter.request(q.question, shown))
                 made = lm.generate(requests)
-                right += [contains_answer(c.parts[-1].text, q.answers) for c, q in zip(made, group, strict=True)]
+                right += [contains_answer(c.parts[1].text, q.answers) for c, q in zip(made, group, strict=True)]
             low, high = wilson_interval(sum(right), len(right))
             found[kind] = (sum(right) / len(right), low, high)
         rows.append({"examples": size, "training seconds": seconds, **found})

@@ -7,6 +7,7 @@ Printed, with 95 % Wilson intervals:
 
 - drafts from the gold passage alone;
 - drafts of Speculative RAG (m = 5, k = 2) with and without the gold passage in their subset;
+- how well each score tells right drafts from wrong ones;
 - the pipeline's answer under every combination of scores;
 - right answers among the questions that are answered, for several thresholds, and abstentions where no passage answers.
 
@@ -21,6 +22,7 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -30,7 +32,7 @@ from _timing import machine, median
 
 from specrag import Prompts
 from specrag.evaluation.data import Question, load_questions
-from specrag.evaluation.metrics import contains_answer, exact_match, f1, wilson_interval
+from specrag.evaluation.metrics import contains_answer, exact_match, f1, separation, wilson_interval
 from specrag.models import GenerationRequest, Stage, TransformersLM, Turn, bundled
 from specrag.schema import ALL_SCORES, Draft, Verdict
 from specrag.speculative.drafting import Assignment, Drafter
@@ -81,7 +83,7 @@ def main() -> None:
     for at in range(0, len(questions), 8):
         part = questions[at : at + 8]
         made = lm.generate([drafter.request(q.question, [q.passages[i] for i in q.gold]) for q in part])
-        gold += [(q, c.parts[-1].text) for q, c in zip(part, made, strict=True)]
+        gold += [(q, c.parts[1].text) for q, c in zip(part, made, strict=True)]
     report("gold passage alone: right", [contains_answer(t, q.answers) for q, t in gold])
     report("gold passage alone: abstains", [prompts.is_abstention(t) for _, t in gold])
 
@@ -93,7 +95,8 @@ def main() -> None:
         vectors = asyncio.run(embed_passages(q.question, q.passages, embedder))
         subsets = sample_perspectives(vectors, len(q.passages), 5, 2).subsets
         assignments = [Assignment(j, s, tuple(q.passages[i] for i in s)) for j, s in enumerate(subsets)]
-        completions = lm.generate([drafter.request(q.question, each.passages) for each in assignments])
+        requests = [drafter.request(q.question, each.passages) for each in assignments]
+        completions = lm.generate(requests, top_log_probs=drafter.top_log_probs)
         drafts = [drafter.read(c, each) for c, each in zip(completions, assignments, strict=True)]
         contest = [d for d in drafts if not d.abstained]
         drafted, scores = time.perf_counter() - start, {}
@@ -136,7 +139,7 @@ def main() -> None:
                 "id": d.question.id,
                 "drafts": [
                     {"subset": x.subset, "rationale": x.rationale, "answer": x.text, "abstained": x.abstained,
-                     "log_rationale": x.log_rationale, "log_answer": x.log_answer,
+                     "log_rationale": x.log_rationale, "log_answer": x.log_answer, "log_verdict": x.log_verdict,
                      "rationale_tokens": x.rationale_tokens, "answer_tokens": x.answer_tokens,
                      "right": contains_answer(x.text, d.question.answers),
                      "scores": {name: {"self_contain": raw[i].self_contain, "self_reflect": raw[i].self_reflect}
@@ -154,9 +157,12 @@ def report_scores(name: str, verifier: Verifier, done: list[Drafted], coverage: 
     print(f"\nverified by {name}")
     print("scores that count                  norm  right            EM     F1     abstains  efficiency")
     best: tuple[float, str, list[tuple[float, bool]]] | None = None
+    made = (*ALL_SCORES, *(["verdict"] if verifier.prompts.verdict_header else []))
+    sizes = range(1, len(made) + 1)
+    report_separation(verifier, made, name, done)
     for kind in get_args(Normalization):
         v = Verifier(verifier.lm, verifier.prompts, replace(verifier.scoring, normalization=kind))
-        for names in itertools.chain.from_iterable(itertools.combinations(ALL_SCORES, n) for n in (1, 2, 3)):
+        for names in itertools.chain.from_iterable(itertools.combinations(made, n) for n in sizes):
             answers, ranked = [], []
             for d in done:
                 verdicts: list[Verdict] = [v.verdict(x, r) for x, r in zip(d.drafts, d.raw[name], strict=True)]
@@ -184,6 +190,19 @@ def report_scores(name: str, verifier: Verifier, done: list[Drafted], coverage: 
             f"  best {len(taken):3} answers: {sum(r for _, r in taken) / len(taken):5.1%} right, "
             f"score above {taken[-1][0]:.2f}"
         )
+
+
+def report_separation(verifier: Verifier, scores: Sequence[str], name: str, done: list[Drafted]) -> None:
+    """How well each score tells right drafts from wrong ones, among the drafts that have it."""
+    for score in scores:
+        scored = [
+            (value, contains_answer(draft.text, d.question.answers))
+            for d in done
+            for draft, raw in zip(d.drafts, d.raw[name], strict=True)
+            if not draft.abstained and (value := getattr(verifier.verdict(draft, raw), f"log_{score}")) is not None
+        ]
+        area = separation([truth for _, truth in scored], [value for value, _ in scored]) if scored else None
+        print(f"{score:14} area under the ROC curve over {len(scored)} drafts: {area or float('nan'):.3f}")
 
 
 def report_thresholds(name: str, verifier: Verifier, done: list[Drafted]) -> None:

@@ -26,7 +26,7 @@ from specrag.speculative.work import Ended, Failed, Started, Step, Work, WorkTra
 
 dispatcher = get_dispatcher(__name__)
 
-_SCORES = ("log_draft", "log_self_contain", "log_self_reflect", "log_listwise", "log_span")
+_SCORES = ("log_draft", "log_self_contain", "log_self_reflect", "log_listwise", "log_span", "log_verdict")
 
 
 class Spans:

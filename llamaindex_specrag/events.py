@@ -61,3 +61,4 @@ class VerdictEvent(_Event):
     log_self_reflect: float | None
     log_listwise: float | None = None
     log_span: float | None = None
+    log_verdict: float | None = None

@@ -43,7 +43,7 @@ SYSTEMS = {
     ),
     "corrective, P(yes)": lambda models: CorrectiveRAG(model=models("quick_smollm2"), lower=0.0, **SHORT),
     "self-reflective": lambda models: SelfReflectiveRAG(model=models("quick_smollm2"), retrieve="always", **SHORT),
-    "drafter alone": lambda models: drafter_alone(models("quick_drafter"), drafts=2, passages_per_draft=1),
+    "drafter alone": lambda models: drafter_alone(models("quick_drafter"), drafts=3, passages_per_draft=1),
     "reader alone": lambda models: drafter_alone(models("reader")),
     "extractive pair": lambda models: extractive_pair(models("reader"), bundled("mpnet-reader")),
     "speculative": lambda models: SpeculativeRAG(drafter=models("reader")),

@@ -19,6 +19,7 @@ from specrag.evaluation.data import load_questions
 from specrag.models.bundled import BUNDLED
 from specrag.rapid.datastore import Datastore
 from specrag.rapid.settings import ProposerName
+from specrag.speculative.prompts import VERDICT_HEADER, Prompts
 from tests.conftest import tiny_llama
 from tests.fakes import ScriptedLM
 
@@ -203,6 +204,43 @@ def test_one_command_trains_a_drafter_from_a_users_own_file(loaded, smollm2, tmp
     assert "licence of the data**: mine" in result.stdout and "held part" in result.stdout
     assert (tmp_path / "drafter" / "adapter_model.safetensors").exists()
     assert run(app, ["train", str(data), "--out", str(tmp_path / "x"), "--held", "30"]).exit_code == 1
+
+
+@pytest.mark.slow
+def test_one_command_teaches_a_drafter_to_judge_its_drafts(loaded, smollm2, tmp_path):
+    years = [f"in {1800 + i}" for i in range(12)]
+    data = tmp_path / "questions.jsonl"
+    rows = [{"question": f"when was tower {i} built", "answers": [year], "title": f"Tower {i}",
+             "text": f"Towers are tall. Tower {i} was built {year}."} for i, year in enumerate(years)]  # fmt: skip
+    data.write_text("\n".join(map(json.dumps, rows)))
+    base, out = tmp_path / "base", tmp_path / "out"
+    tiny_llama(len(smollm2.tokenizer), initializer_range=0.02).save_pretrained(base)
+    smollm2.tokenizer.save_pretrained(base)
+    command = ["train", str(data), "--out", str(out), "--base", str(base), "--held", "2", "--verdict", "--epochs", "1"]
+
+    def refused(*options: str) -> str:
+        result = run(app, [*command, *options])
+        assert result.exit_code == 1, result.output
+        return " ".join(result.stderr.split())
+
+    assert "give its --adapter" in refused()
+    assert "leave --full out" in refused("--adapter", "smollm2-rag-drafter", "--full")
+    assert "leave --rationales out" in refused("--adapter", "smollm2-rag-drafter", "--rationales", "some")
+    Prompts(abstention="none of it").save_drafting(base)  # now it is a drafter, of random weights: it is never right
+    assert "0 are right. Give other questions" in refused()
+    # As if half of its drafts were right: they are kept, and it does not draft again.
+    drafts = out / "drafts.jsonl"
+    kept = [json.loads(line) for line in drafts.read_text().splitlines() if line]
+    assert len(kept) == 10
+    for i, row in enumerate(kept):
+        row["reply"] = ["It says so.", " ".join(years) if i % 2 else "in 1700"]
+    drafts.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    result = run(app, [*command, "--batch-size", "4", "--full"])
+    assert result.exit_code == 0, result.output
+    assert len(drafts.read_text().split("\n\n")) <= 2 and drafts.read_text().count('"key"') == 10
+    assert Prompts.of_drafter(out) == Prompts(abstention="none of it", verdict_header=VERDICT_HEADER)
+    judged = re.search(r"drafts judged\*\*: (\d+) right, (\d+) wrong", result.stdout)
+    assert judged and sum(map(int, judged.groups())) == 10
 
 
 def test_a_datastore_is_built_of_files_and_folders_for_one_tokenizer(docs, smollm2_tokenizer, tmp_path):

@@ -6,13 +6,15 @@ says how large its window is in `meta.n_ctx`. `tests/record_llamacpp.py` says ho
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
 from specrag import SpeculativeRAG
 from specrag.errors import LogProbsUnavailableError
 from specrag.models import GenerationRequest, OpenAILM, Stage, Turn
-from specrag.speculative.drafting import Drafter
+from specrag.speculative.drafting import Assignment, Drafter
+from specrag.speculative.prompts import VERDICT_HEADER, Prompts
 from specrag.speculative.verification import SUBSTITUTE_NOTE, Scoring
 from tests.fakes import HashEmbedder
 from tests.servers import LLAMACPP, live_or_replayed
@@ -40,6 +42,18 @@ def test_drafts_have_the_texts_and_log_probabilities_of_the_in_process_model(lla
             assert b.log_probs == pytest.approx(a.log_probs, abs=CLOSE)
             assert b.token_ends == a.token_ends
     assert llamacpp.capabilities.generation_log_probs is True
+
+
+async def test_the_verdict_on_a_draft_is_that_of_the_in_process_model(llamacpp, smollm2):
+    async def verdicts(lm):
+        drafter = Drafter(lm, replace(Prompts.for_small_models(), verdict_header=VERDICT_HEADER))
+        assignments = [Assignment(i, (i,), (passage,)) for i, passage in enumerate(PASSAGES[:2])]
+        made = sorted([draft async for draft in drafter.drafts(QUESTION, assignments)], key=lambda draft: draft.index)
+        return [(draft.text, draft.log_verdict) for draft in made]
+
+    theirs, ours = await verdicts(llamacpp), await verdicts(smollm2)
+    assert [text for text, _ in theirs] == [text for text, _ in ours]
+    assert [value for _, value in theirs] == pytest.approx([value for _, value in ours], abs=CLOSE)
 
 
 def test_its_window_is_known_before_the_first_request(url):

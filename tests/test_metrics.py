@@ -20,6 +20,7 @@ from specrag.evaluation.metrics import (
     selective_accuracy,
     selective_area,
     selective_curve,
+    separation,
     verifier_efficiency,
 )
 
@@ -220,6 +221,18 @@ def test_the_selective_curve_answers_the_most_confident_first():
     assert selective_area([False, True, True, False], [0.1, 0.9, 0.8, -math.inf]) == pytest.approx(
         (1 + 1 + 2 / 3 + 0.5) / 4
     )
+
+
+def test_separation_is_the_share_of_pairs_in_the_right_order():
+    random = np.random.default_rng(0)
+    right, score = random.random(60) < 0.4, random.integers(0, 8, 60).astype(float)
+    score[:3] = -math.inf
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[right] for b in score[~right]]
+    assert separation(right.tolist(), score.tolist()) == pytest.approx(np.mean(pairs))
+    assert separation([True, False], [0.9, 0.1]) == 1.0 and separation([False, True], [0.9, 0.1]) == 0.0
+    assert separation([True, True], [0.9, 0.1]) is None and separation([False], [0.9]) is None
+    with pytest.raises(InvalidInputError, match="not a number"):
+        separation([True, False], [math.nan, 0.1])
 
 
 def test_equal_confidence_gives_the_expectation_over_orders():

@@ -17,9 +17,10 @@ from specrag.models.base import GeneratedText
 from specrag.models.chat import ChatLM, ChatReply, answer_start, ended_at_limit
 from specrag.models.tokenization import ConversationEncoder
 from specrag.schema import Draft, Usage
+from specrag.speculative.affirmation import yes_log_probability
 from specrag.speculative.drafting import Assignment, Drafter, split_reply, total
 from specrag.speculative.prompts import Prompts
-from specrag.speculative.verification import Verifier, draft_score, yes_log_probability
+from specrag.speculative.verification import Verifier, draft_score
 from tests.fakes import ScriptedLM, part
 from tests.servers import serving
 

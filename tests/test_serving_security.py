@@ -16,6 +16,7 @@ from specrag.errors import InvalidInputError
 from specrag.models import bundled
 from specrag.serving import ApiKeys, Models
 from specrag.serving.logs import JsonLines
+from specrag.speculative.verification import Scoring
 from tests.fakes import HashEmbedder
 from tests.rapid_parts import DOCUMENT
 from tests.serving_parts import (
@@ -357,7 +358,8 @@ def test_a_poisoned_passage_changes_neither_the_format_nor_the_scores_of_other_d
     def scores(third: str) -> dict[str, dict]:
         texts = (RADIUM[0], RADIUM[3], third)
         sizes = {"drafts": 3, "passages_per_draft": 1, "max_rationale_tokens": 10, "max_answer_tokens": 6}
-        rag = SpeculativeRAG(drafter=drafter, embedder=minilm, calibration=None, **sizes)
+        scoring = Scoring(scores=("draft", "self_contain", "self_reflect", "verdict"))
+        rag = SpeculativeRAG(drafter=drafter, embedder=minilm, scoring=scoring, calibration=None, **sizes)
         models = Models(rag=rag, indexes={"radium": index_of(texts, minilm)}, embedder=minilm)
         with served(models) as running, running.client() as http:
             whole = http.post("/v1/chat/completions", json=chat())
@@ -374,7 +376,7 @@ def test_a_poisoned_passage_changes_neither_the_format_nor_the_scores_of_other_d
     plain, poisoned = scores(RADIUM[1]), scores(INJECTION)
     for text in (RADIUM[0], RADIUM[3]):
         assert plain[text]["answer"] == poisoned[text]["answer"]
-        for name in ("log_draft", "log_self_contain", "log_self_reflect"):
+        for name in ("log_draft", "log_self_contain", "log_self_reflect", "log_verdict"):
             assert math.isclose(plain[text][name], poisoned[text][name], abs_tol=1e-3), name
 
 

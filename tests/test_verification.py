@@ -6,6 +6,7 @@ import pytest
 from specrag.errors import InvalidInputError
 from specrag.models import Completion
 from specrag.schema import Draft, DraftFailure, Passage, Usage, Verdict
+from specrag.speculative.affirmation import yes_log_probability
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.verification import (
     SUBSTITUTE_NOTE,
@@ -13,7 +14,6 @@ from specrag.speculative.verification import (
     Scoring,
     Verifier,
     draft_score,
-    yes_log_probability,
 )
 from tests.fakes import ScriptedLM, part
 
@@ -84,6 +84,7 @@ def test_yes_is_the_sum_over_its_spellings():
     assert yes_log_probability(top) == pytest.approx(math.log(0.8))
     assert yes_log_probability({"No": -0.1, "Maybe": -3.0}) == -3.0  # an upper bound
     assert yes_log_probability({}) is None
+    assert math.isnan(yes_log_probability({"Yes": math.nan, "No": -1.0}))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from specrag._unicode import well_formed_values
 from specrag.errors import InvalidInputError, a, kind_of
 
 EmbeddingSource = Literal["passages", "embedder", "none"]
-ScoreName = Literal["draft", "self_contain", "self_reflect", "listwise", "span", "agreement"]
+ScoreName = Literal["draft", "self_contain", "self_reflect", "listwise", "span", "agreement", "verdict"]
+#: Scores that drafting gives, without a verifier.
+OWN_SCORES: frozenset[ScoreName] = frozenset(("draft", "agreement", "verdict"))
 #: The paper's three scores.
 ALL_SCORES: tuple[ScoreName, ...] = ("draft", "self_contain", "self_reflect")
 
@@ -150,6 +152,7 @@ class Draft:
             passage as ``specrag.text.passage_text`` gives it. Empty for a draft that was written. The rationale of a
             copied draft is copied too, so that only its answer has a log-probability.
         log_no_answer: log P(no span answers), of the reader that copied it.
+        log_verdict: log P("Yes") of the drafter's verdict on this draft; ``None`` where it was not trained to give one.
     """
 
     index: int
@@ -168,6 +171,7 @@ class Draft:
     drafter: str = ""
     places: tuple[tuple[int, int, int], ...] = ()
     log_no_answer: float | None = None
+    log_verdict: float | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,7 @@ class Verdict:
         log_span: log P of the draft's span, by a reader that verifies.
         log_agreement: Log of the share of drafts that have the same answer.
         log_none: log P of "none of these", beside ``log_listwise``.
+        log_verdict: The drafter's verdict on its own draft.
         same: The indexes of other drafts with the same answer, which this one stands for.
         log_score: The weighted sum of the scores that count for this question; ``None`` when none does.
     """
@@ -207,6 +212,7 @@ class Verdict:
     log_span: float | None = None
     log_agreement: float | None = None
     log_none: float | None = None
+    log_verdict: float | None = None
     same: tuple[int, ...] = ()
     log_score: float | None = None
 
@@ -224,6 +230,7 @@ class Verdict:
             "log_self_reflect": self.log_self_reflect,
             "log_listwise": self.log_listwise,
             "log_span": self.log_span,
+            "log_verdict": self.log_verdict,
         }
 
 
@@ -256,7 +263,7 @@ class SpeculativeAnswer:
         passages: The winning draft's passages: the citations. Empty when ``abstained``.
         abstained: No draft answers, or none scores above the threshold.
         verdicts: Every draft with its scores, best first; drafts that abstain come last.
-        scores_used: Which of the three scores counted. When none did, agreement among the drafts decided, then
+        scores_used: Which scores counted. When none did, agreement among the drafts decided, then
             retrieval rank.
         embedding_source: What the perspectives were made from.
         timings: Seconds of each stage.

@@ -7,6 +7,7 @@ SCORES = {
     "log_self_reflect": "log ρ_SR",
     "log_listwise": "log ρ_L",
     "log_span": "log ρ_span",
+    "log_verdict": "log ρ_verdict",
     "log_agreement": "log agreement",
     "log_score": "log ρ",
 }

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specrag._files import check_file_target
-from specrag.cli.console import counting, failures_reported, out, show_notes, training_shown, working
+from specrag.cli.console import counting, failures_reported, out, show_notes, working
 from specrag.cli.loading import check_servers, load_model
 from specrag.cli.options import ApiKeyOption, ModelsOption, ServerOption, WordsOption, check_there
+from specrag.cli.train_drafter import DrafterTraining
 from specrag.cli.train_reader import ReaderTraining
 from specrag.errors import InvalidInputError, SpecRAGError
 
 if TYPE_CHECKING:
     from specrag.evaluation.data import Question
-    from specrag.models import TransformersLM
     from specrag.schema import Passage
 
 
@@ -78,6 +78,9 @@ def train(
             help="Share of examples with another record's answer in the answer's place; 0, with --reader 0.1.",
         ),
     ] = None,
+    verdict: Annotated[
+        bool, typer.Option("--verdict", help="Teach the drafter of --adapter to say whether its own drafts are right.")
+    ] = False,
     source: Annotated[str, typer.Option(help="Named in the model card.")] = "",
     licence: Annotated[str, typer.Option(help="Of the data; named in the model card.")] = "",
     seed: Annotated[int, typer.Option()] = 0,
@@ -86,8 +89,7 @@ def train(
     """Make a drafter, or with --reader a span reader, out of questions with passages. A killed run goes on."""
     with failures_reported():
         from specrag.evaluation.data import load_questions
-        from specrag.training import Mixture, TrainingSettings, make_examples
-        from specrag.training import train as run_training
+        from specrag.training import TrainingSettings
 
         if full and method is Method.lora:
             raise InvalidInputError("--full and --method lora contradict each other: give one of them")
@@ -109,9 +111,14 @@ def train(
         used = used[:count]
         card = {"data": source or data.name, "licence of the data": licence or "not given"}
         if reader:
-            writers = {"--adapter": adapter, "--micro-batch-size": micro_batch_size, "--rationales": rationales}
+            writers = {
+                "--adapter": adapter,
+                "--micro-batch-size": micro_batch_size,
+                "--rationales": rationales,
+                "--verdict": verdict,
+            }
             for option, value in writers.items():
-                if value is not None:
+                if value not in (None, False):
                     raise InvalidInputError(f"{option} is of no use to a reader: leave it out, or leave --reader out")
             if batch_size is not None:
                 changed["rows"] = batch_size
@@ -127,40 +134,24 @@ def train(
             )
             training.run(output, card)
         else:
-            from specrag.models import bundled
-            from specrag.models.bundled import ADAPTERS, adapter_folder
-
             size = batch_size or TrainingSettings.batch_size
             small = min(micro_batch_size or TrainingSettings.micro_batch_size, size)
-            settings = TrainingSettings(
-                batch_size=size, micro_batch_size=small, evaluation_steps=evaluate_every, **changed
+            drafter = DrafterTraining(
+                used=used,
+                held=kept,
+                base=base or "smollm2",
+                adapter=adapter,
+                settings=TrainingSettings(
+                    batch_size=size, micro_batch_size=small, evaluation_steps=evaluate_every, **changed
+                ),
+                substituted=substitute or 0.0,
+                rationales=rationales,
+                rounds=epochs,
+                verdict=verdict,
+                models=models,
             )
-            embedder = bundled("minilm", folder=models)
-            written = _write_rationales(used, rationales, output / "rationales.jsonl", models) if rationales else {}
-            with working("making examples"):
-                mixed = Mixture(substituted=substitute or 0.0)
-                rounds = make_examples(used, embedder, variants=epochs, mixture=mixed, rationales=written, seed=seed)
-                others = [passage for record in used for passage in record.passages]
-                examined = make_examples(kept, embedder, corpus=others, seed=seed + 1)[0] if kept else []
-                lm = _base_model(base or "smollm2", models)
-            with training_shown() as report:
-                run_training(
-                    lm,
-                    rounds,
-                    output,
-                    settings=settings,
-                    held=examined,
-                    adapter=adapter_folder(adapter) if adapter in ADAPTERS else adapter,
-                    card=card,
-                    progress=report,
-                )
+            drafter.run(output, card)
         out.print((output / "README.md").read_text(encoding="utf-8"), markup=False)
-
-
-def _base_model(name: str, models: Path | None) -> TransformersLM:
-    from specrag.models import TransformersLM, bundled
-
-    return bundled("smollm2", folder=models) if name == "smollm2" else TransformersLM(name)
 
 
 def _divide(records: Sequence[Question], held: int) -> tuple[list[Question], list[Question]]:
@@ -169,13 +160,6 @@ def _divide(records: Sequence[Question], held: int) -> tuple[list[Question], lis
     kept = list(records[::step][:held]) if held else []
     known = {record.id for record in kept}
     return [record for record in records if record.id not in known], kept
-
-
-def _write_rationales(records: Sequence[Question], model: str, cache: Path, models: Path | None) -> dict[str, str]:
-    from specrag.training import synthesize_rationales
-
-    with counting("writing rationales") as update:
-        return synthesize_rationales(records, load_model(model, None, models=models), cache, progress=update)
 
 
 def questions(

@@ -222,6 +222,29 @@ def selective_area(right: Sequence[bool], confidence: Sequence[float]) -> float:
     return float(selective_curve(right, confidence)[1].mean())
 
 
+def separation(right: Sequence[bool], score: Sequence[float]) -> float | None:
+    """How well a score tells right from wrong: the area under the ROC curve, in [0, 1]; 0.5 by chance.
+
+    It is the probability that a right one has a higher score than a wrong one; a tie counts half (Hanley and McNeil,
+    Radiology 143, 1982). ``None`` where all are right, or all wrong.
+
+    Args:
+        right: Whether each is right.
+        score: The score of each.
+
+    Raises:
+        InvalidInputError: Lengths differ or are 0, or a score is NaN.
+    """
+    rights, scores = _same_length(("right", right), ("score", score))
+    if np.isnan(scores).any():
+        raise InvalidInputError("a score is not a number (NaN)")
+    good, bad = scores[rights.astype(bool)], np.sort(scores[~rights.astype(bool)])
+    if not len(good) or not len(bad):
+        return None
+    below, up_to = np.searchsorted(bad, good, "left"), np.searchsorted(bad, good, "right")
+    return float((below + up_to).mean() / (2 * len(bad)))
+
+
 def expected_calibration_error(right: Sequence[bool], confidence: Sequence[float], bins: int = 10) -> float:
     """The mean gap between confidence and accuracy, in [0, 1], over bins that hold equally many questions.
 

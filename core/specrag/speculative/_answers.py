@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from specrag.errors import DraftingError
-from specrag.schema import SpeculativeAnswer
+from specrag.schema import OWN_SCORES, SpeculativeAnswer
 from specrag.speculative._asked import Asked
 from specrag.speculative._verified_drafts import VerifiedDrafts
 from specrag.speculative.confidence import Calibration, features
@@ -54,7 +54,8 @@ class Selection:
         return _answer(asked, drafts, choice, confidence, reason)
 
     def _unverified(self, asked: Asked, drafts: VerifiedDrafts) -> SpeculativeAnswer:
-        choice = choose(drafts.by_their_own_scores(), ("draft",), merge=self.merge)
+        own = tuple(name for name in self.scoring.counted if name in OWN_SCORES) or ("draft",)
+        choice = choose(drafts.by_their_own_scores(), own, weights=self.scoring.weights, merge=self.merge)
         note = "no draft was verified by the deadline: the drafter's own scores decided"
         return _answer(asked, drafts, replace(choice, notes=(note, *choice.notes)), None, choice.reason)
 

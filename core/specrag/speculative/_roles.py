@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from specrag._fields import check_numbers
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
-from specrag.schema import Passage
+from specrag.schema import OWN_SCORES, Passage
 from specrag.speculative.confidence import Calibration, calibration_for
 from specrag.speculative.escalation import Escalation
 from specrag.speculative.listwise import ListwiseVerifier
@@ -18,8 +18,6 @@ from specrag.speculative.span_verification import NoVerifier, SpanVerifier
 from specrag.speculative.verification import DraftVerifier, Scoring, Verifier
 
 Model = LanguageModel | Reader
-#: Scores that no verifier makes.
-OWN_SCORES: frozenset[str] = frozenset(("draft", "agreement"))
 _MODELS = "a specrag LanguageModel (TransformersLM, OpenAILM, bundled(...)) or a SpanReader"
 
 
@@ -49,6 +47,10 @@ class Roles:
         scoring: As given.
         calibration: As given.
         escalate: As given.
+        prompts: As given; ``None``: those that each drafter was trained with.
+
+    Attributes:
+        trained: The prompts that each writer was trained with, where a file beside its weights says so.
     """
 
     drafters: tuple[Model, ...]
@@ -56,8 +58,11 @@ class Roles:
     scoring: Scoring
     calibration: Calibration | Literal["auto"] | None
     escalate: Escalation | None = None
+    prompts: Prompts | None = None
+    trained: tuple[Prompts | None, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "trained", tuple(map(Prompts.trained_with, self.writers)))
         if self.verifier is not None and not isinstance(self.verifier, Model):
             raise InvalidInputError(f"verifier must be {_MODELS}, got {kind_of(self.verifier)}")
         self._check_scores()
@@ -114,7 +119,10 @@ class Roles:
         if mode == "auto":
             listwise = bool(self.readers) and isinstance(self.verifier, LanguageModel) and not self._asks_in_doubt
             mode = "listwise" if listwise else "pointwise"
-            scores = ("draft",) if scores is None and self._asks_in_doubt else scores
+            if scores is None and self._asks_in_doubt:
+                scores = ("draft",)
+            elif scores is None and self._judge_themselves:
+                scores = ("draft", "verdict", "agreement") if self.pooled else ("draft", "verdict")
         if scores is None and not isinstance(self.judge, LanguageModel):
             scores = ("draft",) if self.judge is None else ("draft", "span")
         elif scores is None and self.pooled:
@@ -130,15 +138,52 @@ class Roles:
         if self.scoring.mode == "listwise" and not isinstance(self.judge, LanguageModel):
             raise InvalidInputError("mode='listwise' needs a verifier that is a language model: it compares the drafts")
         made: set[str] = {"draft", "agreement"}
+        if any(map(self._header, self.writers)):
+            made.add("verdict")
         if isinstance(self.judge, Reader):
             made.add("span")
         elif self.judge is not None:
             made |= {"listwise"} if self.settled.mode == "listwise" else {"self_contain", "self_reflect"}
         if missing := [name for name in self.scoring.scores or () if name not in made]:
             who = "nobody verifies" if self.judge is None else f"{self.judge.name} verifies ({self.settled.mode})"
+            train = "; `specrag train --verdict` makes a drafter that gives verdicts" if "verdict" in missing else ""
             raise InvalidInputError(
-                f"no model makes the scores {', '.join(missing)}, since {who}: choose among {', '.join(sorted(made))}"
+                f"no model makes the scores {', '.join(missing)}, since {who}: "
+                f"choose among {', '.join(sorted(made))}{train}"
             )
+
+    @property
+    def _judge_themselves(self) -> bool:
+        """Whether every drafter was trained to judge its own drafts, and nothing is asked of a verifier.
+
+        What it would see, or another self-reflection statement, asks for one.
+        """
+        asked = self.scoring.evidence != Scoring.evidence or self.texts.statement != Prompts.statement
+        alone = self.verifier is None and not self.readers and not asked
+        return alone and all(map(self._header, self.writers))
+
+    @property
+    def texts(self) -> Prompts:
+        """The prompts of the pipeline: as given, or those of the first writer that was trained with some.
+
+        What comes before a verdict belongs to one writer, so that is left out; ``drafting_texts`` has it.
+        """
+        if self.prompts is not None:
+            return self.prompts
+        own = next((own for own in self.trained if own is not None), Prompts())
+        return replace(own, verdict_header=None)
+
+    def drafting_texts(self, writer: LanguageModel) -> Prompts:
+        """The prompts that ``writer`` drafts with. A verdict is asked of it where it counts, and was trained."""
+        counts = "verdict" in self.settled.counted
+        return replace(self.texts, verdict_header=self._header(writer) if counts else None)
+
+    def _header(self, writer: LanguageModel) -> str | None:
+        """What comes before the verdict of ``writer``: as it was trained, or as the prompts say for one on a server."""
+        own = self.trained[self.writers.index(writer)]
+        if own is not None:
+            return own.verdict_header
+        return None if self.prompts is None else self.prompts.verdict_header
 
     @property
     def _asks_in_doubt(self) -> bool:

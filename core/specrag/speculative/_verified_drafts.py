@@ -194,7 +194,7 @@ class VerifiedDrafts:
         self._waiting = [draft for draft in self._waiting if draft not in batch]
 
     def by_their_own_scores(self) -> list[Verdict]:
-        """Verdicts of the unverified drafts, with the drafter's score alone."""
+        """Verdicts of the unverified drafts, with the scores that their drafters give."""
         return [self._verifier.verdict(draft) for draft in self.unverified]
 
     def _keep(self, verdict: Verdict) -> VerdictReady:

@@ -29,7 +29,7 @@ VERSION = 1
 LEAST_QUESTIONS = 50
 #: What may be known of a choice; see ``features``.
 FEATURES = (
-    *("draft", "self_contain", "self_reflect", "listwise", "span"),
+    *("draft", "self_contain", "self_reflect", "listwise", "span", "verdict"),
     *("no_answer", "none", "margin", "agreement", "abstaining"),
 )
 _SHIPPED = Path(__file__).parent.parent / "data" / "calibrations"
@@ -44,9 +44,8 @@ def features(ranked: Sequence[Verdict]) -> dict[str, float]:
     """
     best = ranked[0]
     contest = [verdict for verdict in ranked if not verdict.draft.abstained]
-    found: dict[str, float | None] = {
-        name: getattr(best, f"log_{name}") for name in ("draft", "self_contain", "self_reflect", "listwise", "span")
-    }
+    scores = ("draft", "self_contain", "self_reflect", "listwise", "span", "verdict")
+    found: dict[str, float | None] = {name: getattr(best, f"log_{name}") for name in scores}
     found["no_answer"] = best.draft.log_no_answer
     found["none"] = best.log_none
     second = contest[1] if len(contest) > 1 else None

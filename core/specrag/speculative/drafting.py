@@ -18,8 +18,12 @@ from specrag.errors import ModelError, described
 from specrag.models.base import Completion, GeneratedText, GenerationRequest, LanguageModel, Sampling, Stage, Turn
 from specrag.schema import Draft, DraftFailure, Passage
 from specrag.speculative._fitting import fitted
-from specrag.speculative.prompts import Prompts
+from specrag.speculative.affirmation import yes_log_probability
+from specrag.speculative.prompts import RIGHT, Prompts
 from specrag.speculative.work import Work, working_on
+
+#: How many likely tokens are listed where the drafter gives its verdict. "Yes" is one of the first two.
+VERDICT_LOG_PROBS = 5
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Drafter:
         jobs = self._jobs(question, assignments)
         start = time.perf_counter()
         try:
-            completions = await self.lm.agenerate([job.request for job in jobs], self.sampling)
+            completions = await self._generate([job.request for job in jobs], self.sampling)
         except Exception:  # find the draft that fails, and keep the others
             for job in jobs:
                 yield await self._draft(job)
@@ -118,10 +122,19 @@ class Drafter:
         start = time.perf_counter()
         try:
             with working_on(Work("draft", job.assignment.index)):
-                completion = (await self.lm.agenerate([job.request], self._seeded(job.assignment.index)))[0]
+                completion = (await self._generate([job.request], self._seeded(job.assignment.index)))[0]
             return self._read(completion, job, time.perf_counter() - start)
         except Exception as error:  # a failing model costs its draft, whatever it raises
             return _failure(job, described(error))
+
+    async def _generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Completion]:
+        return await self.lm.agenerate(requests, sampling, top_log_probs=self.top_log_probs)
+
+    @property
+    def top_log_probs(self) -> int:
+        """How many likely tokens the model must list with a draft: some where it gives a verdict."""
+        judged = self.prompts.verdict_header is not None and self.lm.capabilities.prefill is not False
+        return VERDICT_LOG_PROBS if judged else 0
 
     def _seeded(self, index: int) -> Sampling:
         """The sampling of one draft: seeded as its row of a batch is."""
@@ -137,23 +150,22 @@ class Drafter:
         Raises:
             ModelError: It wrote no answer, or its log-probabilities are not numbers.
         """
-        if completion.staged:
-            rationale, answer = completion.parts[0], completion.parts[-1]
-        else:
-            rationale, answer = split_reply(completion.parts[0], self.prompts)
+        rationale, answer = self.parts(completion)
         if not answer.text.strip():
             cut = ": it ended at its limit of tokens" if answer.finish == "length" else ""
             raise ModelError(f"the drafter wrote no answer{cut}")
         log_rationale, log_answer = total(rationale.log_probs), total(answer.log_probs)
-        if any(value is not None and math.isnan(value) for value in (log_rationale, log_answer)):
+        log_verdict = _verdict(completion)
+        if any(value is not None and math.isnan(value) for value in (log_rationale, log_answer, log_verdict)):
             raise ModelError("the drafter's log-probabilities are not numbers (NaN)")
+        abstained = self.prompts.is_abstention(answer.text)
         return Draft(
             index=assignment.index,
             subset=assignment.subset,
             passages=assignment.passages,
             text=answer.text.strip(),
             rationale=rationale.text.strip(),
-            abstained=self.prompts.is_abstention(answer.text),
+            abstained=abstained,
             log_rationale=log_rationale,
             log_answer=log_answer,
             rationale_tokens=rationale.tokens,
@@ -161,10 +173,27 @@ class Drafter:
             usage=completion.usage,
             seconds=seconds,
             drafter=self.lm.name,
+            log_verdict=None if abstained else log_verdict,
         )
 
+    def parts(self, completion: Completion) -> tuple[GeneratedText, GeneratedText]:
+        """The rationale and the answer that the model wrote.
+
+        Raises:
+            ModelError: It wrote no answer.
+        """
+        if not completion.staged:
+            return split_reply(completion.parts[0], self.prompts)
+        if len(completion.parts) < 2:
+            raise ModelError("the drafter wrote no answer: its reply has one part, where two were asked for")
+        return completion.parts[0], completion.parts[1]
+
     def request(self, question: str, passages: Sequence[Passage]) -> GenerationRequest:
-        """The generation that makes a draft: rationale, then answer, one line each."""
+        """The generation that makes a draft: rationale, then answer, one line each, and the verdict where it is asked.
+
+        The verdict is one token more, behind the draft in the cache that made it.
+        """
+        header = self.prompts.verdict_header
         return GenerationRequest(
             turns=(
                 *(turn for asked, reply in self.prompts.examples for turn in _example(asked, reply)),
@@ -173,6 +202,7 @@ class Drafter:
             stages=(
                 Stage(self.prompts.rationale_header, self.max_rationale_tokens, ("\n",)),
                 Stage(f"\n{self.prompts.answer_header}", self.max_answer_tokens, ("\n",)),
+                *([] if header is None else [Stage(f"\n{header}", max_tokens=1)]),
             ),
             free_format=self.prompts.free_format,
         )
@@ -184,6 +214,13 @@ class Drafter:
             InvalidInputError: The question alone does not fit.
         """
         return fitted(self.lm, passages, lambda shown: self.request(question, shown))
+
+
+def _verdict(completion: Completion) -> float | None:
+    """Log P("Yes") of the third part, the verdict; ``None`` where there is none."""
+    if not completion.staged or len(completion.parts) < 3 or not completion.parts[2].top_log_probs:
+        return None
+    return yes_log_probability(completion.parts[2].top_log_probs[0], RIGHT)
 
 
 def _failure(job: _Job, error: str) -> DraftFailure:

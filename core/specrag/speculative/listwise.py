@@ -17,7 +17,7 @@ from specrag.errors import InvalidInputError, LogProbsUnavailableError
 from specrag.models.base import GenerationRequest, LanguageModel, Stage, Turn
 from specrag.schema import Draft, DraftFailure, Usage, Verdict
 from specrag.speculative.prompts import Prompts
-from specrag.speculative.verification import Scoring, Verification, draft_score
+from specrag.speculative.verification import Scoring, Verification, with_own_scores
 from specrag.text import normalize_answer
 
 #: Labels are single tokens of every tokenizer that we know of.
@@ -60,8 +60,8 @@ class ListwiseVerifier:
         return not draft.abstained and "listwise" in self.scoring.counted
 
     def verdict(self, draft: Draft) -> Verdict:
-        """``draft`` with its own score alone."""
-        return Verdict(draft, log_draft=draft_score(draft, self.scoring.normalization))
+        """``draft`` with the scores that its drafter gives."""
+        return with_own_scores(draft, self.scoring.normalization)
 
     async def verify(self, question: str, drafts: Sequence[Draft]) -> Verification:
         """A verdict per draft, in order; drafts with the same answer get the same score.

@@ -42,7 +42,8 @@ class SpeculativeRAG(Streaming):
         drafter: Makes the drafts: a language model writes them, a reader (``SpanReader``) copies them. Several drafters
             are pooled: equal answers become one draft, and ``routing`` decides when the language models are asked.
         verifier: Scores them: a language model, or a reader, which scores spans. By default the first drafter that is a
-            language model; where all are readers, nobody, and a draft has its own score alone.
+            language model; where all are readers, nobody, and a draft has the score of its drafter alone. Nobody either
+            where all were trained to judge their own drafts.
         embedder: Makes the perspectives; by default the bundled MiniLM, loaded when first needed.
         drafts: m, the number of drafts of each drafter (at least 1; a reader may find fewer).
         passages_per_draft: k, the passages that a written draft reads (at least 1). Where there are fewer, it reads
@@ -97,7 +98,6 @@ class SpeculativeRAG(Streaming):
     deadline: float | None = None
     seed: int = 0
     _roles: Roles = field(init=False, repr=False, compare=False)
-    _trained_with: Prompts | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         drafters = as_drafters(self.drafter)
@@ -115,12 +115,10 @@ class SpeculativeRAG(Streaming):
         check_whole_numbers(seed=self.seed)
         check_mode(self.subsets)
         check_deadline(self.deadline)
-        roles = Roles(drafters, self.verifier, self.scoring, self.calibration, self.escalate)
+        roles = Roles(drafters, self.verifier, self.scoring, self.calibration, self.escalate, self.prompts)
         roles.check_confidence(self.min_confidence, self.escalate_below)
         object.__setattr__(self, "_roles", roles)
-        trained = [Prompts.trained_with(writer) for writer in roles.writers]
-        object.__setattr__(self, "_trained_with", next((own for own in trained if own is not None), None))
-        for writer, own in zip(roles.writers, trained, strict=True):
+        for writer, own in zip(roles.writers, roles.trained, strict=True):
             if own is not None and not self.texts.drafts_like(own):
                 warnings.warn(
                     f"{writer.name} was trained to draft with other prompts and will draft badly: leave `prompts` "
@@ -137,7 +135,7 @@ class SpeculativeRAG(Streaming):
     @property
     def texts(self) -> Prompts:
         """The prompts in use."""
-        return self.prompts or self._trained_with or Prompts()
+        return self._roles.texts
 
     def replace(self, **changes: Any) -> SpeculativeRAG:
         """The same pipeline with other settings; the models are shared."""
@@ -194,7 +192,8 @@ class SpeculativeRAG(Streaming):
         )
 
     def _drafter(self, writer: LanguageModel) -> Drafter:
-        return Drafter(writer, self.texts, self.max_rationale_tokens, self.max_answer_tokens, self.sampling)
+        texts = self._roles.drafting_texts(writer)
+        return Drafter(writer, texts, self.max_rationale_tokens, self.max_answer_tokens, self.sampling)
 
     def _in_doubt(self, answer: SpeculativeAnswer) -> bool:
         if self.deadline is not None and answer.timings.total >= self.deadline:

@@ -29,6 +29,10 @@ SELF_REFLECTION_STATEMENTS: tuple[str, ...] = (
 
 #: The fields of ``Prompts`` that a drafter is trained with. With other values it drafts badly.
 DRAFTING_FIELDS = ("draft", "examples", "rationale_header", "answer_header", "abstention")
+#: What comes before a drafter's verdict when it is trained to give one. It is short: a drafter reads it token by token.
+VERDICT_HEADER = "Right:"
+#: What a drafter that was trained to judge its drafts says behind a right one, and behind a wrong one.
+RIGHT, WRONG = "Yes", "No"
 _DRAFTING_FILE = "prompts.json"
 
 
@@ -42,6 +46,8 @@ class Prompts:
         free_format: Added to the drafter's turn where a server cannot begin the reply with the header.
         rationale_header, answer_header: What comes before β and α, in drafts and in verification.
         abstention: The marker: what a drafter writes as its answer when the passages do not answer.
+        verdict_header: Comes after the answer where the drafter was trained to say "Yes" or "No" there: whether the
+            answer is right (``specrag train --verdict``). ``None``: it is not asked.
         verify: Q as the verifier sees it ({question}).
         verify_with_passages: Q with passages beside or in place of the rationale ({passages}, {question}).
         statement: R, the self-reflection statement.
@@ -68,6 +74,7 @@ class Prompts:
     rationale_header: str = "Rationale:"
     answer_header: str = "Answer:"
     abstention: str = "not in the passages"
+    verdict_header: str | None = None
     verify: str = "Question: {question}"
     verify_with_passages: str = "{passages}\n\nQuestion: {question}"
     statement: str = SELF_REFLECTION_STATEMENTS[0]
@@ -108,6 +115,8 @@ class Prompts:
             if field.name == "examples":
                 continue
             text = getattr(self, field.name)
+            if field.name == "verdict_header" and text is None:
+                continue
             if not isinstance(text, str) or not text.strip():
                 raise InvalidInputError(f"Prompts.{field.name} must be a text that is not empty")
             if field.name not in allowed:
@@ -143,7 +152,7 @@ class Prompts:
 
     def save_drafting(self, folder: Path) -> None:
         """Write what a drafter was trained with into the folder of its weights. ``of_drafter`` reads it."""
-        content = {name: getattr(self, name) for name in DRAFTING_FIELDS}
+        content = {name: getattr(self, name) for name in (*DRAFTING_FIELDS, "verdict_header")}
         (folder / _DRAFTING_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -159,6 +168,7 @@ class Prompts:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             known = {name: content[name] for name in DRAFTING_FIELDS}
+            known["verdict_header"] = content.get("verdict_header")  # older files have none
             return cls(**known | {"examples": tuple((asked, reply) for asked, reply in known["examples"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(f"{file} does not hold a drafter's prompts: {error!r}") from error

@@ -68,7 +68,7 @@ def merged(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """One verdict per answer, in order: that of the draft with the best score of its own.
 
     Its ``same`` names the other drafts with this answer, and ``log_agreement`` is the log of their share, itself
-    included, of all drafts that do not abstain.
+    included, of all drafts that do not abstain. Its ``log_verdict`` is the largest of theirs.
     """
     answers: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
@@ -79,7 +79,10 @@ def merged(verdicts: Sequence[Verdict]) -> list[Verdict]:
     for group in answers.values():
         best = max(group, key=lambda v: _number(v.log_draft))
         same = tuple(v.draft.index for v in group if v is not best)
-        kept.append(replace(best, same=same, log_agreement=math.log(len(group) / total)))
+        judged = [v.log_verdict for v in group if v.log_verdict is not None]
+        kept.append(
+            replace(best, same=same, log_agreement=math.log(len(group) / total), log_verdict=max(judged, default=None))
+        )
     return [*kept, *(verdict for verdict in verdicts if verdict.draft.abstained)]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from specrag.models.base import Reader
 from specrag.schema import Draft, Passage, Verdict
 from specrag.speculative.reading import log_sum
-from specrag.speculative.verification import Scoring, Verification, draft_score
+from specrag.speculative.verification import Scoring, Verification, with_own_scores
 from specrag.text import passage_text, whole_words
 
 
@@ -40,8 +40,8 @@ class SpanVerifier:
         return not draft.abstained and "span" in self.scoring.counted
 
     def verdict(self, draft: Draft) -> Verdict:
-        """``draft`` with its own score alone."""
-        return Verdict(draft, log_draft=draft_score(draft, self.scoring.normalization))
+        """``draft`` with the scores that its drafter gives."""
+        return with_own_scores(draft, self.scoring.normalization)
 
     async def verify(self, question: str, drafts: Sequence[Draft]) -> Verification:
         """A verdict per draft, in order, from one pass over the passages."""
@@ -70,7 +70,7 @@ class SpanVerifier:
 
 @dataclass(frozen=True)
 class NoVerifier:
-    """Where nobody verifies: a draft has its own score alone."""
+    """Where nobody verifies: a draft has the scores that its drafter gives."""
 
     scoring: Scoring = Scoring(scores=("draft",))
 
@@ -82,8 +82,8 @@ class NoVerifier:
         return False
 
     def verdict(self, draft: Draft) -> Verdict:
-        """``draft`` with its own score alone."""
-        return Verdict(draft, log_draft=draft_score(draft, self.scoring.normalization))
+        """``draft`` with the scores that its drafter gives."""
+        return with_own_scores(draft, self.scoring.normalization)
 
     async def verify(self, question: str, drafts: Sequence[Draft]) -> Verification:
         """The verdicts, without any model."""

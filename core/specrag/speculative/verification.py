@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 from specrag._fields import check_numbers
 from specrag.errors import InvalidInputError, LogProbsUnavailableError
 from specrag.models.base import GenerationRequest, LanguageModel, Score, Segment, Stage, Turn
-from specrag.schema import ALL_SCORES, Draft, DraftFailure, ScoreName, Usage, Verdict
+from specrag.schema import ALL_SCORES, OWN_SCORES, Draft, DraftFailure, ScoreName, Usage, Verdict
+from specrag.speculative.affirmation import yes_log_probability
 from specrag.speculative.prompts import Prompts
 from specrag.speculative.work import Work, working_on
 
@@ -40,7 +41,8 @@ class Scoring:
     Args:
         scores: Those that count. By default all that the mode makes: ``"draft"`` (ρ_draft), ``"self_contain"`` (ρ_SC)
             and ``"self_reflect"`` (ρ_SR); or ``"draft"`` and ``"listwise"`` (ρ_L); where a reader verifies, ``"draft"``
-            and ``"span"``.
+            and ``"span"``. Drafters that were trained to judge their own drafts (``specrag train --verdict``) give
+            ``"verdict"``, which is named, or counts with ``"draft"`` where they draft alone and ``mode`` is ``"auto"``.
         normalization: Of the pointwise scores. ``"sum"`` over tokens, as in the paper, which favours short drafts;
             ``"mean"`` per token; or ``"mixed"``: the sum for ρ_draft and the mean for the verifier's scores, which
             measures best (docs/results.md).
@@ -119,6 +121,11 @@ def draft_score(draft: Draft, normalization: Normalization = "sum") -> float | N
     return high if math.isinf(high) else high + math.log1p(math.exp(low - high))
 
 
+def with_own_scores(draft: Draft, normalization: Normalization = "sum") -> Verdict:
+    """``draft`` with the scores that its drafter gives, and no verifier's."""
+    return Verdict(draft, log_draft=draft_score(draft, normalization), log_verdict=draft.log_verdict)
+
+
 def _per_token(value: float | None, tokens: int) -> float | None:
     return None if value is None else value / max(tokens, 1)
 
@@ -174,7 +181,7 @@ class DraftVerifier(Protocol):
         """Whether a score that counts for ``draft`` comes from this verifier."""
 
     def verdict(self, draft: Draft) -> Verdict:
-        """``draft`` with its own score alone."""
+        """``draft`` with the scores that its drafter gives."""
 
     async def verify(self, question: str, drafts: Sequence[Draft]) -> Verification:
         """A verdict or a failure per draft, in order."""
@@ -204,7 +211,7 @@ class Verifier:
 
     def needed_for(self, draft: Draft) -> bool:
         """Whether a score that counts for ``draft`` comes from this verifier."""
-        return not draft.abstained and any(name != "draft" for name in self.scoring.counted)
+        return not draft.abstained and not set(self.scoring.counted) <= OWN_SCORES
 
     async def verify(self, question: str, drafts: Sequence[Draft]) -> Verification:
         """A verdict per draft, in order. Scores that are not numbers cost their draft alone.
@@ -229,9 +236,8 @@ class Verifier:
         """``draft`` with its scores after normalisation. Their sum is made when all are known (``selection.rank``)."""
         kind = self.scoring.normalization
         contain = None if raw.self_contain is None else float(sum(raw.self_contain))
-        return Verdict(
-            draft=draft,
-            log_draft=draft_score(draft, kind),
+        return replace(
+            with_own_scores(draft, kind),
             log_self_contain=contain if kind == "sum" else _per_token(contain, len(raw.self_contain or ())),
             log_self_reflect=None if raw.self_reflect is None else float(sum(raw.self_reflect)),
         )
@@ -295,21 +301,3 @@ class Verifier:
 def _raw(score: Score, counts: bool) -> RawScores:
     contain, reflect = score.log_probs.get("self_contain"), score.log_probs.get("self_reflect")
     return RawScores(contain or None, reflect or None, score.usage if counts else Usage(), notes=score.notes)
-
-
-def yes_log_probability(top: object, affirmation: str = "Yes") -> float | None:
-    """Log of the summed probability of ``affirmation``'s spellings ("Yes", " Yes", "yes").
-
-    ``top`` maps the text of each listed token to its log-probability in nats. Where none of the spellings is listed,
-    the lowest listed log-probability stands in, which is an upper bound. ``None`` where nothing is listed.
-    """
-    if not isinstance(top, dict) or not top:
-        return None
-    wanted = affirmation.strip().casefold()
-    values = [value for token, value in top.items() if str(token).strip(" \u2581\u0120").casefold() == wanted]
-    if not values:
-        return float(min(top.values()))
-    high = max(values)
-    if math.isinf(high):
-        return -math.inf
-    return float(min(0.0, high + math.log(sum(math.exp(value - high) for value in values))))

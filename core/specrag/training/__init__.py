@@ -2,6 +2,7 @@
 
 ``examples`` makes the instruction-tuning data and ``rationales`` the evidence in it.
 ``synthesis`` adds what a stronger LM writes: rationales and questions.
+``verdicts`` adds what the drafter itself writes, from which it learns to judge its own drafts.
 ``trainer`` trains the model, ``quality`` evaluates it, ``averaging`` takes the mean of several adapters.
 ``reader`` trains a span reader: ``reader_examples`` makes its data, ``reader_quality`` evaluates it.
 Training needs the extra ``train``; using its result does not.
@@ -22,6 +23,7 @@ from specrag.training.reader_quality import ReaderQuality, evaluate_reader
 from specrag.training.settings import TrainingSettings
 from specrag.training.synthesis import synthesize_questions, synthesize_rationales
 from specrag.training.trainer import train
+from specrag.training.verdicts import judged_drafts
 
 __all__ = [
     "DraftingQuality",
@@ -36,6 +38,7 @@ __all__ = [
     "evaluate_drafter",
     "evaluate_reader",
     "extractive_rationale",
+    "judged_drafts",
     "make_examples",
     "make_reader_examples",
     "synthesize_questions",

@@ -18,7 +18,7 @@ from specrag.models.embedders import Embedder
 from specrag.models.tokenization import ConversationEncoder
 from specrag.schema import Passage
 from specrag.speculative.drafting import Drafter
-from specrag.speculative.prompts import Prompts
+from specrag.speculative.prompts import RIGHT, WRONG, Prompts
 from specrag.text import passage_text, spelled, yes_or_no
 from specrag.training.rationales import answer_in, extractive_rationale, supporting_rationale
 from specrag.training.substitution import Substitutes
@@ -38,6 +38,8 @@ class Example:
     Attributes:
         answerable: Whether the passages answer the question.
         right: An answer is right when it contains one of these; by default ``answer`` itself.
+        verdict: What the drafter shall say of this draft behind it, where it is its own (``judged_drafts``).
+        imitated: Whether the drafter shall learn to write this draft.
     """
 
     question: str
@@ -46,6 +48,8 @@ class Example:
     answer: str
     answerable: bool = True
     right: tuple[str, ...] = ()
+    verdict: bool | None = None
+    imitated: bool = True
 
 
 @dataclass(frozen=True)
@@ -243,21 +247,37 @@ def encode_example(example: Example, drafter: Drafter, encoder: ConversationEnco
     """Exactly the tokens of drafting. Headers are prefilled there, so they have no loss here.
 
     The loss covers the rationale, the line break that ends it, the answer, and ``end`` (the id that ends a reply).
+    An example with a verdict adds that; when it is not ``imitated``, the loss covers the verdict alone.
+
+    Raises:
+        InvalidInputError: The example has a verdict, and the drafter's prompts ask for none.
     """
     request: GenerationRequest = drafter.request(example.question, example.passages)
     ids = encoder.encode_generation(request)
     labels = [IGNORED] * len(ids)
 
-    def add(tokens: Sequence[int], counting: int) -> None:
+    def add(tokens: Sequence[int], targets: Sequence[int] = ()) -> None:
         ids.extend(tokens)
-        labels.extend([*tokens[:counting], *[IGNORED] * (len(tokens) - counting)])
+        labels.extend([*targets, *[IGNORED] * (len(tokens) - len(targets))])
 
     rationale = encoder.encode_text(" " + encoder.sanitize(example.rationale))
-    add(rationale, len(rationale))
-    header = encoder.encode_text(request.stages[1].header)
-    add(header, 1)  # its line break ends the rationale; the rest is prefilled
-    answer = [*encoder.encode_text(" " + encoder.sanitize(example.answer)), end]
-    add(answer, len(answer))
+    answer_header = encoder.encode_text(request.stages[1].header)
+    answer = encoder.encode_text(" " + encoder.sanitize(example.answer))
+    if example.imitated:
+        add(rationale, rationale)
+        add(answer_header, answer_header[:1])  # its line break ends the rationale; the rest is prefilled
+        add(answer, answer)
+    else:
+        add([*rationale, *answer_header, *answer])
+    if example.verdict is None:
+        add([end], [end] if example.imitated else ())
+        return EncodedExample(ids, labels)
+    if len(request.stages) < 3:
+        raise InvalidInputError("an example has a verdict, and the prompts have no verdict_header: give them one")
+    # In drafting, the header comes in place of the end that the drafter writes.
+    add(encoder.encode_text(request.stages[2].header), [end] if example.imitated else ())
+    said = encoder.encode_text(f" {RIGHT if example.verdict else WRONG}")
+    add(said, said)
     return EncodedExample(ids, labels)
 
 

@@ -61,6 +61,11 @@ def write_card(
             f"(95 % interval {low:.1%} to {high:.1%}), {quality.wrongly_abstained:.1%} of them abstained; "
             f"{quality.rightly_abstained:.1%} of {quality.unanswerable} that cannot were abstained from"
         ]
+        if quality.separation is not None:
+            lines += [
+                f"- **verdicts on the held part**: area under the ROC curve {quality.separation:.2f} "
+                f"over {quality.verdicts} drafts (1: every right draft is judged better than every wrong one)"
+            ]
     _write(output, facts, lines)
 
 

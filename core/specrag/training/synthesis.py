@@ -1,23 +1,18 @@
 """Training data that a stronger LM writes: rationales for known answers, and questions for passages that have none.
 
-Each reply is appended to a file of JSON lines at once, so a run that was killed continues where it stopped.
-A record is asked about again when the record, the prompt or the model changes.
+Each reply is kept in a file of JSON lines (``replies``), so a run that was killed continues where it stopped.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from specrag import _blocking
-from specrag._files import writing
-from specrag.errors import InvalidInputError, ModelError
+from specrag.errors import InvalidInputError
 from specrag.evaluation.data import Question
 from specrag.models.base import GenerationRequest, LanguageModel, Stage, Turn
 from specrag.models.embedders import Embedder
@@ -25,8 +20,7 @@ from specrag.schema import Passage
 from specrag.speculative.prompts import Prompts
 from specrag.text import normalize_answer, passage_text
 from specrag.training.rationales import answer_in
-
-Progress = Callable[[int, int], None]
+from specrag.training.replies import Progress, replies_of
 
 #: A longer answer is a sentence, and that is the rationale's part.
 MAX_ANSWER_WORDS = 8
@@ -58,7 +52,7 @@ def synthesize_rationales(
         if gold := [record.passages[i] for i in record.gold]:
             asked = prompts.synthesis_text(record.question, record.answers[0], gold)
             requests[record.id] = GenerationRequest((Turn.of("user", asked),), (Stage("", max_tokens, ("\n",)),))
-    return {name: text for name, (text,) in _replies(requests, lm, cache, batch, progress).items() if text}
+    return {name: text for name, (text,) in replies_of(requests, lm, cache, batch, progress).items() if text}
 
 
 def synthesize_questions(
@@ -102,7 +96,7 @@ def synthesize_questions(
     }
     written = [
         (text, question, answer)
-        for text, replies in _replies(requests, lm, cache, batch, progress).items()
+        for text, replies in replies_of(requests, lm, cache, batch, progress).items()
         for question, reply in zip(replies[::2], replies[1::2], strict=True)
         if (answer := _answer(question, reply, by_text[text])) is not None
     ]
@@ -126,52 +120,3 @@ def _answer(question: str, reply: str, passage: Passage) -> str | None:
         return None
     told = f" {normalize_answer(answer)} " in f" {normalize_answer(question)} "
     return None if told or _POINTS_AT_PASSAGE.search(question) else answer
-
-
-def _replies(
-    requests: Mapping[str, GenerationRequest], lm: LanguageModel, cache: str | Path, batch: int, progress: Progress
-) -> dict[str, list[str]]:
-    """What the LM wrote in the stages of each request, by its name; only requests that ``cache`` lacks are sent."""
-    file = Path(cache)
-    done: dict[str, list[str]] = {}
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                key, reply = row["key"], row["reply"]
-            except (ValueError, KeyError, TypeError):
-                continue  # a killed run left half a line
-            if isinstance(key, str) and isinstance(reply, list) and all(isinstance(text, str) for text in reply):
-                done[key] = reply
-    keys = {name: _key(request, lm) for name, request in requests.items()}
-    missing = [name for name, key in keys.items() if key not in done]
-    missing.sort(key=lambda name: len(requests[name].turns[0].text))  # a batch is as slow as its longest
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    with writing(file), file.open("a", encoding="utf-8") as out:
-        if file.stat().st_size:
-            out.write("\n")  # after a line that a killed run left unfinished
-        for at in range(0, len(missing), batch):
-            group = missing[at : at + batch]
-            for name, reply in zip(group, _blocking.run(_written(lm, [requests[n] for n in group])), strict=True):
-                done[keys[name]] = reply
-                out.write(json.dumps({"key": keys[name], "reply": reply}) + "\n")
-            out.flush()
-            progress(min(at + batch, len(missing)), len(missing))
-    return {name: done[key] for name, key in keys.items()}
-
-
-def _key(request: GenerationRequest, lm: LanguageModel) -> str:
-    asked = [lm.name, request.turns[0].text, *(f"{stage.header}\n{stage.max_tokens}" for stage in request.stages)]
-    return hashlib.sha256("\n".join(asked).encode()).hexdigest()[:16]
-
-
-async def _written(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> list[list[str]]:
-    if lm.capabilities.batched:
-        completions = await lm.agenerate(list(requests))
-    else:
-        completions = [c for (c,) in await asyncio.gather(*(lm.agenerate([request]) for request in requests))]
-    replies = [[part.text.strip() for part in completion.parts] for completion in completions]
-    if not any(map(any, replies)):
-        raise ModelError(f"{lm.name} replied nothing to {len(replies)} requests in a row")
-    return replies

@@ -235,11 +235,22 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self._progress(state.global_step, state.max_steps, quality)
 
 
-def _with_lora(model: Any, settings: TrainingSettings, adapter: str | Path | None) -> Any:
+def check_peft() -> None:
+    """Whether a LoRA can be trained.
+
+    Raises:
+        SpecRAGError: peft is not installed.
+    """
     try:
-        from peft import LoraConfig, PeftModel, get_peft_model
+        import peft  # noqa: F401
     except ImportError as error:
         raise SpecRAGError("training a LoRA needs peft: pip install 'specrag[train]'") from error
+
+
+def _with_lora(model: Any, settings: TrainingSettings, adapter: str | Path | None) -> Any:
+    check_peft()
+    from peft import LoraConfig, PeftModel, get_peft_model
+
     if adapter is not None:
         read_lora(model, adapter)  # refuses another model's before peft wraps anything
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
@@ -255,7 +266,7 @@ def _with_lora(model: Any, settings: TrainingSettings, adapter: str | Path | Non
 
 def _content(data: Sequence[EncodedExample], settings: TrainingSettings, adapter: str | Path | None) -> bytes:
     """What identifies a run: its settings, its examples and the adapter that it starts from."""
-    content = json.dumps([dataclasses.asdict(settings), [e.ids for e in data]], sort_keys=True).encode()
+    content = json.dumps([dataclasses.asdict(settings), [[e.ids, e.labels] for e in data]], sort_keys=True).encode()
     if adapter is not None:
         adapter_files(adapter)  # what cannot be read is refused here
         content += (path_of(adapter) / "adapter_model.safetensors").read_bytes()
