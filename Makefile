@@ -26,7 +26,7 @@ demo: $(VENV)/.runtime ## Answer nine sample questions with the bundled models
 	$(BIN)/specrag demo
 
 test: lint $(VENV)/.dev ## Lint, check types, run all tests (CI runs this)
-	$(BIN)/specrag models fetch
+	$(BIN)/specrag models fetch minilm smollm2 mpnet
 	$(PYTEST)
 
 fast: lint $(VENV)/.dev ## Lint, check types, run the quick tests

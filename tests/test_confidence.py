@@ -257,6 +257,15 @@ def test_every_bundled_reader_alone_has_a_calibration(reader):
     assert found is not None and (found.drafters, found.questions) == ((reader,), 300)
 
 
+def test_the_bundled_drafter_that_judges_itself_has_a_calibration(quick_drafter):
+    rag = SpeculativeRAG(drafter=quick_drafter, embedder=HashEmbedder(), drafts=2)
+    found = rag.roles.calibrated
+    assert found is not None and found.weights["verdict"] > 0 and found.drafters == ("smollm2+smollm2-rag-drafter",)
+    passages = ["The tower was completed in March 1889.", "The tower is made of iron.", "The river is long."]
+    answer = rag.answer("when was the tower completed", passages)
+    assert "1889" in answer.text and 0 < answer.confidence < 1
+
+
 def test_a_calibration_for_compared_drafts_keeps_them_compared():
     compared = replace(calibration(verifier="scripted"), mode="listwise")
     made = rag(0.9, verifier=answering("x"), calibration=compared, escalate="passages")

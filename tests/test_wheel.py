@@ -26,6 +26,7 @@ DATA = (
     "specrag/_page/table.js",
     "specrag/data/demo.jsonl",
     "specrag/data/calibrations/minilm-reader.json",
+    "specrag/data/calibrations/smollm2-rag-drafter.json",
     "specrag/data/minilm-reader/reader.json",
     "specrag/data/minilm-reader/reader.safetensors",
     "specrag/data/mpnet-reader/adapter_config.json",
