@@ -94,7 +94,8 @@ class SpeculativeRAGRunnable(Rebuilt, RunnableSerializable[dict[str, Any], dict[
             a reader that you trained, or a LangChain chat model or LLM, also behind ``bind``, ``with_retry`` or
             ``with_fallbacks``, or any Runnable from messages to a message or text; or a list of several, whose drafts
             are pooled.
-        verifier: One of the same; by default the first drafter that is a language model.
+        verifier: One of the same; by default the first drafter that is a language model, or nobody where all judge
+            their own drafts.
         embedder: A core embedder or LangChain ``Embeddings``; by default the bundled MiniLM.
         vector_store: Where the documents come from. Its vectors replace the embedder's. ``FAISS``,
             ``InMemoryVectorStore``, or a function from documents to vectors.

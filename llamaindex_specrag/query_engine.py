@@ -91,7 +91,8 @@ class SpeculativeSynthesizer(BaseSynthesizer):
         drafter: A core language model or span reader, the name of a bundled model (``"minilm-reader"``), the folder of
             a reader that you trained, or a LlamaIndex LLM; or a list of several, whose drafts are pooled.
             By default the bundled drafter.
-        verifier: One of the same; by default the first drafter that is a language model.
+        verifier: One of the same; by default the first drafter that is a language model, or nobody where all judge
+            their own drafts.
         embedder: A core embedder or a LlamaIndex embedding model; by default the bundled MiniLM. It is not used when
             every node has an embedding.
         system: A system that is ready (``specrag.baselines.CorrectiveRAG``, ...) in place of the models and of all

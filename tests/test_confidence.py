@@ -264,6 +264,16 @@ def test_the_bundled_drafter_that_judges_itself_has_a_calibration(quick_drafter)
     passages = ["The tower was completed in March 1889.", "The tower is made of iron.", "The river is long."]
     answer = rag.answer("when was the tower completed", passages)
     assert "1889" in answer.text and 0 < answer.confidence < 1
+    # It was fitted on drafts that are scored by default.
+    for other in (
+        {"scores": ("draft",)},
+        {"scores": ("verdict",)},
+        {"normalization": "mean"},
+        {"weights": {"draft": 2}},
+    ):
+        assert rag.replace(scoring=Scoring(**other)).roles.calibrated is None
+        with pytest.raises(InvalidInputError, match="min_confidence needs a calibration"):
+            rag.replace(scoring=Scoring(**other), min_confidence=0.5)
 
 
 def test_a_calibration_for_compared_drafts_keeps_them_compared():

@@ -16,7 +16,7 @@ from specrag.schema import Draft, DraftFailure, Verdict
 from specrag.speculative.drafting import VERDICT_LOG_PROBS, Assignment, Drafter
 from specrag.speculative.prompts import VERDICT_HEADER
 from specrag.speculative.selection import merged
-from specrag.speculative.verification import Scoring
+from specrag.speculative.verification import Scoring, with_self_reflection
 from specrag.training import Example, TrainingSettings, judged_drafts, train
 from specrag.training.examples import IGNORED, encode_example
 from tests.conftest import tiny_llama
@@ -141,6 +141,10 @@ def test_drafters_that_judge_themselves_need_no_verifier_by_default(trained):
     assert counted(scoring=Scoring(mode="listwise")) == (("draft", "listwise"), "scripted")
     assert counted(scoring=Scoring(evidence="passages")) == (three, "scripted")
     assert counted(prompts=replace(ASKED, statement="Is that so?")) == (three, "scripted")
+    assert counted(scoring=Scoring(weights={"self_reflect": 2.0})) == (three, "scripted")
+    assert counted(scoring=Scoring(weights={"verdict": 2.0})) == (("draft", "verdict"), "")
+    assert counted(prompts=replace(ASKED, verify="Asked: {question}")) == (three, "scripted")
+    assert counted(scoring=with_self_reflection(Scoring())) == (three, "scripted")
     assert counted(drafter=other) == (three, "scripted")
     answer = SpeculativeRAG(drafter=judge, subsets="random").answer("which?", ["it is red here"])
     assert answer.scores_used == ("draft", "verdict") and judge.score_calls == []

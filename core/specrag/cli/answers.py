@@ -110,8 +110,12 @@ def _table(answer: SpeculativeAnswer) -> Table:
 
 
 def _scores_shown(verdicts: Sequence[Verdict]) -> dict[str, str]:
-    """The columns of the table, as field of a verdict -> heading: the paper's, unless every draft was copied."""
+    """The columns of the table, as field of a verdict -> heading: the paper's, unless every draft was copied.
+
+    Where drafters judge their own drafts, nobody makes the verifier's scores.
+    """
     written = not verdicts or any(not verdict.draft.places for verdict in verdicts)
+    written = written and all(verdict.log_verdict is None for verdict in verdicts)
     named = {name: head for name, head in SCORES.items() if any(getattr(v, name) is not None for v in verdicts)}
     return {name: head for name, head in SCORES.items() if name in named or (written and name in PAPERS)}
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 ABSTAINED = 3  # the exit code of an answer that abstains
 # What the demo says of its drafter, where none is given.
 ABOUT = {
-    "smollm2-rag-drafter": "Drafter and verifier are SmolLM2-135M, trained as a drafter by `specrag train`: small and "
-    "quick. For better\nanswers give a larger --verifier, or train a drafter on questions of your own.",
+    "smollm2-rag-drafter": "The drafter is SmolLM2-135M, trained by `specrag train`: it writes answers, and judges "
+    "them itself. For better\nanswers give a larger --verifier, or train a drafter on questions of your own.",
     "minilm-reader": "The drafter is MiniLM, 22 million parameters, trained by `specrag train --reader`: it copies "
     "answers, and nobody\nverifies them. For better answers give a --verifier, "
     "or train a reader on questions of your own.",
@@ -65,7 +65,10 @@ def ask(
     drafts: Annotated[int, typer.Option(min=1, help="m: how many drafts.")] = 5,
     passages_per_draft: Annotated[int, typer.Option(min=1, help="k: how many passages each draft reads.")] = 2,
     top: Annotated[int, typer.Option(min=1, help="How many passages to retrieve.")] = 10,
-    statement: Annotated[Statement, typer.Option(help="Self-reflection statement.")] = Statement.one,
+    statement: Annotated[
+        Statement | None,
+        typer.Option(help="Self-reflection statement that the verifier answers; the first by default."),
+    ] = None,
     seed: int = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON on stdout.")] = False,
     explain: Annotated[bool, typer.Option(help="A table of all drafts, their passages and scores.")] = False,
@@ -103,7 +106,7 @@ def ask(
         index = _index_of(docs, used)
         with working("loading models"):
             rag = chosen.load_pipeline(embedder=used, drafts=drafts, passages_per_draft=passages_per_draft, seed=seed)
-            rag = with_statement(rag, statement)
+            rag = rag if statement is None else with_statement(rag, statement)
         note_confidence(rag)
         answer = follow(rag, question, index.search(question, top))
         if html is not None:

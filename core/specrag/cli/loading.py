@@ -324,6 +324,8 @@ def _gpu_found() -> bool:
 def with_statement(rag: SpeculativeRAG, statement: Statement) -> SpeculativeRAG:
     """The same pipeline with another self-reflection statement in its prompts."""
     from specrag.speculative.prompts import SELF_REFLECTION_STATEMENTS
+    from specrag.speculative.verification import with_self_reflection
 
     text = SELF_REFLECTION_STATEMENTS[int(statement.value) - 1]
-    return rag.replace(prompts=replace(rag.texts, statement=text))
+    scoring = with_self_reflection(rag.scoring)
+    return rag.replace(prompts=replace(rag.texts, statement=text), scoring=scoring)

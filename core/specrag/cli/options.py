@@ -21,7 +21,10 @@ DrafterOption = Annotated[
     ),
 ]
 VerifierOption = Annotated[
-    str | None, typer.Option(help="One of the same; by default the first drafter that writes verifies all drafts.")
+    str | None,
+    typer.Option(
+        help="One of the same; by default the first drafter that writes, or nobody where all judge their own drafts."
+    ),
 ]
 CalibrationOption = Annotated[
     Path | None,

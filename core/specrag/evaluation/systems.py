@@ -18,7 +18,7 @@ from specrag.models.embedders import Embedder
 from specrag.speculative._roles import Model, as_drafters
 from specrag.speculative.pipeline import SpeculativeRAG
 from specrag.speculative.prompts import SELF_REFLECTION_STATEMENTS, Prompts
-from specrag.speculative.verification import Scoring
+from specrag.speculative.verification import Scoring, with_self_reflection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,7 @@ def _speculative_settings(parts: Parts, given: dict[str, Any]) -> dict[str, Any]
             raise InvalidInputError(f"statement must be 1 to {len(SELF_REFLECTION_STATEMENTS)}, got {statement!r}")
         base = settings.get("prompts") or _trained_with(parts) or Prompts()
         settings["prompts"] = replace(base, statement=SELF_REFLECTION_STATEMENTS[statement - 1])
+        settings["scoring"] = with_self_reflection(settings.get("scoring") or Scoring())
     return {**settings, **given}
 
 
@@ -117,7 +118,8 @@ def _speculative(parts: Parts, given: dict[str, Any]) -> System:
     if verifier not in ("given", "own"):
         raise InvalidInputError(f"verifier must be 'given' or 'own' (the drafter verifies itself), got {verifier!r}")
     settings = _speculative_settings(parts, given)
-    return SpeculativeRAG(drafter=parts.drafter, verifier=parts.verifier if verifier == "given" else None, **settings)
+    own = next((model for model in as_drafters(parts.drafter) if isinstance(model, LanguageModel)), None)
+    return SpeculativeRAG(drafter=parts.drafter, verifier=parts.verifier if verifier == "given" else own, **settings)
 
 
 def _drafter(parts: Parts, given: dict[str, Any]) -> System:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from specrag._fields import check_numbers
 from specrag.errors import InvalidInputError, kind_of
 from specrag.models.base import LanguageModel, Reader
-from specrag.schema import OWN_SCORES, Passage
+from specrag.schema import OWN_SCORES, Passage, ScoreName
 from specrag.speculative.confidence import Calibration, calibration_for
 from specrag.speculative.escalation import Escalation
 from specrag.speculative.listwise import ListwiseVerifier
-from specrag.speculative.prompts import Prompts
+from specrag.speculative.prompts import VERIFYING_FIELDS, Prompts
 from specrag.speculative.span_verification import NoVerifier, SpanVerifier
 from specrag.speculative.verification import DraftVerifier, Scoring, Verifier
 
@@ -154,12 +154,8 @@ class Roles:
 
     @property
     def _judge_themselves(self) -> bool:
-        """Whether every drafter was trained to judge its own drafts, and nothing is asked of a verifier.
-
-        What it would see, or another self-reflection statement, asks for one.
-        """
-        asked = self.scoring.evidence != Scoring.evidence or self.texts.statement != Prompts.statement
-        alone = self.verifier is None and not self.readers and not asked
+        """Whether every drafter was trained to judge its own drafts, and nothing is asked of a verifier."""
+        alone = self.verifier is None and not self.readers and not _asks_verifier(self.scoring, self.texts)
         return alone and all(map(self._header, self.writers))
 
     @property
@@ -203,9 +199,11 @@ class Roles:
     @property
     def calibrated(self) -> Calibration | None:
         """The calibration in use."""
-        if self.calibration == "auto":
-            return calibration_for(*self.names, self.settled.mode)
-        return self.calibration
+        if self.calibration != "auto":
+            return self.calibration
+        found = calibration_for(*self.names, self.settled.mode)
+        fits = found is not None and _scored_as_shipped(self.scoring, self.settled, found, written=bool(self.writers))
+        return found if fits else None
 
     def verifying(self, prompts: Prompts, passages: Sequence[Passage]) -> DraftVerifier:
         """Whatever scores the drafts of a question, all of whose passages are ``passages``."""
@@ -245,6 +243,19 @@ def check_types(**values: tuple[Any, Any, str]) -> None:
     for name, (value, kind, expected) in values.items():
         if not isinstance(value, kind):
             raise InvalidInputError(f"{name} must be {expected}, got {kind_of(value)}")
+
+
+def _asks_verifier(scoring: Scoring, texts: Prompts) -> bool:
+    """Whether settings are for a verifier: its evidence, weights of its scores, or prompts that are not the default."""
+    prompted = any(getattr(texts, name) != getattr(Prompts, name) for name in VERIFYING_FIELDS)
+    return prompted or not set(scoring.weights or ()) <= OWN_SCORES or scoring.evidence != Scoring.evidence
+
+
+def _scored_as_shipped(given: Scoring, settled: Scoring, shipped: Calibration, *, written: bool) -> bool:
+    """Whether drafts are scored as those were that ``shipped`` was fitted on: by default settings."""
+    scores = {name for name in shipped.weights if name in get_args(ScoreName)} - {"agreement"}
+    default = not given.weights and given.normalization == Scoring.normalization
+    return scores <= set(settled.counted) and (default or not written)
 
 
 def _pair(drafters: Sequence[str], verifier: str, mode: str) -> str:

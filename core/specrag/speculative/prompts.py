@@ -29,6 +29,8 @@ SELF_REFLECTION_STATEMENTS: tuple[str, ...] = (
 
 #: The fields of ``Prompts`` that a drafter is trained with. With other values it drafts badly.
 DRAFTING_FIELDS = ("draft", "examples", "rationale_header", "answer_header", "abstention")
+#: The fields that a pointwise verifier sees.
+VERIFYING_FIELDS = ("verify", "verify_with_passages", "statement", "affirmation")
 #: What comes before a drafter's verdict when it is trained to give one. It is short: a drafter reads it token by token.
 VERDICT_HEADER = "Right:"
 #: What a drafter that was trained to judge its drafts says behind a right one, and behind a wrong one.
@@ -47,7 +49,8 @@ class Prompts:
         rationale_header, answer_header: What comes before β and α, in drafts and in verification.
         abstention: The marker: what a drafter writes as its answer when the passages do not answer.
         verdict_header: Comes after the answer where the drafter was trained to say "Yes" or "No" there: whether the
-            answer is right (``specrag train --verdict``). ``None``: it is not asked.
+            answer is right (``specrag train --verdict``). ``None``: it is not asked. In a pipeline, a drafter with a
+            file of prompts beside its weights keeps its own; this one is for drafters on servers.
         verify: Q as the verifier sees it ({question}).
         verify_with_passages: Q with passages beside or in place of the rationale ({passages}, {question}).
         statement: R, the self-reflection statement.

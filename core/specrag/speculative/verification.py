@@ -101,6 +101,11 @@ class Scoring:
         return (self.weights or {}).get(score, 1.0)
 
 
+def with_self_reflection(scoring: Scoring) -> Scoring:
+    """``scoring`` for a pipeline with a statement R of its own: where nothing else is said, a verifier answers it."""
+    return replace(scoring, mode="pointwise") if scoring.mode == "auto" and scoring.scores is None else scoring
+
+
 def draft_score(draft: Draft, normalization: Normalization = "sum") -> float | None:
     """Log ρ_draft = logaddexp(log P(β | Q, δ), log P(α | Q, δ, β)), in nats (paper, equation 1, in log space).
 
