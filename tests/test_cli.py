@@ -61,8 +61,11 @@ def test_index_once_then_ask_and_explain(docs, loaded, questions, tmp_path):
     asked = ["ask", questions[1].question, "--docs", str(tmp_path / "index"), "--drafts", "2", "--explain"]
     result = run(app, [*asked, *WRITTEN])
     assert result.exit_code == 0, result.output
-    for shown in ("log ρ_draft", "log ρ_SC", "log ρ_SR", "verify", questions[1].question[:20]):
+    for shown in ("log ρ_draft", "log ρ_verdict", "verify", questions[1].question[:20]):
         assert shown in result.stdout
+    assert "log ρ_SC" not in result.stdout  # the drafter judges its own drafts, unless a statement is to be answered
+    verified = run(app, [*asked, *WRITTEN, "--statement", "2"])
+    assert "log ρ_SC" in verified.stdout and "log ρ_SR" in verified.stdout, verified.output
 
 
 @pytest.mark.slow
