@@ -8,7 +8,7 @@ Printed, with 95 % Wilson intervals:
 - drafts from the gold passage alone;
 - drafts of Speculative RAG (m = 5, k = 2) with and without the gold passage in their subset;
 - how well each score tells right drafts from wrong ones;
-- the pipeline's answer under every combination of scores;
+- the answer under every combination of scores, and the share right in the quarter and half that it scores best;
 - right answers among the questions that are answered, for several thresholds, and abstentions where no passage answers.
 
 `--verifier`: another model scores the drafts. Its own answer from all ten passages (standard RAG) is the row to beat.
@@ -34,7 +34,7 @@ from specrag import Prompts
 from specrag.evaluation.data import Question, load_questions
 from specrag.evaluation.metrics import contains_answer, exact_match, f1, separation, wilson_interval
 from specrag.models import GenerationRequest, Stage, TransformersLM, Turn, bundled
-from specrag.schema import ALL_SCORES, Draft, Verdict
+from specrag.schema import ALL_SCORES, Draft, ScoreName, Verdict
 from specrag.speculative.drafting import Assignment, Drafter
 from specrag.speculative.perspectives import embed_passages, sample_perspectives
 from specrag.speculative.selection import rank
@@ -132,7 +132,9 @@ def main() -> None:
 
     for name, verifier in verifiers.items():
         report_scores(name, verifier, done, sum(coverage) / len(coverage))
-        report_thresholds(name, verifier, done)
+        report_thresholds(name, verifier, done, ALL_SCORES, (-4.5, -3.5, -3.0, -2.5))
+        if prompts.verdict_header:
+            report_thresholds(name, verifier, done, ("draft", "verdict"), (-1.25, -1.0, -0.75, -0.5))
     if args.json:
         rows = [
             {
@@ -155,7 +157,7 @@ def main() -> None:
 def report_scores(name: str, verifier: Verifier, done: list[Drafted], coverage: float) -> None:
     """The pipeline's answer under every combination of scores, and the accuracy of the best-scored answers."""
     print(f"\nverified by {name}")
-    print("scores that count                  norm  right            EM     F1     abstains  efficiency")
+    print("scores that count                  norm  right            EM     F1     abstains  efficiency  quarter half")
     best: tuple[float, str, list[tuple[float, bool]]] | None = None
     made = (*ALL_SCORES, *(["verdict"] if verifier.prompts.verdict_header else []))
     sizes = range(1, len(made) + 1)
@@ -175,9 +177,12 @@ def report_scores(name: str, verifier: Verifier, done: list[Drafted], coverage: 
             exact = sum(exact_match(a, d.question.answers) for a, d in zip(answers, done, strict=True)) / len(done)
             overlap = sum(f1(a, d.question.answers) for a, d in zip(answers, done, strict=True)) / len(done)
             share = sum(hits) / len(hits)
+            ordered = [hit for _, hit in sorted(ranked, reverse=True)]
+            surest = [sum(ordered[: len(ordered) // n]) / max(len(ordered) // n, 1) for n in (4, 2)]
             print(
                 f"{' + '.join(names):34} {kind:5} {share:5.1%} ({low:.0%}-{high:.0%})  {exact:5.1%}  {overlap:.3f}  "
                 f"{sum(not a for a in answers) / len(answers):5.1%}     {share / max(coverage, 1e-9):.2f}"
+                f"        {surest[0]:7.0%} {surest[1]:4.0%}"
             )
             if best is None or share > best[0]:
                 best = (share, f"{' + '.join(names)}, {kind}", ranked)
@@ -205,14 +210,16 @@ def report_separation(verifier: Verifier, scores: Sequence[str], name: str, done
         print(f"{score:14} area under the ROC curve over {len(scored)} drafts: {area or float('nan'):.3f}")
 
 
-def report_thresholds(name: str, verifier: Verifier, done: list[Drafted]) -> None:
-    """Right answers and abstentions for several thresholds on the default score.
+def report_thresholds(
+    name: str, verifier: Verifier, done: list[Drafted], names: Sequence[ScoreName], thresholds: Sequence[float]
+) -> None:
+    """Right answers and abstentions for several thresholds on the sum of the scores ``names``.
 
     A question without an answer is imitated by leaving out the drafts that read its gold passage.
     """
 
     def best(d: Drafted, drafts: list[tuple[Draft, RawScores]]) -> tuple[float, bool]:
-        ranked, _ = rank([verifier.verdict(x, raw) for x, raw in drafts], ALL_SCORES)
+        ranked, _ = rank([verifier.verdict(x, raw) for x, raw in drafts], names)
         if not ranked or ranked[0].log_score is None:
             return -math.inf, False
         return ranked[0].log_score, contains_answer(ranked[0].draft.text, d.question.answers)
@@ -225,10 +232,10 @@ def report_thresholds(name: str, verifier: Verifier, done: list[Drafted]) -> Non
         for d in done
     ]
     print(
-        f"\n{verifier.scoring.normalization}, all scores: threshold; right, right of what is answered, "
+        f"\n{verifier.scoring.normalization}, {' + '.join(names)}: threshold; right, right of what is answered, "
         "unanswerable abstained"
     )
-    for threshold in (-math.inf, -4.5, -3.5, -3.0, -2.5):
+    for threshold in (-math.inf, *thresholds):
         answered = [right for score, right in with_it if score > threshold]
         left = sum(score <= threshold for score, _ in without)
         low, high = wilson_interval(left, len(done))
